@@ -1,0 +1,46 @@
+# Needs Python 3.11 to 3.13, pip and make; everything else goes into .venv.
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+PACKAGE_FILES := pyproject.toml requirements.lock
+
+.DEFAULT_GOAL := help
+.PHONY: help install quickstart test lint format lock clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+install: $(VENV)/.installed  ## make .venv and install bayeslora with its pinned dependencies
+
+quickstart: $(VENV)/.installed  ## install, then sample a posterior on handwritten digits and print where the report is
+	$(RUN) -m bayeslora.train experiment=quickstart
+
+test: $(VENV)/.installed-dev  ## install what tests need and run them
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2
+
+lint: $(VENV)/.installed-dev  ## ruff and mypy
+	$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check . && $(VENV)/bin/mypy
+
+format: $(VENV)/.installed-dev  ## put the code in ruff's format
+	$(VENV)/bin/ruff check --fix . ; $(VENV)/bin/ruff format .
+
+lock: $(VENV)/bin/uv  ## pin the newest versions that pyproject.toml allows
+	$(VENV)/bin/uv pip compile -q --upgrade --universal --python-version 3.11 --no-emit-index-url --no-annotate \
+		--no-header --extra dev pyproject.toml -o requirements.lock
+
+clean:  ## remove .venv and caches (runs in outputs/ stay)
+	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .mypy_cache
+
+$(VENV)/bin/uv:
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v < (3, 14) else \
+		"bayeslora needs Python 3.11 to 3.13, this is %d.%d; name another one: make PYTHON=python3.12 ..." % v)'
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install -q --disable-pip-version-check uv
+
+$(VENV)/.installed: $(VENV)/bin/uv $(PACKAGE_FILES)
+	VIRTUAL_ENV=$(abspath $(VENV)) $(VENV)/bin/uv pip install -q -c requirements.lock -e .
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/bin/uv $(PACKAGE_FILES)
+	VIRTUAL_ENV=$(abspath $(VENV)) $(VENV)/bin/uv pip install -q -c requirements.lock -e ".[dev]"
+	@touch $@ $(VENV)/.installed

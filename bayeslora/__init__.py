@@ -1,0 +1,1 @@
+"""Bayesian posterior sampling of deep networks and LoRA adapters by stochastic-gradient Langevin samplers."""

@@ -1,0 +1,210 @@
+"""From a configuration to the parts of a run. Every part checks its own values; all problems are reported at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor, nn
+
+from bayeslora.chains.module import SamplingModule, check_precision
+from bayeslora.chains.plan import Plan
+from bayeslora.config import accepted, gather, instantiate
+from bayeslora.datasets.base import Data, Split
+from bayeslora.datasets.batches import Batches, evaluation_batches
+from bayeslora.errors import Problems, require
+from bayeslora.potential import Potential, Prior
+from bayeslora.rng import generator, seeded
+from bayeslora.rundir import RunDirectory
+from bayeslora.samplers import schedules
+
+Loader = Callable[[], Iterable[tuple[Tensor, Tensor]]]
+
+
+@dataclass
+class Setup:
+    """All parts of a run, checked, with the data in memory."""
+
+    cfg: DictConfig
+    data: Data
+    potential: Potential
+    plan: Plan
+    make_sampler: Callable[..., Any]
+    make_warmup: Callable[..., Any]
+    device: torch.device
+
+    def model(self, chain: int = 0) -> nn.Module:
+        """The model with the initial weights of one chain, on the run's device."""
+        with seeded(self.cfg.seed, chain, 0, "init"):
+            model = build_model(self.cfg.model, self.data)
+        memory_format = torch.channels_last if self.cfg.trainer.channels_last else torch.contiguous_format
+        return model.to(self.device, memory_format=memory_format)  # type: ignore[call-overload]
+
+    def module(self, chain: int) -> SamplingModule:
+        """The LightningModule of one chain."""
+        cfg = self.cfg
+        return SamplingModule(
+            self.model(chain),
+            self.potential,
+            self.make_sampler,
+            self.make_warmup,
+            self.plan,
+            temperature=cfg.temperature,
+            seed=cfg.seed,
+            chain=chain,
+            warmup_schedule=cfg.chain.warmup.schedule,
+            schedule=cfg.chain.schedule,
+            compile_model=cfg.trainer.compile,
+        )
+
+    def batches(self, chain: int) -> Batches:
+        """Training batches of one chain as a function of the step."""
+        cfg = self.cfg
+        return Batches(
+            self.data, cfg.chain.batch_size, cfg.seed, chain, device=self.device, channels_last=cfg.trainer.channels_last
+        )
+
+    def loader(self, split: Split) -> Loader:
+        """Passes over a split in evaluation batches."""
+        cfg = self.cfg
+        return partial(
+            evaluation_batches, split, self.data.transform, cfg.evaluate.batch_size, self.device, cfg.trainer.channels_last
+        )
+
+    def probe(self) -> Loader:
+        """Passes over the probe set: a fixed subset of the training data, the same for every chain."""
+        size = min(self.cfg.chain.probe_size, len(self.data.train))
+        order = torch.randperm(len(self.data.train), generator=generator(self.cfg.seed, 0, 0, "probe"))
+        return self.loader(self.data.train.take(order[:size]).to(self.device))
+
+    def evaluation_split(self) -> Split:
+        """The split that `evaluate.split` names, on the run's device."""
+        return getattr(self.data, self.cfg.evaluate.split).to(self.device)
+
+
+@dataclass
+class Steps:
+    """A chain's batches as an iterable over its plan, for Lightning's loop."""
+
+    batches: Batches
+    total: int
+
+    def __len__(self) -> int:
+        return self.total
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return (self.batches(step) for step in range(self.total))
+
+
+def build(cfg: DictConfig, run: RunDirectory | None = None) -> Setup:
+    """Check a configuration as a whole and build its parts.
+
+    Args:
+        cfg: composed configuration.
+        run: where the run would go; its folder is checked too. None: only the parts are built.
+
+    Raises:
+        ConfigError: every problem found: unknown keys, impossible values, missing or wrong data, a taken run directory.
+    """
+    problems = gather(cfg)
+    problems.raise_if_any()  # the values below need the right form
+    parts: dict[str, Any] = {}
+
+    def collect(name: str, make: Callable[[], Any]) -> None:
+        with problems.collect():
+            parts[name] = make()
+
+    chain = cfg.chain
+    collect("plan", lambda: Plan(chain.warmup.steps, chain.burn_in, chain.num_draws, chain.thin))
+    collect("prior", lambda: instantiate(cfg.prior))
+    collect("dataset", lambda: instantiate(cfg.dataset))
+    collect("sampler", lambda: _sampler(cfg))
+    collect("warmup", lambda: _warmup(cfg))
+    _check_values(cfg, problems)
+    if run is not None:
+        with problems.collect():
+            run.check(plain(cfg))
+    problems.raise_if_any()  # reading the data is work: it waits until the settings are right
+    collect("data", parts["dataset"].load)
+    if "data" in parts:
+        _check_against_data(cfg, parts["data"], problems)
+    problems.raise_if_any()
+    return Setup(
+        cfg,
+        parts["data"],
+        Potential(parts["prior"], len(parts["data"].train)),
+        parts["plan"],
+        parts["sampler"],
+        parts["warmup"],
+        device(cfg),
+    )
+
+
+def plain(cfg: DictConfig) -> dict[str, Any]:
+    """The configuration resolved to plain Python."""
+    return OmegaConf.to_container(cfg, resolve=True)  # type: ignore[return-value]
+
+
+def device(cfg: DictConfig) -> torch.device:
+    """The device that `trainer.accelerator` names."""
+    return torch.device("cuda", 0) if cfg.trainer.accelerator == "gpu" else torch.device("cpu")
+
+
+def build_model(node: DictConfig, data: Data) -> nn.Module:
+    """The model, told the number of classes and input channels where it takes them."""
+    return instantiate(node, **accepted(node, num_classes=data.num_classes, in_channels=data.in_channels))
+
+
+def _sampler(cfg: DictConfig) -> Callable[..., Any]:
+    """The sampler's factory, tried once on a dummy parameter so that its settings are checked now."""
+    make = instantiate(cfg.sampler)
+    make([nn.Parameter(torch.zeros(1))], kT=1.0, seed=cfg.seed, chain=0)
+    schedules.make(cfg.chain.schedule, 1)
+    return make
+
+
+def _warmup(cfg: DictConfig) -> Callable[..., Any]:
+    """The warm-up optimizer's factory, tried once on a dummy parameter."""
+    make = instantiate(cfg.chain.warmup.optimizer)
+    lr = cfg.chain.warmup.optimizer.get("lr", 1.0)
+    require(0 < lr < float("inf"), f"chain.warmup.optimizer.lr={lr} must be a positive finite number")
+    try:
+        make([nn.Parameter(torch.zeros(1))])
+    except ValueError as error:
+        require(False, f"chain.warmup.optimizer: {error}")
+    schedules.make(cfg.chain.warmup.schedule, 1)
+    return make
+
+
+def _check_values(cfg: DictConfig, problems: Problems) -> None:
+    """Values that no part of its own checks."""
+    checks = [
+        (cfg.chain.num_chains >= 1, f"chain.num_chains={cfg.chain.num_chains} must be at least 1"),
+        (cfg.chain.probe_size >= 1, f"chain.probe_size={cfg.chain.probe_size} must be at least 1"),
+        (cfg.evaluate.batch_size >= 1, f"evaluate.batch_size={cfg.evaluate.batch_size} must be at least 1"),
+        (cfg.evaluate.split in ("test", "validation"), f"evaluate.split={cfg.evaluate.split} must be test or validation"),
+        (cfg.trainer.accelerator in ("cpu", "gpu"), f"trainer.accelerator={cfg.trainer.accelerator} must be cpu or gpu"),
+        (
+            cfg.trainer.accelerator != "gpu" or torch.cuda.is_available(),
+            "trainer.accelerator=gpu but torch sees no CUDA device; use trainer=cpu, or check the driver with nvidia-smi",
+        ),
+    ]
+    problems.add(*(message for holds, message in checks if not holds))
+    with problems.collect():
+        check_precision(cfg.trainer.precision)
+    with problems.collect():
+        Potential(Prior(), 1).kT(cfg.temperature)
+
+
+def _check_against_data(cfg: DictConfig, data: Data, problems: Problems) -> None:
+    """What can be said only once the data are there."""
+    with problems.collect():
+        Batches(data, cfg.chain.batch_size, cfg.seed, 0)
+    if cfg.evaluate.split == "validation" and not len(data.validation):
+        problems.add("evaluate.split=validation needs a validation set: give dataset.validation_size=…")
+    with problems.collect():
+        build_model(cfg.model, data)

@@ -1,0 +1,176 @@
+"""The LightningModule that moves one chain: warm-up by an ordinary optimizer, then the sampler."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from contextlib import nullcontext
+from itertools import count
+from typing import Any
+
+import torch
+from lightning import LightningModule
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from bayeslora.chains.plan import Phase, Plan
+from bayeslora.errors import DivergedError, require
+from bayeslora.models.modes import frozen_statistics, set_sampling_mode
+from bayeslora.potential import Potential, categorical_nll
+from bayeslora.samplers import Sampler, schedules
+
+Batch = tuple[Tensor, Tensor]
+MakeSampler = Callable[..., Sampler]
+"""params, kT=, seed=, chain= -> Sampler"""
+MakeOptimizer = Callable[..., Optimizer]
+"""params -> the warm-up's optimizer"""
+
+PRECISIONS = ("32-true", "bf16-mixed")
+
+
+def check_precision(precision: str) -> None:
+    """Raise `ConfigError` for a precision in which Langevin steps are lost or closures are not called."""
+    require(
+        precision in PRECISIONS,
+        f"trainer.precision={precision} cannot be used for sampling: fp16 loss scaling skips and rescales steps, and "
+        f"half-precision parameters lose steps of size √(2ε·kT). Choose one of {', '.join(PRECISIONS)}",
+    )
+
+
+class SamplingModule(LightningModule):
+    """One chain of one model: one optimizer step a batch, so `global_step` counts steps of the plan.
+
+    Args:
+        model: maps inputs [B, …] to logits [B, C].
+        potential: Ũ and kT.
+        sampler: makes the sampler from `(params, kT=, seed=, chain=)`.
+        warmup: makes the warm-up's optimizer from `(params)`.
+        plan: phases in steps.
+        temperature: T.
+        seed, chain: of the noise.
+        warmup_schedule, schedule: step-size schedules of the two parts, by name.
+        compile_model: run the forward pass through `torch.compile`.
+    """
+
+    automatic_optimization = False
+
+    def __init__(
+        self,
+        model: nn.Module,
+        potential: Potential,
+        sampler: MakeSampler,
+        warmup: MakeOptimizer,
+        plan: Plan,
+        *,
+        temperature: float,
+        seed: int,
+        chain: int,
+        warmup_schedule: str = "cosine",
+        schedule: str = "constant",
+        compile_model: bool = False,
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.model, self.potential, self.plan = model, potential, plan
+        self.temperature, self.seed, self.chain = temperature, seed, chain
+        self._make_sampler, self._make_warmup = sampler, warmup
+        self._factors = {
+            "warm-up": schedules.make(warmup_schedule, plan.warmup),
+            "sampler": schedules.make(schedule, plan.total - plan.warmup),
+        }
+        self._forward: Callable[[Tensor], Tensor] = self.model.__call__
+        if compile_model and can_compile():
+            self._forward = torch.compile(model)
+        self.last_potential = torch.tensor(float("nan"))
+
+    @property
+    def params(self) -> dict[str, Tensor]:
+        """The sampled parameters by name: those that require a gradient."""
+        return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+
+    @property
+    def steps_taken(self) -> int:
+        """Steps of the plan taken so far."""
+        return self.trainer.global_step
+
+    @property
+    def phase(self) -> Phase:
+        """Phase of the step about to be taken (of the last step when all are taken)."""
+        return self.plan.phase(min(self.steps_taken, self.plan.total - 1))
+
+    @property
+    def sampler(self) -> Sampler:
+        """The sampler itself, without Lightning's wrapper."""
+        return self.optimizers()[1].optimizer  # type: ignore[index, union-attr, return-value]
+
+    @property
+    def step_size(self) -> float:
+        """ε of the last step (of the first parameter group)."""
+        active = self.optimizers()[0 if self.phase == "warm-up" else 1]  # type: ignore[index]
+        return float(active.param_groups[0]["lr"])
+
+    def configure_optimizers(self) -> list[Optimizer]:
+        """The warm-up's optimizer and the sampler, over the same parameters."""
+        params = list(self.params.values())
+        kT = self.potential.kT(self.temperature)  # noqa: N806
+        optimizers = [self._make_warmup(params), self._make_sampler(params, kT=kT, seed=self.seed, chain=self.chain)]
+        self._base_rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
+        return optimizers
+
+    def on_fit_start(self) -> None:
+        check_precision(str(self.trainer.precision))
+
+    def on_train_start(self) -> None:
+        set_sampling_mode(self.model)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> None:  # noqa: ARG002
+        """One step of the warm-up's optimizer or of the sampler."""
+        warming_up = self.phase == "warm-up"
+        number = 0 if warming_up else 1
+        optimizer = self.optimizers()[number]  # type: ignore[index]
+        factor = self._factors["warm-up" if warming_up else "sampler"](
+            self.steps_taken - (0 if warming_up else self.plan.warmup)
+        )
+        for group, rate in zip(optimizer.param_groups, self._base_rates[number], strict=True):
+            group["lr"] = rate * factor
+        self.last_potential = optimizer.step(self._closure(batch, optimizer)).detach()
+
+    def state(self) -> dict[str, Tensor]:
+        """What a draw holds: the sampled parameters and the buffers that go with them, detached."""
+        held = self.params | {name: b for name, b in self.model.named_buffers() if name in self._persistent}
+        return {name: tensor.detach() for name, tensor in held.items()}
+
+    @property
+    def _persistent(self) -> set[str]:
+        return set(self.model.state_dict())
+
+    def _closure(self, batch: Batch, optimizer: Any) -> Callable[[], Tensor]:
+        """Ũ and its gradient on one batch. Runs after the first leave BatchNorm's running statistics alone."""
+        inputs, targets = batch
+        runs = count()
+
+        def closure() -> Tensor:
+            optimizer.zero_grad(set_to_none=True)
+            with nullcontext() if next(runs) == 0 else frozen_statistics(self.model):
+                potential = self.potential(categorical_nll(self._forward(inputs), targets), self.params)
+            if not torch.isfinite(potential):
+                raise DivergedError(self._divergence(potential.item()))
+            self.manual_backward(potential)
+            return potential
+
+        return closure
+
+    def _divergence(self, potential: float) -> str:
+        setting = "chain.warmup.optimizer.lr" if self.phase == "warm-up" else "sampler.lr"
+        return (
+            f"chain {self.chain} diverged: the potential became {potential} at step {self.steps_taken} ({self.phase}). "
+            f"Make {setting} smaller or the warm-up longer. Draws kept before this step stay readable"
+        )
+
+
+def can_compile() -> bool:
+    """Whether `torch.compile` finds a compiler; says so where it does not."""
+    if torch.cuda.is_available() or shutil.which("g++") or shutil.which("clang++"):
+        return True
+    print("trainer.compile: no C++ compiler found, running without torch.compile", flush=True)  # noqa: T201
+    return False

@@ -1,0 +1,79 @@
+"""Live progress of a chain: a bar in a terminal, plain lines elsewhere; and the same numbers for the loggers."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from lightning import Callback, Trainer
+from rich.console import Console
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+
+from bayeslora.chains.collector import DrawCollector
+from bayeslora.chains.module import SamplingModule
+
+
+class Progress(Callback):
+    """Shows phase, step of how many, potential, step size, draws kept and time left; logs potential and step size.
+
+    Args:
+        num_chains: how many chains the run has.
+        every: seconds between plain lines where there is no terminal.
+        log_every: steps between logged values.
+    """
+
+    def __init__(self, num_chains: int = 1, every: float = 5.0, log_every: int = 50) -> None:
+        self.num_chains, self.every, self.log_every = num_chains, every, log_every
+        self.console = Console()
+        self._live: Live | None = None
+        self._shown = self._started = 0.0
+
+    def on_train_start(self, trainer: Trainer, module: SamplingModule) -> None:  # type: ignore[override]
+        self._started, self._shown, self._first = time.monotonic(), 0.0, trainer.global_step
+        if self.console.is_terminal:
+            self._live = Live(console=self.console, auto_refresh=False, transient=True)
+            self._live.start()
+
+    def on_train_batch_end(self, trainer: Trainer, module: SamplingModule, *_: Any) -> None:  # type: ignore[override]
+        taken, last = trainer.global_step, trainer.global_step == module.plan.total
+        if taken % self.log_every == 0 or last:
+            values = {"train/potential": float(module.last_potential), "train/lr": module.step_size}
+            for logger in trainer.loggers:
+                logger.log_metrics(values, step=taken)
+        pause = 0.2 if self._live else self.every
+        if last or time.monotonic() - self._shown > pause:
+            self._shown = time.monotonic()
+            self._show(trainer, module)
+
+    def teardown(self, trainer: Trainer, module: SamplingModule, stage: str) -> None:  # type: ignore[override]  # noqa: ARG002
+        if self._live:
+            self._live.stop()
+            self._live = None
+
+    def _show(self, trainer: Trainer, module: SamplingModule) -> None:
+        line = self._line(trainer, module)
+        if self._live is None:
+            self.console.print(line, highlight=False, soft_wrap=True)
+            return
+        grid = Table.grid(padding=(0, 1))
+        grid.add_row(ProgressBar(module.plan.total, trainer.global_step, width=30), line)
+        self._live.update(grid, refresh=True)
+
+    def _line(self, trainer: Trainer, module: SamplingModule) -> str:
+        taken, plan = trainer.global_step, module.plan
+        kept = next((c.kept for c in trainer.callbacks if isinstance(c, DrawCollector)), 0)  # type: ignore[attr-defined]
+        rate = (time.monotonic() - self._started) / max(1, taken - self._first)
+        return (
+            f"chain {module.chain + 1}/{self.num_chains}  {module.phase:<8}  step {taken:,}/{plan.total:,}  "
+            f"potential {float(module.last_potential):.4f}  step size {module.step_size:.2e}  "
+            f"draws {kept}/{plan.num_draws}  {clock(rate * (plan.total - taken))} left"
+        )
+
+
+def clock(seconds: float) -> str:
+    """A duration as m:ss or h:mm:ss."""
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02d}:{second:02d}" if hours else f"{minute}:{second:02d}"

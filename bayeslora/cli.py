@@ -1,0 +1,67 @@
+"""What the commands share: Hydra's composition, one message for all problems, exit codes."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from bayeslora.config import CONF_DIR
+from bayeslora.errors import BayesloraError, ConfigError
+
+
+def run_command(config_name: str, job: Callable[[Any], Any]) -> None:
+    """Compose `conf/<config_name>.yaml` with the command line, run `job(cfg)` and end the process.
+
+    Exit codes: 0 done, 2 wrong configuration or data, 3 the run diverged, 130 interrupted. Errors are one message on
+    stderr, without a traceback (set BAYESLORA_TRACEBACK=1 to see it).
+    """
+    import hydra
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # hand exceptions to us instead of printing them
+    sys.argv[1:] = [forced(argument) for argument in sys.argv[1:]]
+    code = 0
+    try:
+        hydra.main(version_base="1.3", config_path=CONF_DIR, config_name=config_name)(job)()
+    except BayesloraError as error:
+        code = report(error, error.problems if isinstance(error, ConfigError) else [str(error)], error.exit_code)
+    except (HydraException, OmegaConfBaseException) as error:
+        code = report(error, [readable(error)], ConfigError.exit_code)
+    except KeyboardInterrupt as error:
+        code = report(error, ["interrupted; draws kept so far stay readable"], 130)
+    sys.exit(code)
+
+
+def forced(argument: str) -> str:
+    """`key=value` as `++key=value`, so that unknown keys reach our own check, which reports all of them at once.
+
+    Choices of a config group (`model=resnet18`), Hydra's own keys, flags and explicit `+`, `++`, `~` stay as they are.
+    """
+    key = argument.partition("=")[0]
+    plain = re.fullmatch(r"[A-Za-z_][\w.]*", key) is not None and "=" in argument
+    group = (Path(CONF_DIR) / key).is_dir()
+    return f"++{argument}" if plain and not group and not key.startswith("hydra.") else argument
+
+
+def report(error: BaseException, problems: list[str], code: int) -> int:
+    """Print the problems to stderr and return the exit code."""
+    if os.environ.get("BAYESLORA_TRACEBACK"):
+        raise error
+    if len(problems) == 1:
+        print(f"bayeslora: {problems[0]}", file=sys.stderr)  # noqa: T201
+    else:
+        listed = "\n".join(f"  - {problem}" for problem in problems)
+        print(f"bayeslora: {len(problems)} problems, nothing was started:\n{listed}", file=sys.stderr)  # noqa: T201
+    return code
+
+
+def readable(error: Exception) -> str:
+    """Hydra's message in one paragraph, without its internals."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    kept = [line for line in lines if not re.match(r"(full_key|object_type|reference_type|Set the environment)", line)]
+    return "\n  ".join(kept).replace("++", "")

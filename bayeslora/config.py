@@ -1,0 +1,182 @@
+"""The configuration: where it lies, what it may hold, and checks that run before any work starts."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from bayeslora.errors import ConfigError, Problems
+
+_PACKAGE = Path(__file__).resolve().parent
+CONF_DIR = str(_PACKAGE / "conf" if (_PACKAGE / "conf").is_dir() else _PACKAGE.parent / "conf")
+"""Absolute path of `conf/`: inside an installed wheel, else the checkout's."""
+
+
+@dataclass
+class WarmupConfig:
+    """`chain.warmup`: steps, the optimizer (a node with `_target_`) and its schedule."""
+
+    steps: int = 0
+    optimizer: Any = None
+    schedule: str = "cosine"
+
+
+@dataclass
+class ChainConfig:
+    """`chain`: how many chains, their phases in steps, the batch size."""
+
+    num_chains: int = 4
+    batch_size: int | None = 128
+    warmup: WarmupConfig = field(default_factory=WarmupConfig)
+    burn_in: int = 2000
+    num_draws: int = 100
+    thin: int = 200
+    schedule: str = "constant"
+    probe_size: int = 1000
+
+
+@dataclass
+class TrainerConfig:
+    """`trainer`: where and how the steps run."""
+
+    accelerator: str = "cpu"
+    precision: str = "32-true"
+    channels_last: bool = False
+    compile: bool = False
+    num_threads: int | None = None
+
+
+@dataclass
+class EvaluateConfig:
+    """`evaluate`: which split is predicted, and in what batches."""
+
+    split: str = "test"
+    batch_size: int = 500
+
+
+@dataclass
+class RootConfig:
+    """The top level. Nodes of type Any hold a `_target_` and its arguments, or named nodes of that kind."""
+
+    name: str = "custom"
+    seed: int = 0
+    temperature: float = 1.0
+    run_dir: str = ""
+    dataset: Any = None
+    model: Any = None
+    sampler: Any = None
+    prior: Any = None
+    chain: ChainConfig = field(default_factory=ChainConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    logger: Any = None
+    callbacks: Any = None
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+
+
+INJECTED = {"num_classes", "in_channels", "params", "kT", "seed", "chain"}
+"""Arguments that the application fills in where a target takes them."""
+
+
+def check_config(cfg: DictConfig) -> list[str]:
+    """All unknown keys and wrongly typed values of a composed configuration, each with its fix."""
+    problems = list(_check_node(cfg, RootConfig, ""))
+    for path in ("dataset", "model", "sampler", "prior", "chain.warmup.optimizer"):
+        node = OmegaConf.select(cfg, path)
+        if not isinstance(node, DictConfig) or "_target_" not in node:
+            problems.append(f"{path} needs a _target_: choose one of the {path.split('.')[0]} configs, or name your own class")
+        else:
+            problems += _check_target(node, path)
+    for group in ("logger", "callbacks"):
+        for name, node in (OmegaConf.select(cfg, group) or {}).items():
+            problems += _check_target(node, f"{group}.{name}")
+    return problems
+
+
+def _check_node(cfg: DictConfig, schema: type, path: str) -> Iterator[str]:
+    """Keys and types of `cfg` against a dataclass, node by node."""
+    known = {f.name: f for f in fields(schema)}
+    defaults = OmegaConf.structured(schema)
+    for key in cfg:
+        name = f"{path}{key}"
+        if key not in known:
+            yield unknown_key(name, str(key), list(known))
+            continue
+        nested = OmegaConf.get_type(defaults, key)
+        try:
+            value = cfg[key]
+            if isinstance(value, DictConfig) and is_dataclass(nested):
+                yield from _check_node(value, nested, f"{name}.")
+            else:
+                OmegaConf.structured(schema)[key] = value
+        except OmegaConfBaseException as error:
+            yield f"{name}: {str(error).splitlines()[0]}"
+
+
+def _check_target(node: DictConfig, path: str) -> Iterator[str]:
+    """The keys of a `_target_` node against the signature of what it names."""
+    from hydra.errors import HydraException
+    from hydra.utils import get_object
+
+    try:
+        target = get_object(node["_target_"])
+    except (HydraException, ImportError, ValueError, AttributeError) as error:
+        yield f"{path}._target_={node['_target_']} cannot be imported ({str(error).splitlines()[0]})"
+        return
+    parameters = inspect.signature(target).parameters
+    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
+        return
+    for key in node:
+        if not str(key).startswith("_") and key not in parameters:
+            yield unknown_key(f"{path}.{key}", str(key), [p for p in parameters if p not in INJECTED])
+
+
+def unknown_key(name: str, key: str, known: list[str]) -> str:
+    """Message for a key that means nothing."""
+    close = difflib.get_close_matches(key, known, n=1)
+    hint = f"did you mean {close[0]}?" if close else f"known here: {', '.join(known)}"
+    return f"unknown key {name}: {hint}"
+
+
+def instantiate(node: DictConfig | ListConfig, **kwargs: Any) -> Any:
+    """`hydra.utils.instantiate` into plain Python arguments, with a target's own `ConfigError` passed on as it is."""
+    from hydra.errors import InstantiationException
+    from hydra.utils import instantiate as hydra_instantiate
+
+    try:
+        return hydra_instantiate(node, _convert_="all", **kwargs)
+    except InstantiationException as error:
+        if isinstance(error.__cause__, ConfigError):
+            raise error.__cause__ from None
+        raise ConfigError(f"{node.get('_target_')}: {str(error.__cause__ or error).splitlines()[0]}") from error
+
+
+def accepted(node: DictConfig, **kwargs: Any) -> dict[str, Any]:
+    """Those of `kwargs` that the node's target takes and the node does not set itself."""
+    from hydra.utils import get_object
+
+    parameters = inspect.signature(get_object(node["_target_"])).parameters
+    return {key: value for key, value in kwargs.items() if key in parameters and key not in node}
+
+
+def differences(ours: dict[str, Any], theirs: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    """Dotted names of the settings in which two plain configurations differ, with both values."""
+    for key in sorted({*ours, *theirs}):
+        a, b = ours.get(key), theirs.get(key)
+        if isinstance(a, dict) and isinstance(b, dict):
+            yield from differences(a, b, f"{prefix}{key}.")
+        elif a != b:
+            yield f"{prefix}{key} (here {a!r}, there {b!r})"
+
+
+def gather(cfg: DictConfig) -> Problems:
+    """The problems of a configuration's form, to which later checks add theirs."""
+    problems = Problems()
+    problems.add(*check_config(cfg))
+    return problems

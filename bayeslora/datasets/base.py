@@ -1,0 +1,135 @@
+"""What every dataset gives: splits held in memory as tensors, and how to turn a batch into model input."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from bayeslora.errors import ConfigError
+from bayeslora.rng import generator
+
+Transform = Callable[[Tensor], Tensor]
+"""Stored inputs [B, …] (uint8 for images) -> model input [B, …], float32, normalised; runs on any device."""
+
+Augment = Callable[[Tensor, torch.Generator], Tensor]
+"""Stored inputs [B, …] and a CPU generator -> augmented inputs of the same shape and dtype; runs on any device."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """Examples in memory: `inputs` [N, …] (images: uint8 [N, C, H, W]) and `targets` [N] (int64 class numbers)."""
+
+    inputs: Tensor
+    targets: Tensor
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def take(self, index: Tensor | slice) -> Split:
+        """The examples at `index` (int64 [M] or a slice), in that order."""
+        return Split(self.inputs[index], self.targets[index])
+
+    def to(self, device: torch.device | str) -> Split:
+        """The same examples on another device."""
+        return Split(self.inputs.to(device), self.targets.to(device))
+
+
+@dataclass(frozen=True)
+class Data:
+    """A loaded dataset.
+
+    Attributes:
+        name: what to call it in reports, e.g. `"CIFAR-10"`.
+        train, validation, test: the splits; `validation` is carved from the official training set and may be empty.
+        class_names: one name a class; their number is the number of classes.
+        transform: stored inputs to model input (used in training and in evaluation).
+        augment: random augmentation of training batches, or None.
+        augmentation: the augmentation in words, `"none"` where there is none (for the report).
+    """
+
+    name: str
+    train: Split
+    validation: Split
+    test: Split
+    class_names: tuple[str, ...]
+    transform: Transform
+    augment: Augment | None = None
+    augmentation: str = "none"
+    notes: tuple[str, ...] = field(default=())
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+    @property
+    def in_channels(self) -> int:
+        """Channels of an image [C, H, W]."""
+        return int(self.train.inputs.shape[1])
+
+
+class Dataset(Protocol):
+    """A dataset's settings. The constructor checks them cheaply; `load` reads (or downloads) the data."""
+
+    def load(self) -> Data:
+        """Read the data into memory.
+
+        Raises:
+            DataError: the data are missing, corrupt or of another dataset; the message says what to do.
+        """
+        ...
+
+
+def size_problems(validation_size: int, limit_train: int | None, limit_test: int | None) -> list[str]:
+    """What is wrong with the sizes asked of `carve`, before the data are known; one message each."""
+    limits = [("limit_train", limit_train, 1), ("limit_test", limit_test, 1)]
+    asked = [("validation_size", validation_size, 0), *(limit for limit in limits if limit[1] is not None)]
+    return [
+        f"dataset.{name} must be a whole number of at least {least}, not {value!r}"
+        for name, value, least in asked
+        if not (isinstance(value, int) and value >= least)
+    ]
+
+
+def carve(
+    data: Data,
+    validation_size: int = 0,
+    limit_train: int | None = None,
+    limit_test: int | None = None,
+    split_seed: int = 0,
+) -> Data:
+    """Split off a validation set and shorten the splits, all by one fixed shuffle of each.
+
+    Args:
+        data: a dataset with an empty validation split.
+        validation_size: examples moved from train to validation.
+        limit_train: keep at most this many training examples (after the validation set is taken); None keeps all.
+        limit_test: keep at most this many test and validation examples; None keeps all.
+        split_seed: seed of the shuffles; the run's own seed does not enter, so runs stay comparable.
+
+    Raises:
+        ConfigError: nothing would be left to train on, or a number is negative.
+    """
+    problems = size_problems(validation_size, limit_train, limit_test)
+    if not problems and validation_size >= len(data.train):
+        problems.append(
+            f"dataset.validation_size={validation_size} leaves nothing of the {len(data.train)} training examples;"
+            " make it smaller"
+        )
+    if problems:
+        raise ConfigError(*problems)
+    order = torch.randperm(len(data.train), generator=generator(split_seed, 0, 0, "split/train"))
+    held_out, kept = order[:validation_size], order[validation_size:]
+    if limit_train is not None:
+        kept = kept[:limit_train]
+    full = validation_size == 0 and (limit_train is None or limit_train >= len(data.train))
+    test = torch.randperm(len(data.test), generator=generator(split_seed, 0, 0, "split/test"))[:limit_test]
+    return replace(
+        data,
+        train=data.train if full else data.train.take(kept),
+        validation=data.train.take(held_out[:limit_test]),
+        test=data.test if limit_test is None or limit_test >= len(data.test) else data.test.take(test),
+    )

@@ -1,0 +1,69 @@
+"""Handwritten digits of 8x8 pixels: the dataset for tests, first steps and machines without a network."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from bayeslora.datasets.base import Data, Split, carve, size_problems
+from bayeslora.datasets.images import Normalise, RandomShift
+from bayeslora.errors import ConfigError
+
+TEST_SIZE = 360
+MEAN, STD = 0.3054, 0.3760
+"""Of the training pixels, on the scale 0..1."""
+
+
+@dataclass(kw_only=True)
+class Digits:
+    """1,797 grey digits, which come with scikit-learn: 1,437 to train on, 360 to test, split by class, always alike.
+
+    Attributes:
+        validation_size: images moved from the training set to a validation set.
+        limit_train, limit_test: keep at most so many; None keeps all.
+        augment: shift training images by up to one pixel.
+
+    Raises:
+        ConfigError: a size is impossible.
+
+    Source: Alpaydin & Kaynak 1998, UCI optical recognition of handwritten digits (its test set).
+    """
+
+    validation_size: int = 0
+    limit_train: int | None = None
+    limit_test: int | None = None
+    augment: bool = False
+
+    def __post_init__(self) -> None:
+        problems = size_problems(self.validation_size, self.limit_train, self.limit_test)
+        if problems:
+            raise ConfigError(*problems)
+
+    def load(self) -> Data:
+        """Read the data into memory: inputs uint8 [N, 1, 8, 8], 0..16 spread over 0..255.
+
+        Raises:
+            ConfigError: the validation set takes all.
+        """
+        from sklearn.datasets import load_digits
+        from sklearn.model_selection import train_test_split
+
+        pixels, labels = load_digits(return_X_y=True)
+        images = np.rint(pixels * (255 / 16)).astype(np.uint8).reshape(-1, 1, 8, 8)
+        rows = train_test_split(np.arange(len(labels)), test_size=TEST_SIZE, stratify=labels, random_state=0)
+        examples = Split(torch.from_numpy(images), torch.from_numpy(labels))
+        train, test = (examples.take(torch.from_numpy(part)) for part in rows)
+        shift = RandomShift(padding=1, flip=False) if self.augment else None
+        data = Data(
+            name="digits",
+            train=train,
+            validation=train.take(slice(0)),
+            test=test,
+            class_names=tuple("0123456789"),
+            transform=Normalise((MEAN,), (STD,)),
+            augment=shift,
+            augmentation=str(shift or "none"),
+        )
+        return carve(data, self.validation_size, self.limit_train, self.limit_test)

@@ -1,0 +1,136 @@
+"""Convergence of scalars over chains: split R-hat, ESS and Monte Carlo error. The only caller of arviz."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+
+MIN_DRAWS = 4
+"""Draws a chain needs: R-hat and ESS split every chain in two, and a variance takes two draws."""
+
+
+@dataclass(frozen=True)
+class Convergence:
+    """Diagnostics of one scalar; what cannot be computed is None, and `reason` says why in words.
+
+    Attributes:
+        rhat: rank-normalised split R-hat, the larger of bulk and folded; None with fewer than two chains.
+        ess_bulk, ess_tail: effective number of draws, over all chains, for the mean and for the 5 % and 95 % quantiles.
+        mcse_mean: Monte Carlo standard error of the mean, in the scalar's unit.
+        reason: why something is missing or was changed (chains cut to one length), or None.
+    """
+
+    rhat: float | None
+    ess_bulk: float | None
+    ess_tail: float | None
+    mcse_mean: float | None
+    reason: str | None
+
+    def to_json(self) -> dict[str, float | str | None]:
+        """The fields as `metrics.json` holds them."""
+        return asdict(self)
+
+
+def convergence(series: Sequence[np.ndarray]) -> Convergence:
+    """R-hat, ESS and Monte Carlo error of one scalar.
+
+    Chains of different length are cut to the shortest; `reason` then says so.
+
+    Args:
+        series: one array [draws] a chain.
+
+    Source:
+        Vehtari, Gelman, Simpson, Carpenter, Bürkner (2021), "Rank-normalization, folding, and localization".
+    """
+    chains = [np.asarray(chain, dtype=np.float64).ravel() for chain in series]
+    problem = _problem(chains)
+    if problem is not None:
+        return Convergence(None, None, None, None, problem)
+    draws = _stack(chains)
+    arviz = _arviz()
+    with np.errstate(divide="ignore", invalid="ignore"):
+        values = {
+            "rhat": _finite(arviz.rhat(draws)) if len(draws) > 1 else None,
+            "ess_bulk": _finite(arviz.ess(draws, method="bulk")),
+            "ess_tail": _finite(arviz.ess(draws, method="tail")),
+            "mcse_mean": _finite(arviz.mcse(draws, method="mean")),
+        }
+    return Convergence(**values, reason=_remarks(chains, values))
+
+
+def to_inference_data(scalars: Mapping[str, Sequence[np.ndarray]], path: Path) -> None:
+    """Write scalars to a netCDF file that `arviz.from_netcdf` opens: group `posterior`, dimensions [chain, draw].
+
+    The format is rectangular, so all chains of all scalars are cut to the shortest. The file appears whole or not at
+    all.
+
+    Args:
+        scalars: by name, one array [draws] a chain.
+        path: the file, usually `diagnostics.nc`; its folder is made if missing.
+    """
+    shortest = min((len(chain) for chains in scalars.values() for chain in chains), default=0)
+    posterior = {
+        name: np.stack([np.asarray(chain)[:shortest] for chain in chains]) for name, chains in scalars.items() if chains
+    }
+    arviz = _arviz()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="More chains", category=UserWarning)
+        data = arviz.from_dict(posterior=posterior)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.tmp")
+    data.to_netcdf(str(temporary))
+    os.replace(temporary, path)
+
+
+def _arviz() -> ModuleType:
+    """Import arviz when it is first needed (it takes seconds), without its once-a-day notice."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        import arviz
+    return arviz
+
+
+def _stack(chains: Sequence[np.ndarray]) -> np.ndarray:
+    """Chains cut to the shortest, [chain, draw]."""
+    shortest = min(len(chain) for chain in chains)
+    return np.stack([chain[:shortest] for chain in chains])
+
+
+def _problem(chains: Sequence[np.ndarray]) -> str | None:
+    """Why nothing can be computed from these chains, or None."""
+    if not chains:
+        return "there are no chains"
+    shortest = min(len(chain) for chain in chains)
+    if shortest < MIN_DRAWS:
+        return f"fewer than {MIN_DRAWS} draws a chain (the shortest has {shortest})"
+    if not all(np.isfinite(chain).all() for chain in chains):
+        return "the series holds NaN or infinite values"
+    draws = _stack(chains)
+    if np.ptp(draws, axis=1).max() <= np.finfo(np.float64).resolution * max(1.0, np.abs(draws).max()):
+        return "the series is constant in every chain"
+    return None
+
+
+def _remarks(chains: Sequence[np.ndarray], values: Mapping[str, float | None]) -> str | None:
+    """What to say about diagnostics that were computed, wholly or in part."""
+    remarks = []
+    if len(chains) == 1:
+        remarks.append("R-hat compares chains and there is only one")
+    lengths = {len(chain) for chain in chains}
+    if len(lengths) > 1:
+        remarks.append(f"chains of {min(lengths)} to {max(lengths)} draws were cut to the shortest")
+    failed = [name for name, value in values.items() if value is None and (name != "rhat" or len(chains) > 1)]
+    if failed:
+        remarks.append(f"{', '.join(failed)} came out not finite: too few distinct draws")
+    return "; ".join(remarks) or None
+
+
+def _finite(value: float) -> float | None:
+    """The value as a float, or None if it is NaN or infinite."""
+    return float(value) if np.isfinite(value) else None

@@ -1,0 +1,6 @@
+"""Draws on disk and ensembles of them; independent of Lightning and Hydra."""
+
+from bayeslora.posterior.predictive import Mixture, Posterior
+from bayeslora.posterior.store import Draw, DrawStore
+
+__all__ = ["Draw", "DrawStore", "Mixture", "Posterior"]

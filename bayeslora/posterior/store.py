@@ -1,0 +1,201 @@
+"""Draws on disk: one safetensors file each, listed in an append-only manifest with its checksum."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_safetensors
+from safetensors.torch import save as save_safetensors
+from torch import Tensor
+
+from bayeslora.errors import DataError
+
+
+@dataclass(frozen=True)
+class Record:
+    """A line of the manifest: which draw, after how many steps, its checksum and its scalars."""
+
+    index: int
+    step: int
+    sha256: str
+    size: int
+    scalars: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Draw:
+    """One kept state: sampled tensors and the buffers that go with them, by name, on the CPU."""
+
+    chain: int
+    index: int
+    step: int
+    tensors: dict[str, Tensor]
+    scalars: dict[str, float]
+
+
+class DrawStore:
+    """The draws of one chain in `folder`: `draws/<index>.safetensors` and `manifest.jsonl`.
+
+    A draw is on disk entirely or not at all: it is written to a temporary name, fsynced and renamed, and only then
+    listed. Reading never executes code and never follows a path from the manifest.
+
+    Args:
+        folder: the chain's folder, e.g. `run_dir/chains/0`; made when the first draw is kept.
+        chain: the chain's number.
+    """
+
+    def __init__(self, folder: Path | str, chain: int) -> None:
+        self.folder, self.chain = Path(folder), chain
+        self.manifest = self.folder / "manifest.jsonl"
+
+    def path(self, index: int) -> Path:
+        """Where draw number `index` lies."""
+        return self.folder / "draws" / f"{index:06d}.safetensors"
+
+    def append(self, state: Mapping[str, Tensor], *, step: int, scalars: Mapping[str, float] | None = None) -> Path:
+        """Keep a state as the draw after the last one.
+
+        Args:
+            state: tensors by name, on any device.
+            step: steps of the plan taken when the state was reached.
+            scalars: finite diagnostics of the state, e.g. its potential in nats.
+        """
+        return self.put(len(self), state, step=step, scalars=scalars)
+
+    def put(
+        self, index: int, state: Mapping[str, Tensor], *, step: int, scalars: Mapping[str, float] | None = None
+    ) -> Path:
+        """Keep a state as draw number `index`; a chain run again puts the same draws, and their lines once."""
+        content = serialise(state, {"chain": self.chain, "index": index, "step": step})
+        path = self.path(index)
+        record = Record(index, step, hashlib.sha256(content).hexdigest(), len(content), dict(scalars or {}))
+        if self._records().get(index) == record and self._intact(record):
+            return path
+        write_atomically(path, content)
+        with self.manifest.open("ab") as file:
+            if file.tell() and not _ends_with_newline(self.manifest):
+                file.write(b"\n")
+            file.write(json.dumps(asdict(record), sort_keys=True).encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+        return path
+
+    def __len__(self) -> int:
+        """Draws kept without a gap from the first."""
+        return len(self.records())
+
+    def records(self) -> list[Record]:
+        """The manifest's lines in the order of the draws, up to the first missing index; unreadable lines are skipped."""
+        found = self._records()
+        return [found[i] for i in range(len(found)) if all(j in found for j in range(i + 1))]
+
+    def load(self, record: Record) -> Draw:
+        """Read one draw.
+
+        Raises:
+            DataError: the file is missing, or is not what the manifest's checksum says.
+        """
+        path = self.path(record.index)
+        if not self._intact(record):
+            state = "is missing" if not path.exists() else "does not match its checksum in manifest.jsonl"
+            raise DataError(f"draw {path} {state}; delete the chain's folder and run the same command again")
+        return Draw(self.chain, record.index, record.step, read_tensors(path), record.scalars)
+
+    def __iter__(self) -> Iterator[Draw]:
+        return (self.load(record) for record in self.records())
+
+    def _records(self) -> dict[int, Record]:
+        if not self.manifest.exists():
+            return {}
+        lines = (parse_record(line) for line in self.manifest.read_bytes().splitlines())
+        return {record.index: record for record in lines if record is not None}
+
+    def _intact(self, record: Record) -> bool:
+        path = self.path(record.index)
+        if not path.is_file() or path.stat().st_size != record.size:
+            return False
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest() == record.sha256
+
+
+def parse_record(line: bytes) -> Record | None:
+    """A manifest line, or None for one that was cut off or is no record."""
+    try:
+        fields = json.loads(line)
+        record = Record(**fields)
+    except (ValueError, TypeError):
+        return None
+    whole = all(isinstance(v, int) and v >= 0 for v in (record.index, record.step, record.size))
+    numbers = isinstance(record.scalars, dict) and all(isinstance(v, int | float) for v in record.scalars.values())
+    return record if whole and numbers and isinstance(record.sha256, str) else None
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file so that it is there whole or not at all: temporary name, fsync, rename, fsync of the folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def write_tensors(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
+    """Write tensors by name as safetensors, atomically."""
+    write_atomically(path, serialise(state, metadata))
+
+
+def serialise(state: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> bytes:
+    """Tensors by name as safetensors bytes, equal for equal input (one metadata entry: the format leaves their order open)."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    return save_safetensors(tensors, metadata={"bayeslora": json.dumps(dict(metadata), sort_keys=True)})
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Read a safetensors file.
+
+    Raises:
+        DataError: missing or corrupt.
+    """
+    try:
+        return load_safetensors(path.read_bytes())
+    except (OSError, SafetensorError, KeyError) as error:
+        raise DataError(f"cannot read {path} ({error}); it is missing or corrupt") from error
+
+
+def load_into(model: torch.nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
+    """Copy a draw's tensors into a model, leaving what the draw does not hold as it is.
+
+    Raises:
+        DataError: a tensor that the model lacks or of another shape: the draw belongs to another model.
+    """
+    own = model.state_dict()
+    wrong = [name for name, t in tensors.items() if name not in own or own[name].shape != t.shape]
+    if wrong:
+        raise DataError(f"{source} belongs to another model: it lacks or reshapes {', '.join(wrong[:3])}")
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            own[name].copy_(tensor)
+
+
+def _ends_with_newline(path: Path) -> bool:
+    with path.open("rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return file.read(1) == b"\n"

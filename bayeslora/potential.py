@@ -1,0 +1,148 @@
+"""The potential energy of a posterior: the only file that knows N.
+
+    U(θ) = −Σᵢ log p(yᵢ|xᵢ, θ) − log p(θ),     target π(θ) ∝ exp(−U(θ)/T)
+
+Samplers see the per-example potential Ũ = U/N, whose gradient has the size of an ordinary mean loss's, and the
+thermal energy per example kT = T/N. A step size is then the `lr` of SGD on the mean loss.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import math
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bayeslora.errors import Problems, require
+
+Params = Mapping[str, Tensor]
+
+
+class Prior:
+    """Gaussian prior with mean zero and one variance a tensor: log p(θ) = −½ Σₜ ‖θₜ‖²/σₜ² + const.
+
+    Args:
+        variance: σ², the variance of every parameter (constant scaling), or σ² of the unit that is divided by the
+            fan-in (fan-in scaling: weights of two or more axes get σ²/fan_in, so that activations keep their size;
+            biases and norm parameters get σ²).
+        scaling: `"constant"` or `"fan_in"`.
+        overrides: variance by pattern of parameter name (shell wildcards), taken as it is; the last match wins.
+
+    Raises:
+        ConfigError: a variance that is not positive and finite, or an unknown scaling.
+
+    Source: Neal (1996) for fan-in scaling; the constant prior is that of Izmailov et al. (2021).
+    """
+
+    def __init__(
+        self,
+        variance: float = 1.0,
+        scaling: Literal["constant", "fan_in"] = "constant",
+        overrides: Mapping[str, float] | None = None,
+    ) -> None:
+        self.variance, self.scaling, self.overrides = variance, scaling, dict(overrides or {})
+        problems = Problems()
+        for name, value in {"variance": variance, **{f"overrides[{k}]": v for k, v in self.overrides.items()}}.items():
+            if not (math.isfinite(value) and value > 0):
+                problems.add(f"prior.{name}={value} must be a positive finite number (a variance)")
+        if scaling not in ("constant", "fan_in"):
+            problems.add(f"prior.scaling={scaling!r} is unknown; choose constant or fan_in")
+        problems.raise_if_any()
+
+    def precision(self, name: str, shape: torch.Size) -> float:
+        """1/σ² of the tensor called `name` with this shape (without a chain axis)."""
+        variance = self.variance
+        if self.scaling == "fan_in" and len(shape) >= 2:
+            variance /= math.prod(shape[1:])
+        for pattern, value in self.overrides.items():
+            if fnmatch.fnmatchcase(name, pattern):
+                variance = value
+        return 1.0 / variance
+
+    def energy(self, params: Params, chain_axes: int = 0) -> Tensor:
+        """−log p(θ) up to its constant, in nats, fp32 (fp64 for fp64 parameters).
+
+        Args:
+            params: tensors by name, each with `chain_axes` leading chain axes.
+            chain_axes: 0 (one chain) or 1 (K stacked chains).
+
+        Returns:
+            Scalar, or [K] with a chain axis.
+        """
+        terms = [
+            p.square().flatten(chain_axes).sum(-1) * (0.5 * self.precision(name, p.shape[chain_axes:]))
+            for name, p in params.items()
+        ]
+        return torch.stack(terms).sum(0)
+
+
+class Potential:
+    """Per-example potential Ũ(θ) = U(θ)/N of a minibatch: mean NLL + prior energy / N.
+
+    The minibatch mean is an unbiased estimate of the data term, so the gradient of Ũ is unbiased for ∇U/N.
+
+    Args:
+        prior: the prior over all sampled tensors.
+        num_data: N, the number of training examples the posterior conditions on (not the batch size).
+
+    Raises:
+        ConfigError: N is not a positive integer.
+
+    Example:
+        >>> potential = Potential(Prior(variance=1.0), num_data=2)
+        >>> potential(torch.tensor([0.5, 1.5]), {"w": torch.tensor([2.0])})   # 1.0 + ½·2²/2
+        tensor(2.)
+        >>> potential.kT(1.0)
+        0.5
+    """
+
+    def __init__(self, prior: Prior, num_data: int) -> None:
+        require(num_data >= 1, f"num_data={num_data} must be the number of training examples, at least 1")
+        self.prior, self.num_data = prior, num_data
+
+    def __call__(self, nll: Tensor, params: Params) -> Tensor:
+        """Ũ estimated from a minibatch.
+
+        Args:
+            nll: negative log-likelihood of each example in nats, [B], or [K, B] for K stacked chains.
+            params: the sampled tensors by name; with a leading axis K where `nll` has one.
+
+        Returns:
+            Scalar Ũ, or [K]; at least fp32 whatever the precision of the forward pass.
+        """
+        data_term = nll.to(torch.promote_types(nll.dtype, torch.float32)).mean(-1)
+        return data_term + self.prior.energy(params, chain_axes=nll.ndim - 1) / self.num_data
+
+    def kT(self, temperature: float) -> float:  # noqa: N802 - the physicists' name
+        """Thermal energy per example, T/N: the only thing a sampler knows of N and T.
+
+        Raises:
+            ConfigError: the temperature is negative or not finite.
+        """
+        require(
+            math.isfinite(temperature) and temperature >= 0,
+            f"temperature={temperature} must be finite and at least 0 (1 is the Bayes posterior, 0 is MAP)",
+        )
+        return temperature / self.num_data
+
+    def total(self, mean_nll: Tensor | float, params: Params) -> Tensor:
+        """U(θ) in nats: N × (mean NLL over the data) + prior energy (detached scalar)."""
+        with torch.no_grad():
+            return self.num_data * torch.as_tensor(mean_nll) + self.prior.energy(params)
+
+
+def categorical_nll(logits: Tensor, targets: Tensor) -> Tensor:
+    """−log p(y|x, θ) of a classifier in nats, computed in fp32.
+
+    Args:
+        logits: [B, C], any float precision.
+        targets: class numbers [B].
+
+    Returns:
+        [B].
+    """
+    return F.cross_entropy(logits.float(), targets, reduction="none")

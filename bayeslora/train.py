@@ -1,0 +1,105 @@
+"""python -m bayeslora.train: compose the configuration, run the chains, evaluate the posterior.
+
+Examples:
+    python -m bayeslora.train experiment=quickstart
+    python -m bayeslora.train experiment=cifar10_resnet18_sgld dataset.path=/data/cifar10 trainer=gpu
+    python -m bayeslora.train -m experiment=quickstart temperature=0.1,1
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from bayeslora.cli import run_command
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+    from bayeslora.build import Setup
+    from bayeslora.rundir import RunDirectory
+
+
+def train(cfg: DictConfig) -> dict[str, Any]:
+    """Run all chains of a configuration and evaluate them. Returns the metrics written to `metrics.json`.
+
+    Chains whose draws are all on disk already are left as they are.
+
+    Raises:
+        ConfigError: anything wrong with the configuration or the data; nothing was started.
+        DivergedError: a potential became non-finite; draws kept before stay readable.
+    """
+    import torch
+
+    from bayeslora.build import build, plain
+    from bayeslora.evaluate import evaluate
+    from bayeslora.rundir import RunDirectory
+
+    _set_run_dir(cfg)
+    if cfg.trainer.num_threads:
+        torch.set_num_threads(cfg.trainer.num_threads)
+    run = RunDirectory(cfg.run_dir)
+    setup = build(cfg, run)
+    run.open(plain(cfg))
+    for chain in range(cfg.chain.num_chains):
+        run_chain(setup, run, chain)
+    return evaluate(run, setup)
+
+
+def run_chain(setup: Setup, run: RunDirectory, chain: int) -> None:
+    """Run one chain from its initial weights to its last draw, unless its draws are all there."""
+    from lightning import Trainer
+
+    from bayeslora.build import Steps
+    from bayeslora.chains.collector import DrawCollector
+    from bayeslora.config import accepted, instantiate
+    from bayeslora.loggers import close, make_loggers, quiet_lightning
+
+    cfg, plan, store = setup.cfg, setup.plan, run.store(chain)
+    if len(store) >= plan.num_draws and (chain > 0 or run.map_file.exists()):
+        print(f"chain {chain + 1}/{cfg.chain.num_chains}: all {plan.num_draws} draws are on disk", flush=True)  # noqa: T201
+        return
+    quiet_lightning()
+    loggers = make_loggers(cfg, chain)
+    collector = DrawCollector(store, setup.probe(), run.map_file if chain == 0 else None)
+    callbacks = [
+        instantiate(node, **accepted(node, num_chains=cfg.chain.num_chains)) for node in (cfg.callbacks or {}).values()
+    ]
+    trainer = Trainer(
+        accelerator=cfg.trainer.accelerator,
+        devices=1,
+        precision=cfg.trainer.precision,
+        max_epochs=1,
+        logger=loggers,
+        callbacks=[collector, *callbacks],
+        default_root_dir=run.root,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+    )
+    try:
+        trainer.fit(setup.module(chain), train_dataloaders=Steps(setup.batches(chain), plan.total))
+    finally:
+        close(loggers)
+
+
+def _set_run_dir(cfg: DictConfig) -> None:
+    """In a multirun each job gets Hydra's folder for it, unless `run_dir` was given."""
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    if not HydraConfig.initialized():
+        return
+    hydra = HydraConfig.get()
+    given = any(override.lstrip("+").startswith("run_dir=") for override in hydra.overrides.task)
+    if hydra.mode == RunMode.MULTIRUN and not given:
+        cfg.run_dir = hydra.runtime.output_dir
+
+
+def main() -> None:
+    """Entry point."""
+    run_command("train", lambda cfg: train(cfg) and None)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,190 @@
+"""Batches depend on (seed, chain, step) only; augmentation moves images and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from bayeslora.datasets.base import Data, Split
+from bayeslora.datasets.batches import Batches, evaluation_batches
+from bayeslora.datasets.images import Normalise, RandomShift
+from bayeslora.errors import ConfigError
+from bayeslora.rng import generator
+
+N = 23
+
+
+def toy(augment: RandomShift | None = None) -> Data:
+    """23 images of 2x6x6 random pixels (never 0, which is the padding), whose targets are their own numbers."""
+    pixels = torch.randint(1, 256, (N, 2, 6, 6), dtype=torch.uint8, generator=torch.Generator().manual_seed(3))
+    split = Split(pixels, torch.arange(N))
+    return Data("toy", split, split.take(slice(0)), split, ("a", "b"), Normalise((0.5, 0.4), (0.25, 0.2)), augment)
+
+
+def moved_slowly(image: np.ndarray, padding: int, flip: bool) -> Iterator[np.ndarray]:
+    """Every crop of the zero-padded image, pixel by pixel, and its mirror images if `flip`."""
+    height, width = image.shape[1:]
+    for top in range(-padding, padding + 1):
+        for left in range(-padding, padding + 1):
+            crop = np.zeros_like(image)
+            for y in range(height):
+                for x in range(width):
+                    if 0 <= y + top < height and 0 <= x + left < width:
+                        crop[:, y, x] = image[:, y + top, x + left]
+            yield crop
+            if flip:
+                yield crop[:, :, ::-1]
+
+
+def test_normalise_equals_its_equation() -> None:
+    images = torch.tensor([0, 51, 255], dtype=torch.uint8).view(1, 3, 1, 1)
+    normalised = Normalise((0.0, 0.1, 0.5), (1.0, 0.2, 0.25))(images)
+    assert normalised.dtype == torch.float32
+    torch.testing.assert_close(normalised.flatten(), torch.tensor([0.0, 0.5, 2.0]))
+
+
+@pytest.mark.parametrize("flip", [True, False])
+@pytest.mark.parametrize("padding", [0, 1, 2])
+def test_an_augmented_image_is_a_moved_original(padding: int, flip: bool) -> None:
+    images = toy().train.inputs
+    moved = RandomShift(padding, flip)(images, torch.Generator().manual_seed(0))
+    assert moved.dtype == torch.uint8
+    for original, image in zip(images.numpy(), moved.numpy(), strict=True):
+        assert any(np.array_equal(image, candidate) for candidate in moved_slowly(original, padding, flip))
+
+
+def test_every_shift_and_flip_occurs_about_equally_often() -> None:
+    image = toy().train.inputs[:1]
+    draws = 3600
+    moved = RandomShift(1, flip=True)(image.expand(draws, -1, -1, -1), torch.Generator().manual_seed(0))
+    candidates = torch.from_numpy(np.stack(list(moved_slowly(image[0].numpy(), 1, flip=True))))
+    counts = torch.tensor([(moved == candidate).flatten(1).all(1).sum() for candidate in candidates])
+    assert counts.sum() == draws
+    expected = draws / 18
+    chi2 = ((counts - expected) ** 2 / expected).sum().item()
+    assert chi2 < 17 + 5 * (2 * 17) ** 0.5  # 17 degrees of freedom, five standard errors
+
+
+def test_images_that_are_not_square_keep_their_shape() -> None:
+    images = torch.randint(0, 256, (4, 3, 5, 9), dtype=torch.uint8)
+    shift = RandomShift(2, flip=True)
+    for original, image in zip(images.numpy(), shift(images, torch.Generator().manual_seed(1)).numpy(), strict=True):
+        assert any(np.array_equal(image, candidate) for candidate in moved_slowly(original, 2, flip=True))
+
+
+def test_augmentation_is_a_function_of_its_generator() -> None:
+    images, shift = toy().train.inputs, RandomShift(2, flip=True)
+    again = [shift(images, generator(0, 0, step, "augment")) for step in (5, 5, 6)]
+    assert torch.equal(again[0], again[1])
+    assert not torch.equal(again[0], again[2])
+
+
+def test_random_access_equals_sequential_access() -> None:
+    walked = [Batches(toy(RandomShift(1, flip=True)), 5, seed=1, chain=2)(step) for step in range(12)]
+    jumping = Batches(toy(RandomShift(1, flip=True)), 5, seed=1, chain=2)
+    for step in (11, 3, 4, 0, 9, 9, 2):
+        for got, wanted in zip(jumping(step), walked[step], strict=True):
+            assert torch.equal(got, wanted)
+
+
+def test_an_epoch_repeats_no_example_and_leaves_out_the_remainder() -> None:
+    batches = Batches(toy(), 5, seed=0, chain=0)
+    assert batches.steps_per_epoch == 4
+    for epoch in range(3):
+        seen = torch.cat([batches(epoch * 4 + step)[1] for step in range(4)])
+        assert len(seen.unique()) == 20
+
+
+def test_an_epoch_covers_all_examples_when_the_batch_size_divides_them() -> None:
+    batches = Batches(toy(), 1, seed=0, chain=0)
+    assert torch.cat([batches(step)[1] for step in range(N)]).sort().values.equal(torch.arange(N))
+
+
+def test_every_example_is_equally_likely_at_any_place_of_an_epoch() -> None:
+    epochs, place = 2000, 3
+    batches = Batches(toy(), 5, seed=0, chain=0)
+    counts = torch.cat([batches.indices(epoch * 4 + place) for epoch in range(epochs)]).bincount(minlength=N)
+    share = 5 / N
+    assert ((counts - epochs * share).abs() < 5 * (epochs * share * (1 - share)) ** 0.5).all()
+
+
+@pytest.mark.parametrize(("seed", "chain"), [(0, 1), (1, 0)])
+def test_chains_and_seeds_have_their_own_batches_and_augmentation(seed: int, chain: int) -> None:
+    one, other = Batches(toy(), 5, seed=0, chain=0), Batches(toy(), 5, seed=seed, chain=chain)
+    assert not torch.equal(one(0)[1], other(0)[1])
+    augmented = [Batches(toy(RandomShift(2, flip=True)), None, s, c)(0)[0] for s, c in ((0, 0), (seed, chain))]
+    assert not torch.equal(*augmented)
+
+
+def test_epochs_differ() -> None:
+    batches = Batches(toy(), 5, seed=0, chain=0)
+    assert not torch.equal(batches(0)[1], batches(4)[1])
+
+
+def test_a_batch_is_the_normalised_examples_with_their_targets() -> None:
+    data = toy()
+    inputs, targets = Batches(data, 7, seed=0, chain=0)(2)
+    assert inputs.dtype == torch.float32
+    assert targets.dtype == torch.int64
+    assert torch.equal(inputs, data.transform(data.train.inputs[targets]))
+
+
+def test_no_batch_size_gives_all_examples_in_order_at_every_step() -> None:
+    data = toy()
+    batches = Batches(data, None, seed=0, chain=0)
+    assert batches.steps_per_epoch == 1
+    for step in (0, 7):
+        inputs, targets = batches(step)
+        assert targets.equal(torch.arange(N))
+        assert inputs.equal(data.transform(data.train.inputs))
+    assert batches.indices(3).equal(torch.arange(N))
+
+
+def test_full_batches_are_augmented_anew_at_every_step() -> None:
+    batches = Batches(toy(RandomShift(1, flip=True)), None, seed=0, chain=0)
+    assert not torch.equal(batches(0)[0], batches(1)[0])
+
+
+@pytest.mark.parametrize("batch_size", [0, -1, N + 1])
+def test_impossible_batch_sizes_are_refused_with_the_fix(batch_size: int) -> None:
+    with pytest.raises(ConfigError, match=rf"batch_size={batch_size} must be from 1 to {N}.*or null"):
+        Batches(toy(), batch_size, seed=0, chain=0)
+
+
+def test_channels_last_changes_the_layout_and_not_the_values() -> None:
+    plain = Batches(toy(), 5, seed=0, chain=0)(0)[0]
+    last = Batches(toy(), 5, seed=0, chain=0, channels_last=True)(0)[0]
+    assert last.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(plain, last)
+
+
+def test_channels_last_leaves_inputs_that_are_no_images_alone() -> None:
+    split = Split(torch.randn(6, 3), torch.arange(6))
+    data = Data("points", split, split, split, ("a",), lambda inputs: inputs)
+    assert Batches(data, 2, seed=0, chain=0, channels_last=True)(0)[0].shape == (2, 3)
+
+
+def test_the_training_split_is_not_copied_where_it_is_already_on_the_device() -> None:
+    data = toy()
+    assert Batches(data, 5, seed=0, chain=0).train.inputs.data_ptr() == data.train.inputs.data_ptr()
+
+
+@pytest.mark.parametrize("batch_size", [1, 5, N, 100])
+def test_evaluation_goes_through_a_split_once_in_order(batch_size: int) -> None:
+    data = toy()
+    batches: list[tuple[Tensor, Tensor]] = list(evaluation_batches(data.test, data.transform, batch_size))
+    assert torch.cat([targets for _, targets in batches]).equal(torch.arange(N))
+    torch.testing.assert_close(torch.cat([inputs for inputs, _ in batches]), data.transform(data.test.inputs))
+    assert all(len(targets) == batch_size for _, targets in batches[:-1])
+
+
+def test_evaluation_gives_channels_last_on_request_and_refuses_empty_batches() -> None:
+    data = toy()
+    inputs, _ = next(evaluation_batches(data.test, data.transform, 5, channels_last=True))
+    assert inputs.is_contiguous(memory_format=torch.channels_last)
+    with pytest.raises(ConfigError, match="at least 1, not 0"):
+        next(evaluation_batches(data.test, data.transform, 0))
