@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
-from bayeslora.chains.module import SamplingModule, check_precision
 from bayeslora.chains.plan import Plan
-from bayeslora.config import accepted, gather, instantiate
+from bayeslora.config import accepted, check_precision, gather, instantiate
 from bayeslora.datasets.base import Data, Split
 from bayeslora.datasets.batches import Batches, evaluation_batches
 from bayeslora.errors import Problems, require
@@ -21,6 +20,9 @@ from bayeslora.potential import Potential, Prior
 from bayeslora.rng import generator, seeded
 from bayeslora.rundir import RunDirectory
 from bayeslora.samplers import schedules
+
+if TYPE_CHECKING:
+    from bayeslora.chains.module import SamplingModule  # Lightning takes seconds to import: not before the checks
 
 Loader = Callable[[], Iterable[tuple[Tensor, Tensor]]]
 
@@ -46,6 +48,8 @@ class Setup:
 
     def module(self, chain: int) -> SamplingModule:
         """The LightningModule of one chain."""
+        from bayeslora.chains.module import SamplingModule
+
         cfg = self.cfg
         return SamplingModule(
             self.model(chain),
@@ -65,14 +69,24 @@ class Setup:
         """Training batches of one chain as a function of the step."""
         cfg = self.cfg
         return Batches(
-            self.data, cfg.chain.batch_size, cfg.seed, chain, device=self.device, channels_last=cfg.trainer.channels_last
+            self.data,
+            cfg.chain.batch_size,
+            cfg.seed,
+            chain,
+            device=self.device,
+            channels_last=cfg.trainer.channels_last,
         )
 
     def loader(self, split: Split) -> Loader:
         """Passes over a split in evaluation batches."""
         cfg = self.cfg
         return partial(
-            evaluation_batches, split, self.data.transform, cfg.evaluate.batch_size, self.device, cfg.trainer.channels_last
+            evaluation_batches,
+            split,
+            self.data.transform,
+            cfg.evaluate.batch_size,
+            self.device,
+            cfg.trainer.channels_last,
         )
 
     def probe(self) -> Loader:
@@ -186,11 +200,17 @@ def _check_values(cfg: DictConfig, problems: Problems) -> None:
         (cfg.chain.num_chains >= 1, f"chain.num_chains={cfg.chain.num_chains} must be at least 1"),
         (cfg.chain.probe_size >= 1, f"chain.probe_size={cfg.chain.probe_size} must be at least 1"),
         (cfg.evaluate.batch_size >= 1, f"evaluate.batch_size={cfg.evaluate.batch_size} must be at least 1"),
-        (cfg.evaluate.split in ("test", "validation"), f"evaluate.split={cfg.evaluate.split} must be test or validation"),
-        (cfg.trainer.accelerator in ("cpu", "gpu"), f"trainer.accelerator={cfg.trainer.accelerator} must be cpu or gpu"),
+        (
+            cfg.evaluate.split in ("test", "validation"),
+            f"evaluate.split={cfg.evaluate.split} must be test or validation",
+        ),
+        (
+            cfg.trainer.accelerator in ("cpu", "gpu"),
+            f"trainer.accelerator={cfg.trainer.accelerator} must be cpu or gpu",
+        ),
         (
             cfg.trainer.accelerator != "gpu" or torch.cuda.is_available(),
-            "trainer.accelerator=gpu but torch sees no CUDA device; use trainer=cpu, or check the driver with nvidia-smi",
+            "trainer.accelerator=gpu but torch sees no CUDA device; use trainer=cpu, or look at nvidia-smi",
         ),
     ]
     problems.add(*(message for holds, message in checks if not holds))

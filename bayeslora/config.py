@@ -9,10 +9,10 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from bayeslora.errors import ConfigError, Problems
+from bayeslora.errors import ConfigError, Problems, require
 
 _PACKAGE = Path(__file__).resolve().parent
 CONF_DIR = str(_PACKAGE / "conf" if (_PACKAGE / "conf").is_dir() else _PACKAGE.parent / "conf")
@@ -90,7 +90,9 @@ def check_config(cfg: DictConfig) -> list[str]:
     for path in ("dataset", "model", "sampler", "prior", "chain.warmup.optimizer"):
         node = OmegaConf.select(cfg, path)
         if not isinstance(node, DictConfig) or "_target_" not in node:
-            problems.append(f"{path} needs a _target_: choose one of the {path.split('.')[0]} configs, or name your own class")
+            problems.append(
+                f"{path} needs a _target_: choose one of the {path.split('.')[0]} configs, or name your own class"
+            )
         else:
             problems += _check_target(node, path)
     for group in ("logger", "callbacks"):
@@ -104,7 +106,7 @@ def _check_node(cfg: DictConfig, schema: type, path: str) -> Iterator[str]:
     known = {f.name: f for f in fields(schema)}
     defaults = OmegaConf.structured(schema)
     for key in cfg:
-        name = f"{path}{key}"
+        name = path + str(key)
         if key not in known:
             yield unknown_key(name, str(key), list(known))
             continue
@@ -116,7 +118,7 @@ def _check_node(cfg: DictConfig, schema: type, path: str) -> Iterator[str]:
             else:
                 OmegaConf.structured(schema)[key] = value
         except OmegaConfBaseException as error:
-            yield f"{name}: {str(error).splitlines()[0]}"
+            yield f"{name}: {first_line(error)}"
 
 
 def _check_target(node: DictConfig, path: str) -> Iterator[str]:
@@ -127,14 +129,14 @@ def _check_target(node: DictConfig, path: str) -> Iterator[str]:
     try:
         target = get_object(node["_target_"])
     except (HydraException, ImportError, ValueError, AttributeError) as error:
-        yield f"{path}._target_={node['_target_']} cannot be imported ({str(error).splitlines()[0]})"
+        yield f"{path}._target_={node['_target_']} cannot be imported ({first_line(error)})"
         return
     parameters = inspect.signature(target).parameters
     if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
         return
     for key in node:
         if not str(key).startswith("_") and key not in parameters:
-            yield unknown_key(f"{path}.{key}", str(key), [p for p in parameters if p not in INJECTED])
+            yield unknown_key(f"{path}.{key!s}", str(key), [p for p in parameters if p not in INJECTED])
 
 
 def unknown_key(name: str, key: str, known: list[str]) -> str:
@@ -144,7 +146,12 @@ def unknown_key(name: str, key: str, known: list[str]) -> str:
     return f"unknown key {name}: {hint}"
 
 
-def instantiate(node: DictConfig | ListConfig, **kwargs: Any) -> Any:
+def first_line(error: BaseException) -> str:
+    """What an exception says, without the lines of context that Hydra and OmegaConf add."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def instantiate(node: DictConfig, **kwargs: Any) -> Any:
     """`hydra.utils.instantiate` into plain Python arguments, with a target's own `ConfigError` passed on as it is."""
     from hydra.errors import InstantiationException
     from hydra.utils import instantiate as hydra_instantiate
@@ -154,7 +161,7 @@ def instantiate(node: DictConfig | ListConfig, **kwargs: Any) -> Any:
     except InstantiationException as error:
         if isinstance(error.__cause__, ConfigError):
             raise error.__cause__ from None
-        raise ConfigError(f"{node.get('_target_')}: {str(error.__cause__ or error).splitlines()[0]}") from error
+        raise ConfigError(f"{node['_target_']}: {first_line(error.__cause__ or error)}") from error
 
 
 def accepted(node: DictConfig, **kwargs: Any) -> dict[str, Any]:
@@ -163,6 +170,18 @@ def accepted(node: DictConfig, **kwargs: Any) -> dict[str, Any]:
 
     parameters = inspect.signature(get_object(node["_target_"])).parameters
     return {key: value for key, value in kwargs.items() if key in parameters and key not in node}
+
+
+PRECISIONS = ("32-true", "bf16-mixed")
+
+
+def check_precision(precision: str) -> None:
+    """Raise `ConfigError` for a precision in which Langevin steps are lost or closures are not called."""
+    require(
+        precision in PRECISIONS,
+        f"trainer.precision={precision} cannot be used for sampling: fp16 loss scaling skips and rescales steps, and "
+        f"half-precision parameters lose steps of size √(2ε·kT). Choose one of {', '.join(PRECISIONS)}",
+    )
 
 
 def differences(ours: dict[str, Any], theirs: dict[str, Any], prefix: str = "") -> Iterator[str]:

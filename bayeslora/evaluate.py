@@ -1,6 +1,10 @@
 """python -m bayeslora.evaluate run_dir=…: predict with every draw of a run, write metrics.json and the report.
 
 Works on finished and half-finished runs; repeating it writes the same numbers again.
+
+Examples:
+    python -m bayeslora.evaluate run_dir=outputs/quickstart/2026-11-24_12-00-00
+    python -m bayeslora.evaluate run_dir=… split=validation
 """
 
 from __future__ import annotations
@@ -9,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from bayeslora.cli import run_command
+from bayeslora.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -26,18 +31,19 @@ class Predictions:
     """What one streamed pass over all draws leaves.
 
     Attributes:
+        targets: true classes [N].
         map: log p [N, C] of the MAP baseline, or None.
         ensemble: log p [N, C] of all draws.
         chains: metrics of each chain's ensemble.
-        draws: metrics of each single draw.
+        draws: metrics of the single draws of each chain, by name: [draws].
         cumulative: metrics of the ensemble of the first so many draws (in rounds over the chains).
-        steps, scalars: step and scalars of each draw, chain by chain.
     """
 
+    targets: Tensor
     map: Tensor | None
     ensemble: Tensor
     chains: list[dict[str, float]]
-    draws: list[dict[str, float]]
+    draws: list[dict[str, list[float]]]
     cumulative: dict[str, list[float]] = field(default_factory=dict)
 
 
@@ -54,64 +60,61 @@ def evaluate(run: RunDirectory, setup: Setup) -> dict[str, Any]:
 
     posterior = Posterior.load(run.root, setup.model())
     if not len(posterior):
-        from bayeslora.errors import DataError
-
         raise DataError(f"{run.root} holds no draws yet; repeat the training command with run_dir={run.root}")
-    split = setup.evaluation_split()
-    predictions = predict(posterior, setup, split.targets.cpu())
-    metrics = summarise(posterior, predictions, split.targets.cpu(), run.config.get("provenance", {}))
+    predictions = predict(posterior, setup)
+    series = scalar_series(posterior)
+    provenance = run.config.get("provenance", {})
+    metrics = summarise(predictions, series) | {
+        "provenance": provenance | {"split": setup.cfg.evaluate.split, "draws": len(posterior), "chains": len(series)}
+    }
     run.write_metrics(metrics)
-    _write_report(run, setup, posterior, predictions, metrics, split.targets.cpu())
+    _write_report(run, setup, predictions, series, metrics)
     return metrics
 
 
-def predict(posterior: Posterior, setup: Setup, targets: Tensor) -> Predictions:
+def predict(posterior: Posterior, setup: Setup) -> Predictions:
     """One pass over all draws; holds one [N, C] tensor a chain, whatever the number of draws."""
     from bayeslora.diagnostics.metrics import metrics
     from bayeslora.posterior import Mixture
 
-    loader = setup.loader(setup.evaluation_split())
-    mixtures = {store.chain: Mixture() for store in posterior.stores}
-    whole, singles, curve = Mixture(), [], {name: [] for name in ("draws", *METRICS)}  # type: ignore[var-annotated]
+    split = setup.evaluation_split()
+    loader, targets = setup.loader(split), split.targets.cpu()
+    whole, chains = Mixture(), {store.chain: Mixture() for store in posterior.stores}
+    singles: dict[int, dict[str, list[float]]] = {chain: {name: [] for name in METRICS} for chain in chains}
+    curve: dict[str, list[float]] = {name: [] for name in ("draws", *METRICS)}
     for draws in posterior.rounds():
         for draw in draws:
             log_probs = posterior.predict_draw(draw, loader)
-            mixtures[draw.chain].add(log_probs)
+            chains[draw.chain].add(log_probs)
             whole.add(log_probs)
-            singles.append(metrics(log_probs, targets))
-        values: dict[str, float] = {"draws": whole.count} | metrics(whole.log_probs, targets)
-        for name, series in curve.items():
-            series.append(values[name])
-    chains = [metrics(mixture.log_probs, targets) for mixture in mixtures.values()]
-    return Predictions(posterior.predict_map(loader), whole.log_probs, chains, singles, curve)
+            for name, value in metrics(log_probs, targets).items():
+                singles[draw.chain][name].append(value)
+        for name, value in ({"draws": whole.count} | metrics(whole.log_probs, targets)).items():
+            curve[name].append(value)
+    per_chain = [metrics(mixture.log_probs, targets) for mixture in chains.values()]
+    baseline = posterior.predict_map(loader)
+    return Predictions(targets, baseline, whole.log_probs, per_chain, list(singles.values()), curve)
 
 
-def summarise(
-    posterior: Posterior, predictions: Predictions, targets: Tensor, provenance: dict[str, Any]
-) -> dict[str, Any]:
-    """The content of `metrics.json`."""
+def summarise(predictions: Predictions, series: list[dict[str, Any]]) -> dict[str, Any]:
+    """The content of `metrics.json` but for its provenance."""
     import numpy as np
 
     from bayeslora.diagnostics.convergence import convergence
     from bayeslora.diagnostics.metrics import metrics
 
-    draws = {name: np.array([draw[name] for draw in predictions.draws]) for name in METRICS}
+    def single(name: str) -> dict[str, float | None]:
+        chains = [np.array(draws[name]) for draws in predictions.draws]
+        values = np.concatenate(chains)
+        sd = float(values.std(ddof=1)) if len(values) > 1 else None
+        return {"mean": float(values.mean()), "sd": sd, "mcse": convergence(chains).mcse_mean}
+
     return {
-        "map": None if predictions.map is None else metrics(predictions.map, targets),
-        "draw": {
-            name: {
-                "mean": float(values.mean()),
-                "sd": float(values.std(ddof=1)) if len(values) > 1 else None,
-            }
-            for name, values in draws.items()
-        },
-        "ensemble": metrics(predictions.ensemble, targets),
+        "map": None if predictions.map is None else metrics(predictions.map, predictions.targets),
+        "draw": {name: single(name) for name in METRICS},
+        "ensemble": metrics(predictions.ensemble, predictions.targets),
         "chains": predictions.chains,
-        "diagnostics": {
-            name: convergence([scalars[name] for scalars in scalar_series(posterior)]).to_json()
-            for name in ("potential", "l2_norm")
-        },
-        "provenance": provenance | {"examples": len(targets), "draws": len(posterior), "chains": len(posterior.stores)},
+        "diagnostics": {name: convergence([s[name] for s in series]).to_json() for name in ("potential", "l2_norm")},
     }
 
 
@@ -119,84 +122,37 @@ def scalar_series(posterior: Posterior) -> list[dict[str, Any]]:
     """Scalars of the kept draws as arrays [draws], one dictionary a chain; with `step`."""
     import numpy as np
 
-    series = []
-    for store in posterior.stores:
-        records = store.records()
-        names = records[0].scalars if records else {}
-        series.append(
-            {name: np.array([record.scalars.get(name, np.nan) for record in records]) for name in names}
-            | {"step": np.array([record.step for record in records])}
-        )
-    return series
+    def arrays(records: list[Any]) -> dict[str, Any]:
+        scalars = {name: np.array([r.scalars.get(name, np.nan) for r in records]) for name in records[0].scalars}
+        return scalars | {"step": np.array([r.step for r in records])}
 
-
-def describe(setup: Setup) -> list[tuple[str, str]]:
-    """Settings for the report, temperature, prior and augmentation first."""
-    cfg, data, plan, prior = setup.cfg, setup.data, setup.plan, setup.potential.prior
-    temperature = {1.0: "1 (the Bayes posterior)", 0.0: "0 (MAP)"}.get(cfg.temperature, f"{cfg.temperature:g}")
-    if cfg.temperature not in (0.0, 1.0):
-        temperature += " (tempered: not the Bayes posterior)"
-    scaling = " / fan-in on weights" if prior.scaling == "fan_in" else ""
-    overrides = "".join(f"; {pattern}: {value:g}" for pattern, value in prior.overrides.items())
-    params = sum(p.numel() for p in setup.model().parameters() if p.requires_grad)
-    sampler = {key: value for key, value in cfg.sampler.items() if not str(key).startswith("_")}
-    return [
-        ("Temperature", temperature),
-        ("Prior", f"Gaussian, variance {prior.variance:g}{scaling}{overrides}"),
-        ("Augmentation", data.augmentation),
-        ("Data", f"{data.name}: N = {len(data.train):,} training examples; evaluated on {cfg.evaluate.split}"),
-        ("Model", f"{cfg.model._target_.rsplit('.', 1)[-1]}, {params:,} parameters"
-                  + "".join(f", {k} {v}" for k, v in cfg.model.items() if not str(k).startswith("_"))),
-        ("Sampler", cfg.sampler._target_.rsplit(".", 1)[-1] + "".join(f", {k} {v:g}" if isinstance(v, float) else
-                                                                       f", {k} {v}" for k, v in sampler.items())),
-        ("Chains", f"{cfg.chain.num_chains} × ({plan.warmup:,} warm-up + {plan.burn_in:,} burn-in + "
-                   f"{plan.num_draws:,} draws × {plan.thin:,} steps), batch {cfg.chain.batch_size or 'full'}"),
-        ("Precision", f"{cfg.trainer.precision} on {cfg.trainer.accelerator}"),
-        ("Seed", str(cfg.seed)),
-    ]  # fmt: skip
-
-
-def notes(setup: Setup, posterior: Posterior) -> list[str]:
-    """What a reader must know before the numbers."""
-    cfg = setup.cfg
-    found = {store.chain: len(store) for store in posterior.stores}
-    wanted = setup.plan.num_draws
-    out = [
-        f"Chain {chain} has {found.get(chain, 0)} of {wanted} draws: the run is not finished."
-        for chain in range(cfg.chain.num_chains)
-        if found.get(chain, 0) < wanted
-    ]
-    if cfg.temperature not in (0.0, 1.0):
-        out.append(f"Temperature {cfg.temperature:g}: this is a tempered posterior, not the Bayes posterior (T = 1).")
-    if setup.data.augment is not None:
-        out.append("Training images were augmented, which softens the likelihood: the target is not the plain posterior.")
-    return [*out, *setup.data.notes]
+    return [arrays(store.records()) for store in posterior.stores]
 
 
 def _write_report(
-    run: RunDirectory, setup: Setup, posterior: Posterior, predictions: Predictions, metrics: dict[str, Any], targets: Tensor
+    run: RunDirectory, setup: Setup, predictions: Predictions, series: list[dict[str, Any]], metrics: dict[str, Any]
 ) -> None:
+    """Write `diagnostics.nc` and `report/`; print the table and where the report is."""
     from rich.console import Console
 
     from bayeslora.diagnostics.convergence import to_inference_data
     from bayeslora.diagnostics.metrics import reliability
+    from bayeslora.report.describe import notes, settings, title
     from bayeslora.report.page import ReportData, write_report
     from bayeslora.report.table import metrics_table
 
-    series = scalar_series(posterior)
     to_inference_data({name: [s[name] for s in series] for name in series[0] if name != "step"}, run.diagnostics_file)
     diagrams = {"MAP": predictions.map, "Ensemble": predictions.ensemble}
-    cfg = setup.cfg
     data = ReportData(
-        title=f"{cfg.name}: {cfg.sampler._target_.rsplit('.', 1)[-1]} on {setup.data.name}",
-        settings=describe(setup),
+        title=title(setup),
+        settings=settings(setup),
         metrics=metrics,
         steps=[s["step"] for s in series],
         potential=[s["potential"] for s in series],
         l2_norm=[s["l2_norm"] for s in series],
         cumulative=predictions.cumulative,
-        reliability={name: reliability(p, targets) for name, p in diagrams.items() if p is not None},
-        notes=notes(setup, posterior),
+        reliability={name: reliability(p, predictions.targets) for name, p in diagrams.items() if p is not None},
+        notes=notes(setup, {chain: len(run.store(chain)) for chain in range(setup.cfg.chain.num_chains)}),
     )
     page = write_report(data, run.report)
     console = Console()
@@ -209,15 +165,13 @@ def evaluate_run(cfg: DictConfig) -> dict[str, Any]:
     from omegaconf import OmegaConf
 
     from bayeslora.build import build
-    from bayeslora.errors import ConfigError
     from bayeslora.rundir import RunDirectory
 
-    unknown = set(cfg) - {"run_dir", "split", "batch_size"}
+    unknown = sorted(set(cfg) - {"run_dir", "split", "batch_size"})
     if unknown:
-        raise ConfigError(f"unknown key {', '.join(sorted(unknown))}: evaluate takes run_dir, split and batch_size")
+        raise ConfigError(f"unknown key {', '.join(unknown)}: evaluate takes run_dir, split and batch_size")
     run = RunDirectory(cfg.run_dir)
-    config = {key: value for key, value in run.config.items() if key != "provenance"}
-    recorded = OmegaConf.create(config)
+    recorded = OmegaConf.create({key: value for key, value in run.config.items() if key != "provenance"})
     for key in ("split", "batch_size"):
         if cfg[key] is not None:
             recorded.evaluate[key] = cfg[key]

@@ -7,7 +7,6 @@ import netrc
 import os
 import warnings
 
-
 from lightning.pytorch.loggers import Logger, WandbLogger
 from omegaconf import DictConfig
 
@@ -44,5 +43,3 @@ def quiet_lightning() -> None:
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="lightning.*")
-
-

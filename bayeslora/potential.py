@@ -11,11 +11,12 @@ from __future__ import annotations
 import fnmatch
 import math
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from bayeslora.errors import Problems, require
 
@@ -73,11 +74,30 @@ class Prior:
         Returns:
             Scalar, or [K] with a chain axis.
         """
+        precisions = [self.precision(name, p.shape[chain_axes:]) for name, p in params.items()]
+        if chain_axes == 0:
+            return _GaussianEnergy.apply(precisions, *params.values())
         terms = [
-            p.square().flatten(chain_axes).sum(-1) * (0.5 * self.precision(name, p.shape[chain_axes:]))
-            for name, p in params.items()
+            0.5 * c * p.square().flatten(chain_axes).sum(-1) for c, p in zip(precisions, params.values(), strict=True)
         ]
         return torch.stack(terms).sum(0)
+
+
+class _GaussianEnergy(torch.autograd.Function):
+    """½ Σₜ λₜ‖θₜ‖² with gradient λₜθₜ, all tensors in one call each way: an op a tensor slows a small net by 15 %."""
+
+    @staticmethod
+    def forward(ctx: Any, precisions: list[float], *params: Tensor) -> Tensor:
+        ctx.precisions = precisions
+        ctx.save_for_backward(*params)
+        norms = torch.stack(torch._foreach_norm(params))
+        return 0.5 * (norms.square() * norms.new_tensor(precisions)).sum()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        scaled = torch._foreach_mul(ctx.saved_tensors, ctx.precisions)
+        return None, *torch._foreach_mul(scaled, upstream)
 
 
 class Potential:
@@ -117,7 +137,7 @@ class Potential:
         data_term = nll.to(torch.promote_types(nll.dtype, torch.float32)).mean(-1)
         return data_term + self.prior.energy(params, chain_axes=nll.ndim - 1) / self.num_data
 
-    def kT(self, temperature: float) -> float:  # noqa: N802 - the physicists' name
+    def kT(self, temperature: float) -> float:
         """Thermal energy per example, T/N: the only thing a sampler knows of N and T.
 
         Raises:

@@ -38,7 +38,7 @@ def generator(seed: int, chain: int, step: int, purpose: str, device: torch.devi
 
 @contextmanager
 def seeded(seed: int, chain: int, step: int, purpose: str) -> Iterator[None]:
-    """Seed torch's global CPU generator inside the block, and restore it after (for library code such as weight init)."""
+    """Seed torch's global CPU generator inside the block and restore it after: for library code such as weight init."""
     with torch.random.fork_rng(devices=[]):
         torch.random.default_generator.manual_seed(derive_seed(seed, chain, step, purpose))
         yield

@@ -14,7 +14,8 @@ import yaml
 
 from bayeslora.config import differences
 from bayeslora.errors import ConfigError, DataError
-from bayeslora.posterior.store import DrawStore, write_atomically
+from bayeslora.files import write_atomically
+from bayeslora.posterior.store import DrawStore
 
 PACKAGES = ("bayeslora", "torch", "lightning", "hydra-core", "torchvision", "transformers", "peft", "arviz")
 FREE_TO_CHANGE = {"provenance", "run_dir", "logger", "callbacks", "evaluate", "trainer"}
@@ -46,7 +47,9 @@ class RunDirectory:
         try:
             loaded = yaml.safe_load(self.config_file.read_text())
         except FileNotFoundError:
-            raise DataError(f"{self.root} is no run directory: it has no config.yaml. Give run_dir=… of a run") from None
+            raise DataError(
+                f"{self.root} is no run directory: it has no config.yaml. Give run_dir=… of a run"
+            ) from None
         except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
             raise DataError(f"cannot read {self.config_file}: {str(error).splitlines()[0]}") from error
         if not isinstance(loaded, dict):

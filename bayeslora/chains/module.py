@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from bayeslora.chains.plan import Phase, Plan
-from bayeslora.errors import DivergedError, require
+from bayeslora.config import check_precision
+from bayeslora.errors import DivergedError
 from bayeslora.models.modes import frozen_statistics, set_sampling_mode
 from bayeslora.potential import Potential, categorical_nll
 from bayeslora.samplers import Sampler, schedules
@@ -24,17 +25,6 @@ MakeSampler = Callable[..., Sampler]
 """params, kT=, seed=, chain= -> Sampler"""
 MakeOptimizer = Callable[..., Optimizer]
 """params -> the warm-up's optimizer"""
-
-PRECISIONS = ("32-true", "bf16-mixed")
-
-
-def check_precision(precision: str) -> None:
-    """Raise `ConfigError` for a precision in which Langevin steps are lost or closures are not called."""
-    require(
-        precision in PRECISIONS,
-        f"trainer.precision={precision} cannot be used for sampling: fp16 loss scaling skips and rescales steps, and "
-        f"half-precision parameters lose steps of size √(2ε·kT). Choose one of {', '.join(PRECISIONS)}",
-    )
 
 
 class SamplingModule(LightningModule):
@@ -101,7 +91,7 @@ class SamplingModule(LightningModule):
     @property
     def sampler(self) -> Sampler:
         """The sampler itself, without Lightning's wrapper."""
-        return self.optimizers()[1].optimizer  # type: ignore[index, union-attr, return-value]
+        return self.optimizers()[1].optimizer  # type: ignore[index, return-value]
 
     @property
     def step_size(self) -> float:
@@ -112,7 +102,7 @@ class SamplingModule(LightningModule):
     def configure_optimizers(self) -> list[Optimizer]:
         """The warm-up's optimizer and the sampler, over the same parameters."""
         params = list(self.params.values())
-        kT = self.potential.kT(self.temperature)  # noqa: N806
+        kT = self.potential.kT(self.temperature)
         optimizers = [self._make_warmup(params), self._make_sampler(params, kT=kT, seed=self.seed, chain=self.chain)]
         self._base_rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
         return optimizers

@@ -30,7 +30,7 @@ class Progress(Callback):
         self._live: Live | None = None
         self._shown = self._started = 0.0
 
-    def on_train_start(self, trainer: Trainer, module: SamplingModule) -> None:  # type: ignore[override]
+    def on_train_start(self, trainer: Trainer, module: SamplingModule) -> None:  # type: ignore[override]  # noqa: ARG002
         self._started, self._shown, self._first = time.monotonic(), 0.0, trainer.global_step
         if self.console.is_terminal:
             self._live = Live(console=self.console, auto_refresh=False, transient=True)

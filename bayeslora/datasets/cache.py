@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from bayeslora.errors import DataError
+from bayeslora.files import replaced
 
 log = logging.getLogger(__name__)
 
@@ -105,12 +105,7 @@ def _read(path: Path) -> Tensors | None:
 def _write(tensors: Tensors, path: Path) -> None:
     """Keep the tensors: all of them under the final name, or nothing."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".writing-") as folder:
-            temporary = Path(folder) / path.name
+        with replaced(path) as temporary:
             save_file(tensors, temporary, {"sha256": _digest(tensors)})
-            with temporary.open("rb+") as file:
-                os.fsync(file.fileno())
-            temporary.replace(path)
     except (OSError, SafetensorError) as error:
         log.warning("the cache %s cannot be written (%s): the data will be decoded again next time", path.parent, error)

@@ -196,9 +196,9 @@ class Cifar100(Cifar10):
     label: ClassVar[str] = "fine_label"
     stored_classes: ClassVar[tuple[str, ...]] = CIFAR100_CLASSES
 
+    _: KW_ONLY
     mean: Sequence[float] = (0.5071, 0.4866, 0.4409)
     std: Sequence[float] = (0.2673, 0.2564, 0.2762)
-    _: KW_ONLY
     labels: str = "fine"
 
     @property

@@ -63,6 +63,8 @@ def channel_problems(mean: Sequence[float], std: Sequence[float], channels: int)
     problems = [
         f"dataset.{name} must be {channels} numbers, one a channel, not {list(values)}"
         for name, values in (("mean", mean), ("std", std))
-        if len(values) != channels
+        if len(values) != channels or not all(isinstance(value, int | float) for value in values)
     ]
-    return problems + [f"dataset.std must be above 0, not {list(std)}"] * any(value <= 0 for value in std)
+    if not problems and min(std) <= 0:
+        problems.append(f"dataset.std must be above 0, not {list(std)}")
+    return problems

@@ -106,13 +106,11 @@ class ParquetImages:
 
         with _readable(file):
             schema = pq.read_schema(file)
-        image, label = (schema.field(name).type if name in schema.names else None for name in ("img", self.label))
-        if not (_holds_bytes(image) and str(label).startswith(("int", "uint"))):
-            hint = next(
-                (f" (perhaps {hint})" for name, hint in CHOICES.items() if {"img", name} <= {*schema.names}), ""
-            )
+        columns = dict(zip(schema.names, schema.types, strict=True))
+        if not (_holds_bytes(columns.get("img")) and str(columns.get(self.label)).startswith(("int", "uint"))):
+            likely = [f" (perhaps {choice})" for name, choice in CHOICES.items() if {"img", name} <= columns.keys()]
             raise DataError(
-                f"{file} holds another dataset{hint}: its columns are {', '.join(schema.names)},"
+                f"{file} holds another dataset{''.join(likely)}: its columns are {', '.join(columns)},"
                 f" while {self.title} has encoded images in img and whole numbers in {self.label}"
             )
         names = _class_names(schema, self.label)
@@ -128,19 +126,19 @@ class ParquetImages:
 
         with _readable(file):
             table = pq.read_table(file, columns=["img", self.label], partitioning=None)
-            labels = table[self.label].cast(pa.int64()).fill_null(-1).to_numpy()
-        wrong = np.flatnonzero((labels < 0) | (labels >= len(self.class_names)))
-        if len(wrong):
-            raise DataError(
-                f"{file}, row {wrong[0]}: the label is {table[self.label][int(wrong[0])].as_py()}, outside the"
-                f" {len(self.class_names)} classes of {self.title}; fetch the shard again, or choose its own dataset"
-            )
+            labels = table[self.label].cast(pa.int64()).to_pylist()
+        for row, label in enumerate(labels):
+            if label is None or not 0 <= label < len(self.class_names):
+                raise DataError(
+                    f"{file}, row {row}: the label is {label}, outside the {len(self.class_names)} classes of"
+                    f" {self.title}; fetch the shard again, or choose its own dataset"
+                )
         column = table["img"]
         cells = pc.struct_field(column, "bytes") if pa.types.is_struct(column.type) else column
         images = np.empty((len(cells), SIZE, SIZE, 3), np.uint8)
         for row, cell in enumerate(cells):
             images[row] = _decode(cell.as_py(), file, row)
-        return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), torch.from_numpy(labels.copy())
+        return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), torch.tensor(labels, dtype=torch.int64)
 
 
 @contextmanager
@@ -151,7 +149,8 @@ def _readable(file: Path) -> Iterator[None]:
     try:
         yield
     except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{file} cannot be read, it is corrupt or cut short ({error}); fetch it again") from error
+        reason = " ".join(str(error).split())
+        raise DataError(f"{file} cannot be read, it is corrupt or cut short ({reason}); fetch it again") from error
 
 
 def _holds_bytes(column: pa.DataType | None) -> bool:

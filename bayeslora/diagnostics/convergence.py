@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -10,6 +9,8 @@ from pathlib import Path
 from types import ModuleType
 
 import numpy as np
+
+from bayeslora.files import replaced
 
 MIN_DRAWS = 4
 """Draws a chain needs: R-hat and ESS split every chain in two, and a variance takes two draws."""
@@ -82,10 +83,8 @@ def to_inference_data(scalars: Mapping[str, Sequence[np.ndarray]], path: Path) -
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="More chains", category=UserWarning)
         data = arviz.from_dict(posterior=posterior)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.tmp")
-    data.to_netcdf(str(temporary))
-    os.replace(temporary, path)
+    with replaced(path) as temporary:
+        data.to_netcdf(str(temporary))
 
 
 def _arviz() -> ModuleType:

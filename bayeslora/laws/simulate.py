@@ -41,7 +41,8 @@ class Moment:
         return abs(self.z) < 4
 
     def __str__(self) -> str:
-        return f"{self.name}: expected {self.expected:.5g}, sampled {self.sampled:.5g} ± {self.standard_error:.2g}, z = {self.z:+.1f}"
+        sampled = f"{self.sampled:.5g} ± {self.standard_error:.2g}"
+        return f"{self.name}: expected {self.expected:.5g}, sampled {sampled}, z = {self.z:+.1f}"
 
 
 def one_stream(sampler_class: type[Sampler]) -> type[Sampler]:

@@ -45,7 +45,7 @@ class GaussianMean:
         self._source = generator(self.seed, 0, 0, "law/batches")
 
     @property
-    def kT(self) -> float:  # noqa: N802
+    def kT(self) -> float:
         return self.potential.kT(self.temperature)
 
     @property
@@ -129,7 +129,11 @@ def stationary_density(kernel: np.ndarray) -> np.ndarray:
 
 
 def moments_on_line(
-    drift: Callable[[np.ndarray], np.ndarray], lr: float, kT: float, reach: float, cells: int = 1200  # noqa: N803
+    drift: Callable[[np.ndarray], np.ndarray],
+    lr: float,
+    kT: float,
+    reach: float,
+    cells: int = 1200,
 ) -> dict[str, float]:
     """E|θ| and Eθ² of θ ← θ − ε·drift(θ) + √(2ε·kT) ξ in one dimension, by quadrature of its transition kernel.
 
@@ -147,7 +151,13 @@ def moments_on_line(
 
 
 def moments_of_radius(
-    radial_drift: Callable[[np.ndarray], np.ndarray], dim: int, lr: float, kT: float, reach: float, cells: int = 600  # noqa: N803
+    radial_drift: Callable[[np.ndarray], np.ndarray],
+    dim: int,
+    lr: float,
+    kT: float,
+    *,
+    reach: float,
+    cells: int = 600,
 ) -> dict[str, float]:
     """E r and E r² of the radius r = ‖θ‖ where the drift is radial, by quadrature of its transition kernel.
 

@@ -1,6 +1,7 @@
 """Nets as functions of plain arguments."""
 
+from bayeslora.models.modes import frozen_statistics, set_sampling_mode
 from bayeslora.models.resnet import resnet18, resnet20, resnet_small
 from bayeslora.models.wide_resnet import wide_resnet, wrn28_10
 
-__all__ = ["resnet18", "resnet20", "resnet_small", "wide_resnet", "wrn28_10"]
+__all__ = ["frozen_statistics", "resnet18", "resnet20", "resnet_small", "set_sampling_mode", "wide_resnet", "wrn28_10"]

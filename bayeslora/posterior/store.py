@@ -17,6 +17,7 @@ from safetensors.torch import save as save_safetensors
 from torch import Tensor
 
 from bayeslora.errors import DataError
+from bayeslora.files import write_atomically
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ class DrawStore:
         return len(self.records())
 
     def records(self) -> list[Record]:
-        """The manifest's lines in the order of the draws, up to the first missing index; unreadable lines are skipped."""
+        """The manifest's lines in the order of the draws, up to the first missing one; unreadable lines are skipped."""
         found = self._records()
         return [found[i] for i in range(len(found)) if all(j in found for j in range(i + 1))]
 
@@ -138,32 +139,16 @@ def parse_record(line: bytes) -> Record | None:
     return record if whole and numbers and isinstance(record.sha256, str) else None
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that it is there whole or not at all: temporary name, fsync, rename, fsync of the folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
-
-
 def write_tensors(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
     """Write tensors by name as safetensors, atomically."""
     write_atomically(path, serialise(state, metadata))
 
 
 def serialise(state: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> bytes:
-    """Tensors by name as safetensors bytes, equal for equal input (one metadata entry: the format leaves their order open)."""
+    """Tensors by name as safetensors bytes, equal for equal input.
+
+    The metadata is one entry, since the format writes several in an order of its own.
+    """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     return save_safetensors(tensors, metadata={"bayeslora": json.dumps(dict(metadata), sort_keys=True)})
 

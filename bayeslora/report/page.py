@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
 
 from bayeslora.diagnostics.metrics import Reliability
+from bayeslora.files import write_atomically
 from bayeslora.report import plots, table
 
 
@@ -76,8 +76,8 @@ def write_report(data: ReportData, folder: Path) -> Path:
         if plot.png is None:
             target.unlink(missing_ok=True)
         else:
-            _write(target, plot.png)
-    return _write(folder / "index.html", _page(data, predictive, traces).encode())
+            write_atomically(target, plot.png)
+    return write_atomically(folder / "index.html", _page(data, predictive, traces).encode())
 
 
 def _page(data: ReportData, predictive: list[Plot], traces: list[Plot]) -> str:
@@ -159,11 +159,3 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, st
             yield from _flat(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
-
-
-def _write(path: Path, content: bytes) -> Path:
-    """Write a file under a temporary name, then rename it."""
-    temporary = path.with_name(f"{path.name}.tmp")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
-    return path

@@ -83,7 +83,7 @@ def rows(metrics: Metrics) -> list[Row]:
 def metrics_table(metrics: Metrics) -> Table:
     """The rows as a table for the terminal, the best of each column in bold."""
     table = Table(box=box.SIMPLE_HEAD)
-    table.add_column("")
+    table.add_column("", no_wrap=True)
     for column in COLUMNS:
         table.add_column(column.title, justify="right", no_wrap=True)
     for row in rows(metrics):
@@ -180,9 +180,9 @@ def _sources(metrics: Metrics) -> list[tuple[str, Metrics]]:
     chains = metrics.get("chains") or []
     candidates = [
         ("MAP", metrics.get("map")),
-        ("Single draw, mean ± sd", metrics.get("draw")),
-        *((f"Chain {index}, ensemble", chain) for index, chain in enumerate(chains) if len(chains) > 1),
-        ("Ensemble of all draws", metrics.get("ensemble")),
+        ("Draw ± sd", metrics.get("draw")),
+        *((f"Chain {index}", chain) for index, chain in enumerate(chains) if len(chains) > 1),
+        ("Ensemble", metrics.get("ensemble")),
     ]
     return [(label, values) for label, values in candidates if values]
 

@@ -44,7 +44,7 @@ class Sampler(Optimizer):
         self,
         params: Iterable[Any],
         lr: float,
-        kT: float,  # noqa: N803
+        kT: float,
         seed: int,
         chain: int | Sequence[int] = 0,
         **settings: Any,
@@ -53,7 +53,7 @@ class Sampler(Optimizer):
         self.kT, self.seed = kT, seed
         self.stacked = not isinstance(chain, int)
         self.chains = [chain] if isinstance(chain, int) else list(chain)
-        self.state["chain"] = {"step": 0}
+        self.memory["step"] = 0
         problems = Problems()
         for group in self.param_groups:
             with problems.collect():
@@ -88,12 +88,12 @@ class Sampler(Optimizer):
     @property
     def steps(self) -> int:
         """Steps taken so far (kept in `state_dict`)."""
-        return self.state["chain"]["step"]
+        return self.memory["step"]
 
     @property
     def memory(self) -> dict[str, Any]:
         """What the sampler remembers from step to step (vectors like θ, by name); saved in `state_dict`."""
-        return self.state["chain"]
+        return self.state["chain"]  # type: ignore[index]  # torch keeps keys that are no tensors as they are
 
     @property
     def lr(self) -> StepSize:
@@ -101,14 +101,16 @@ class Sampler(Optimizer):
         rates = [group["lr"] for group in self.param_groups]
         if len(set(rates)) == 1:
             return rates[0]
-        return torch.cat([
-            torch.full((self._size(p),), group["lr"], dtype=p.dtype, device=p.device)
-            for group in self.param_groups
-            for p in group["params"]
-        ])
+        return torch.cat(
+            [
+                torch.full((self._size(p),), group["lr"], dtype=p.dtype, device=p.device)
+                for group in self.param_groups
+                for p in group["params"]
+            ]
+        )
 
     def noise(self, like: Tensor, step: int | None = None, purpose: str = "noise") -> Tensor | None:
-        """Standard normal ξ of a step (default: this one), shaped like θ; None at kT = 0, where nothing would come of it."""
+        """Standard normal ξ of a step (default: this one), shaped like θ; None at kT = 0, where it has no effect."""
         if self.kT == 0:
             return None
         step = self.steps if step is None else step
@@ -179,7 +181,9 @@ class Sampler(Optimizer):
                 "every sampled parameter (its prior term does)?"
             )
         if any(p.grad.is_sparse for p in self._params):  # type: ignore[union-attr]
-            raise RuntimeError("a gradient is sparse; samplers need dense gradients (set sparse=False on the embedding)")
+            raise RuntimeError(
+                "a gradient is sparse; samplers need dense gradients (set sparse=False on the embedding)"
+            )
         gradient = self._join([p.grad for p in self._params])  # type: ignore[misc]
         if not (torch.isfinite(potential).all() and torch.isfinite(gradient).all()):
             raise DivergedError(
@@ -190,7 +194,9 @@ class Sampler(Optimizer):
 
     def _check_params(self) -> None:
         shapes = {p.shape[:1] for p in self._params}
-        require(len({(p.dtype, p.device) for p in self._params}) == 1, "sampled parameters must share one dtype and device")
+        require(
+            len({(p.dtype, p.device) for p in self._params}) == 1, "sampled parameters must share one dtype and device"
+        )
         require(
             self._params[0].dtype in (torch.float32, torch.float64),
             f"sampled parameters are {self._params[0].dtype}: a Langevin step is lost in half precision. Keep the "

@@ -22,7 +22,7 @@ def descend(theta: Tensor, gradient: Tensor, lr: StepSize) -> Tensor:
     return theta.add(gradient, alpha=-lr)
 
 
-def sgld(theta: Tensor, gradient: Tensor, noise: Tensor | None, lr: StepSize, kT: float) -> Tensor:  # noqa: N803
+def sgld(theta: Tensor, gradient: Tensor, noise: Tensor | None, lr: StepSize, kT: float) -> Tensor:
     """Euler–Maruyama step of overdamped Langevin dynamics: θ − ε g + √(2ε·kT) ξ.
 
     Args:

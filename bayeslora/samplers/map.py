@@ -34,7 +34,7 @@ class MAP(Sampler):
         self,
         params: Iterable[Any],
         lr: float,
-        kT: float = 0.0,  # noqa: N803, ARG002
+        kT: float = 0.0,  # noqa: ARG002
         seed: int = 0,
         chain: int | Sequence[int] = 0,
         *,

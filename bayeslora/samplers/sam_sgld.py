@@ -41,7 +41,7 @@ class SAMSGLD(Sampler):
         self,
         params: Iterable[Any],
         lr: float,
-        kT: float,  # noqa: N803
+        kT: float,
         seed: int,
         chain: int | Sequence[int] = 0,
         *,

@@ -30,7 +30,6 @@ from PIL import Image
 from bayeslora.datasets import sources
 from bayeslora.datasets.base import Data
 from bayeslora.datasets.cifar import CIFAR10_CLASSES, CIFAR100_CLASSES, COARSE_OF_FINE, SUPERCLASSES, Cifar10, Cifar100
-from bayeslora.datasets.sources import ParquetImages
 from bayeslora.errors import ConfigError, DataError
 
 ENDINGS = {"train": ("00000-of-00002", "00001-of-00002"), "test": ("00000-of-00001",)}
@@ -100,7 +99,7 @@ def test_parquet_shards_are_read_in_order(tmp_path: Path, below: str, flat: bool
 def test_the_second_load_decodes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = parquet(tmp_path / "cifar")
     first = Cifar10(folder).load()
-    monkeypatch.delattr(ParquetImages, "read")
+    monkeypatch.delattr(sources, "_decode")
     second = Cifar10(folder).load()
     check_toy(second)
     assert second.notes == first.notes
@@ -261,9 +260,9 @@ def test_folders_without_the_dataset_are_refused_by_the_constructor(tmp_path: Pa
         "file": "is a file",
         "empty": "holds nothing",
         "notes": r"holds readme\.txt",
-        "packed": "still packed: run `tar xzf",
-        "other": "choose dataset=cifar100",
-        "other/cifar-100-python": "choose dataset=cifar100",
+        "packed": "holds cifar-10-python.tar.gz, which is still packed: run `tar xzf",
+        "other": "holds another dataset, cifar-100-python: choose dataset=cifar100",
+        "other/cifar-100-python": "holds another dataset, cifar-100-python: choose dataset=cifar100",
     }.items():
         with pytest.raises(DataError, match=rf"{name} {message}.*dataset\.path must be a folder that holds") as caught:
             Cifar10(tmp_path / name)
@@ -289,7 +288,7 @@ def test_another_datasets_shards_are_refused_by_the_constructor(tmp_path: Path) 
 
 def test_all_wrong_settings_are_reported_together(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
-        Cifar100(tmp_path / "nowhere", labels="rough", validation_size=-1, limit_test=0, mean=[0.5], std=[1, 1, 0])
+        Cifar100(tmp_path / "nowhere", labels="rough", validation_size=-1, limit_test=0, mean=[0.5], std=["1"] * 3)  # type: ignore[list-item]
     assert [problem.split()[0] for problem in caught.value.problems] == [
         "dataset.labels='rough'",
         "dataset.validation_size",
@@ -298,6 +297,8 @@ def test_all_wrong_settings_are_reported_together(tmp_path: Path) -> None:
         "dataset.std",
         str(tmp_path / "nowhere"),
     ]
+    with pytest.raises(ConfigError, match="std must be above 0"):
+        Cifar10(std=[0.2, 0.2, 0])
 
 
 # torchvision's layout and downloads: torchvision's own code runs, on small batches whose checksums it is told
@@ -389,7 +390,7 @@ def test_pickles_that_are_not_the_official_ones_are_never_executed(tmp_path: Pat
     with pytest.raises(DataError, match="data_batch_1, data_batch_2"):
         Cifar10(tmp_path).load()
     assert not mark.exists()
-    pickle.loads((place / "test_batch").read_bytes())  # the trap does work
+    pickle.loads((place / "test_batch").read_bytes())  # noqa: S301  (the trap does work)
     assert mark.exists()
 
 
@@ -419,7 +420,7 @@ def test_a_failed_download_says_which_file_to_put_where(tmp_path: Path, monkeypa
     for dataset, torchvisions in ((Cifar10, torchvision.datasets.CIFAR10), (Cifar100, torchvision.datasets.CIFAR100)):
         monkeypatch.setattr(torchvisions, "url", f"http://127.0.0.1:{closed_port()}/{torchvisions.filename}")
         start = time.monotonic()
-        with pytest.raises(DataError, match="downloading failed: .*refused") as caught:
+        with pytest.raises(DataError, match=r"downloading failed: .*refused") as caught:
             dataset().load()
         assert time.monotonic() - start < 5
         message = str(caught.value)
@@ -438,7 +439,7 @@ def test_a_host_that_does_not_answer_fails_in_time(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(sources, "DOWNLOAD_TIMEOUT", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setattr(torchvision.datasets.CIFAR10, "url", f"http://127.0.0.1:{silent.getsockname()[1]}/x")
-        with pytest.raises(DataError, match="downloading failed: .*timed out"):
+        with pytest.raises(DataError, match=r"downloading failed: .*timed out"):
             Cifar10().load()
     assert socket.getdefaulttimeout() is None
 

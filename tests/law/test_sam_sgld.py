@@ -8,11 +8,11 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from law import mutants
 
 from bayeslora.laws import Moment, Quadratic, compare, one_stream, simulate
 from bayeslora.laws.targets import moments_of_radius, moments_on_line
 from bayeslora.samplers import SAMSGLD, SGLD, Sampler
+from law import mutants
 
 Make = Callable[..., Sampler]
 A, KT, LR, RHO = 2.0, 0.5, 0.05, 0.4

@@ -7,16 +7,16 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from law import mutants
 
 from bayeslora.diagnostics.convergence import convergence
 from bayeslora.laws import GaussianMean, Moment, compare, one_stream, simulate
 from bayeslora.samplers import SGLD, Sampler
+from law import mutants
 
 Make = Callable[..., Sampler]
 
 
-def law_of_sgld(make: Make, target: GaussianMean, lr: float, kT: float | None = None) -> list[Moment]:  # noqa: N803
+def law_of_sgld(make: Make, target: GaussianMean, lr: float, kT: float | None = None) -> list[Moment]:
     """Mean, variance and lag-one autocovariance of θ against the AR(1) law."""
     variance, phi = target.sgld_variance(lr), 1 - lr * target.curvature
     sampler = make([target.state], lr=lr, kT=target.kT if kT is None else kT, seed=1, chain=range(target.chains))
@@ -101,15 +101,17 @@ def test_effective_sample_size_of_our_diagnostics_matches_the_exact_autocorrelat
 
 @pytest.mark.parametrize("fault", ["noise", "prior", "batch for N", "temperature"])
 def test_the_law_goes_red_for(fault: str):
-    target = GaussianMean(temperature=4 if fault == "temperature" else 1, batch_size=5 if fault == "batch for N" else None)
+    target = GaussianMean(
+        temperature=4 if fault == "temperature" else 1, batch_size=5 if fault == "batch for N" else None
+    )
     make: Make = one_stream(SGLD)
-    kT = target.kT  # noqa: N806
+    kT = target.kT
     if fault == "noise":
         make = mutants.LOUD_SGLD
     elif fault == "prior":
         mutants.drop_prior(target)
     elif fault == "batch for N":
-        kT = target.temperature / 5  # noqa: N806
+        kT = target.temperature / 5
     else:
-        kT = 1 / (target.temperature * target.num_data)  # noqa: N806
+        kT = 1 / (target.temperature * target.num_data)
     assert broken(law_of_sgld(make, target, lr=0.1, kT=kT))

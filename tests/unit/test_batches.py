@@ -173,6 +173,12 @@ def test_the_training_split_is_not_copied_where_it_is_already_on_the_device() ->
     assert Batches(data, 5, seed=0, chain=0).train.inputs.data_ptr() == data.train.inputs.data_ptr()
 
 
+@pytest.mark.parametrize("batch_size", [5, None])
+def test_nothing_of_a_batch_stays_on_the_cpu(batch_size: int | None) -> None:
+    batches = Batches(toy(RandomShift(1, flip=True)), batch_size, 0, 0, "meta")  # mixed devices would raise
+    assert {tensor.device.type for tensor in batches(0)} == {"meta"}
+
+
 @pytest.mark.parametrize("batch_size", [1, 5, N, 100])
 def test_evaluation_goes_through_a_split_once_in_order(batch_size: int) -> None:
     data = toy()

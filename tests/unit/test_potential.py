@@ -47,7 +47,7 @@ def test_prior_energy_and_gradient_are_those_of_the_density(prior, variances):
 
 
 def test_minibatch_potentials_average_to_the_full_one():
-    """Ũ over disjoint batches of equal size averages to U/N exactly: likelihood and prior each enter with their weight."""
+    """Ũ over disjoint batches of equal size averages to U/N exactly: likelihood and prior each have their weight."""
     source = torch.Generator().manual_seed(1)
     theta = {"w": torch.randn(3, 7, generator=source, dtype=torch.float64)}
     x, y = torch.randn(60, 7, generator=source, dtype=torch.float64), torch.randint(3, (60,), generator=source)

@@ -171,10 +171,10 @@ def test_rows_are_map_draw_chains_and_ensemble_with_the_best_marked() -> None:
     labels = [row.label for row in found]
     assert labels == [
         "MAP",
-        "Single draw, mean ± sd",
-        "Chain 0, ensemble",
-        "Chain 1, ensemble",
-        "Ensemble of all draws",
+        "Draw ± sd",
+        "Chain 0",
+        "Chain 1",
+        "Ensemble",
     ]
     assert [cell.text for cell in found[1].cells] == [
         "95.20 ± 0.20 %",

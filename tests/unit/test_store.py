@@ -108,9 +108,9 @@ def test_posterior_predicts_the_mean_of_its_draws(tmp_path):
     posterior = Posterior.load(tmp_path, model)
     targets = torch.zeros(11, dtype=torch.long)
     predicted = posterior.predict(lambda: zip(x.split(4), targets.split(4), strict=True))
-    expected = torch.stack([
-        (x @ s["weight"].T + s["bias"]).softmax(1) for s in (state(0), state(10), state(11))
-    ]).mean(0)
+    expected = torch.stack([(x @ s["weight"].T + s["bias"]).softmax(1) for s in (state(0), state(10), state(11))]).mean(
+        0
+    )
     torch.testing.assert_close(predicted.exp(), expected)
     assert [[(d.chain, d.index) for d in r] for r in posterior.rounds()] == [[(0, 0), (1, 0)], [(1, 1)]]
     assert isinstance(next(posterior.draws(chain=1)), Draw)

@@ -1,0 +1,79 @@
+"""A run's settings in words, for the report."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+    from bayeslora.build import Setup
+    from bayeslora.potential import Prior
+
+
+def title(setup: Setup) -> str:
+    """Name of the run, sampler and data."""
+    return f"{setup.cfg.name}: {_class(setup.cfg.sampler)} on {setup.data.name}"
+
+
+def settings(setup: Setup) -> list[tuple[str, str]]:
+    """(label, value) pairs; temperature, prior and augmentation first, since results mean nothing without them."""
+    cfg, data, plan = setup.cfg, setup.data, setup.plan
+    count = sum(p.numel() for p in setup.model().parameters() if p.requires_grad)
+    return [
+        ("Temperature", temperature(cfg.temperature)),
+        ("Prior", prior(setup.potential.prior)),
+        ("Augmentation", data.augmentation),
+        ("Data", f"{data.name}: N = {len(data.train):,} training examples; evaluated on {cfg.evaluate.split}"),
+        ("Model", f"{_with_arguments(cfg.model)}; {count:,} sampled parameters"),
+        ("Sampler", _with_arguments(cfg.sampler)),
+        ("Chains", f"{cfg.chain.num_chains} × {plan.total:,} steps of batch {cfg.chain.batch_size or 'full'}"),
+        ("Plan of a chain", f"{plan.warmup:,} warm-up, {plan.burn_in:,} burn-in, {plan.num_draws} draws × {plan.thin}"),
+        ("Precision", f"{cfg.trainer.precision} on {cfg.trainer.accelerator}"),
+        ("Seed", str(cfg.seed)),
+    ]  # fmt: skip
+
+
+def notes(setup: Setup, draws: Mapping[int, int]) -> list[str]:
+    """What a reader must know before the numbers; `draws` is the number kept by chain."""
+    return list(_notes(setup, draws))
+
+
+def _notes(setup: Setup, draws: Mapping[int, int]) -> Iterator[str]:
+    wanted = setup.plan.num_draws
+    for chain, kept in draws.items():
+        if kept < wanted:
+            yield f"Chain {chain} has {kept} of {wanted} draws: the run is not finished."
+    if setup.cfg.temperature not in (0.0, 1.0):
+        yield f"Temperature {setup.cfg.temperature:g}: a tempered posterior, not the Bayes posterior (T = 1)."
+    if setup.data.augment is not None:
+        yield "Training images were augmented, which softens the likelihood: the target is not the plain posterior."
+    yield from setup.data.notes
+
+
+def temperature(value: float) -> str:
+    """T with what it means."""
+    meaning = {1.0: "the Bayes posterior", 0.0: "MAP"}.get(value, "tempered: not the Bayes posterior")
+    return f"{value:g} ({meaning})"
+
+
+def prior(value: Prior) -> str:
+    """The prior's family and variances."""
+    scaling = " / fan-in on weights" if value.scaling == "fan_in" else ""
+    overrides = "".join(f"; {pattern}: {variance:g}" for pattern, variance in value.overrides.items())
+    return f"Gaussian, mean 0, variance {value.variance:g}{scaling}{overrides}"
+
+
+def _class(node: DictConfig) -> str:
+    return str(node._target_).rsplit(".", 1)[-1]
+
+
+def _with_arguments(node: DictConfig) -> str:
+    """A target's class and its arguments."""
+    arguments = [f"{key!s} {_short(value)}" for key, value in node.items() if not str(key).startswith("_")]
+    return ", ".join([_class(node), *arguments])
+
+
+def _short(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
