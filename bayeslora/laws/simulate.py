@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -52,24 +53,28 @@ def one_stream(sampler_class: type[Sampler]) -> type[Sampler]:
     """
 
     class OneStream(sampler_class):  # type: ignore[valid-type, misc]
-        def noise(self, like: Tensor, step: int | None = None, purpose: str = "noise") -> Tensor | None:
-            if self.kT == 0:
-                return None
+        def draw(
+            self, like: Tensor, method: str = "normal_", purpose: str = "noise", step: int | None = None
+        ) -> Tensor:
             source = generator(self.seed, 0, self.steps if step is None else step, purpose, like.device)
-            return torch.randn(like.shape, generator=source, dtype=like.dtype, device=like.device)
+            return getattr(torch.empty_like(like), method)(generator=source)
 
     OneStream.__name__ = sampler_class.__name__
     return OneStream
 
 
-def simulate(
-    sampler: Sampler, closure: Callable[[], Tensor], observe: Observe, *, burn_in: int, steps: int
-) -> dict[str, Tensor]:
+class Target(Protocol):
+    """What is sampled: gives the closure of each step, on a fresh minibatch."""
+
+    def minibatch(self) -> Callable[[], Tensor]: ...
+
+
+def simulate(sampler: Sampler, target: Target, observe: Observe, *, burn_in: int, steps: int) -> dict[str, Tensor]:
     """Time averages of observed quantities, per chain.
 
     Args:
         sampler: over the stacked chains.
-        closure: the sampler's closure.
+        target: gives the closures.
         observe: see `Observe`.
         burn_in: steps before the first observation.
         steps: steps observed.
@@ -78,10 +83,10 @@ def simulate(
         Quantity -> [K] time averages, one an independent chain.
     """
     for _ in range(burn_in):
-        sampler.step(closure)
+        sampler.step(target.minibatch())
     totals: dict[str, Tensor] = {}
     for _ in range(steps):
-        sampler.step(closure)
+        sampler.step(target.minibatch())
         for name, value in observe().items():
             totals[name] = totals.get(name, 0) + value
     return {name: total / steps for name, total in totals.items()}

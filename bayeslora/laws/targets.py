@@ -41,8 +41,13 @@ class GaussianMean:
             self.num_data, generator=generator(self.seed, 0, 0, "law/data"), dtype=torch.float64
         )
         self.potential = Potential(Prior(self.prior_variance), self.num_data)
-        self.state = torch.nn.Parameter(torch.full((self.chains, 1), self.mean, dtype=torch.float64))
+        self.tensors = [torch.nn.Parameter(torch.full((self.chains, 1), self.mean, dtype=torch.float64))]
         self._source = generator(self.seed, 0, 0, "law/batches")
+
+    @property
+    def state(self) -> Tensor:
+        """θ of all chains, [K, 1]."""
+        return self.tensors[0].detach()
 
     @property
     def kT(self) -> float:
@@ -65,14 +70,20 @@ class GaussianMean:
             return 0.0
         return self.data.var(correction=0).item() / self.noise_sd**4 / self.batch_size
 
-    def closure(self) -> Tensor:
-        """Ũ [K] on one minibatch a chain, and its gradient."""
-        if self.batch_size is None:
-            batch = self.data.expand(self.chains, -1)
-        else:
+    def minibatch(self) -> Callable[[], Tensor]:
+        """A fresh minibatch for every chain, as the closure that gives Ũ [K] on it and its gradient."""
+        batch = self.data.expand(self.chains, -1)
+        if self.batch_size is not None:
             batch = self.data[torch.randint(self.num_data, (self.chains, self.batch_size), generator=self._source)]
-        nll = 0.5 * ((batch - self.state) / self.noise_sd) ** 2
-        potential = self.potential(nll, {"theta": self.state})
+        return lambda: self._potential(batch)
+
+    def full(self) -> Tensor:
+        """Ũ [K] on all the data, and its gradient."""
+        return self._potential(self.data.expand(self.chains, -1))
+
+    def _potential(self, batch: Tensor) -> Tensor:
+        (theta,) = self.tensors
+        potential = self.potential(0.5 * ((batch - theta) / self.noise_sd) ** 2, {"theta": theta})
         potential.sum().backward()
         return potential
 
@@ -91,15 +102,18 @@ class Quadratic:
         kT: thermal energy.
         chains: K stacked chains.
         split: sizes of the tensors over which θ is spread (they sum to D); the law must not notice.
+        gradient_sd: standard deviation of independent Gaussian noise on every coordinate of the gradient.
     """
 
     precision: Tensor
     kT: float = 1.0
     chains: int = 2048
     split: tuple[int, ...] = ()
+    gradient_sd: float = 0.0
 
     def __post_init__(self) -> None:
         dim = len(self.precision)
+        self._source = generator(0, 0, 0, "law/gradient")
         start = torch.randn(self.chains, dim, generator=generator(0, 0, 0, "law/start"), dtype=torch.float64)
         self.tensors = [torch.nn.Parameter(part.clone()) for part in start.split(self.split or (dim,), dim=1)]
 
@@ -108,12 +122,17 @@ class Quadratic:
         """θ joined, [K, D]."""
         return torch.cat([t.detach() for t in self.tensors], dim=1)
 
-    def closure(self) -> Tensor:
-        """Ũ [K] and its gradient."""
-        theta = torch.cat(list(self.tensors), dim=1)
-        potential = 0.5 * ((theta @ self.precision) * theta).sum(1)
-        potential.sum().backward()
-        return potential
+    def minibatch(self) -> Callable[[], Tensor]:
+        """The closure of one step: Ũ [K] and its gradient, with gradient noise (if any) drawn once."""
+        noise = self.gradient_sd * torch.randn(self.state.shape, generator=self._source, dtype=torch.float64)
+
+        def closure() -> Tensor:
+            theta = torch.cat(list(self.tensors), dim=1)
+            potential = 0.5 * ((theta @ self.precision) * theta).sum(1) + (noise * theta).sum(1)
+            potential.sum().backward()
+            return potential
+
+        return closure
 
 
 def stationary_density(kernel: np.ndarray) -> np.ndarray:

@@ -53,7 +53,7 @@ class Sampler(Optimizer):
         self.kT, self.seed = kT, seed
         self.stacked = not isinstance(chain, int)
         self.chains = [chain] if isinstance(chain, int) else list(chain)
-        self.memory["step"] = 0
+        self.state["chain"] = {"step": 0}  # type: ignore[index]  # torch keeps keys that are no tensors as they are
         problems = Problems()
         for group in self.param_groups:
             with problems.collect():
@@ -93,7 +93,7 @@ class Sampler(Optimizer):
     @property
     def memory(self) -> dict[str, Any]:
         """What the sampler remembers from step to step (vectors like θ, by name); saved in `state_dict`."""
-        return self.state["chain"]  # type: ignore[index]  # torch keeps keys that are no tensors as they are
+        return self.state["chain"]  # type: ignore[index]
 
     @property
     def lr(self) -> StepSize:
@@ -109,15 +109,37 @@ class Sampler(Optimizer):
             ]
         )
 
-    def noise(self, like: Tensor, step: int | None = None, purpose: str = "noise") -> Tensor | None:
-        """Standard normal ξ of a step (default: this one), shaped like θ; None at kT = 0, where it has no effect."""
-        if self.kT == 0:
-            return None
+    def draw(self, like: Tensor, method: str = "normal_", purpose: str = "noise", step: int | None = None) -> Tensor:
+        """Fresh random numbers shaped like θ: every chain's own, a function of (seed, chain, step, purpose).
+
+        Args:
+            like: [D] or [K, D].
+            method: in-place method of a tensor that fills it, `"normal_"` or `"uniform_"`.
+            purpose: names the stream; streams are independent.
+            step: of which step; default this one.
+        """
+        out = torch.empty_like(like)
         step = self.steps if step is None else step
-        xi = torch.empty_like(like)
-        for row, chain in zip(xi.view(len(self.chains), -1), self.chains, strict=True):
-            row.normal_(generator=generator(self.seed, chain, step, purpose, like.device))
-        return xi
+        for row, chain in zip(out.view(len(self.chains), -1), self.chains, strict=True):
+            getattr(row, method)(generator=generator(self.seed, chain, step, purpose, like.device))
+        return out
+
+    def noise(self, like: Tensor) -> Tensor | None:
+        """This step's Langevin noise ξ ~ N(0, I), shaped like θ; None at kT = 0, where it has no effect."""
+        return None if self.kT == 0 else self.draw(like)
+
+    def freeze(self) -> None:
+        """Stop adapting: called once, when burn-in ends and draws are kept. Samplers that adapt nothing ignore it."""
+        self.memory["frozen"] = True
+
+    @property
+    def frozen(self) -> bool:
+        """Whether `freeze` was called."""
+        return self.memory.get("frozen", False)
+
+    def diagnostics(self) -> dict[str, float]:
+        """What the sampler can say of its own health, by name; recorded with every draw."""
+        return {}
 
     # -- the optimizer's side ----------------------------------------------------------------------------------
 

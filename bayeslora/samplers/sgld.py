@@ -2,30 +2,94 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal
+
+import torch
 from torch import Tensor
 
+from bayeslora.errors import require
 from bayeslora.samplers import functional
-from bayeslora.samplers.base import Evaluate, Sampler
+from bayeslora.samplers.base import Closure, Evaluate, Sampler
 
 
 class SGLD(Sampler):
     """Stochastic-gradient Langevin dynamics: θ ← θ − ε g + √(2ε·kT) ξ.
 
     Targets exp(−Ũ/kT) = exp(−U/T) as ε → 0. At a finite step on a quadratic of curvature a the variance is
-    (kT/a)/(1 − εa/2), and minibatch gradient noise of variance V adds to it: (2ε·kT + ε²V)/(2εa − ε²a²).
-    At kT = 0 this is plain SGD, bit for bit.
+    (kT/a)/(1 − εa/2), and minibatch gradient noise of variance V heats it to (2ε·kT + ε²V)/(2εa − ε²a²).
+    With `integrator="leimkuhler_matthews"` the noise is (ξₙ + ξₙ₊₁)/2 and a quadratic is sampled exactly at any stable
+    ε; the heating remains. Control variates (`anchor`) replace g by g(θ) − g(θ*) + ∇Ũ(θ*) on the same minibatch, which
+    removes the heating near θ* at the price of a second gradient. At kT = 0 this is plain SGD, bit for bit.
 
-    Args: as `Sampler`.
+    Args:
+        params, lr, kT, seed, chain: as `Sampler`.
+        integrator: `"euler"` or `"leimkuhler_matthews"`.
+        control_variates: the step needs an `anchor` before it; `SamplingModule` sets it at the end of the warm-up.
+
+    Raises:
+        ConfigError: unknown integrator.
 
     Example:
         >>> sampler = SGLD(model.parameters(), lr=1e-2, kT=potential.kT(1.0), seed=0)      # doctest: +SKIP
-        >>> def closure():                                                                 # doctest: +SKIP
-        ...     u = potential(nll(model(x), y), dict(model.named_parameters())); u.backward(); return u
-        >>> sampler.step(closure)                                                          # doctest: +SKIP
+        >>> for x, y in loader:                                                            # doctest: +SKIP
+        ...     sampler.step(lambda: backward(potential(nll(model(x), y), params)))
+        ...     draws.append(copy_of(params))
 
-    Source: Welling & Teh (2011), Bayesian learning via stochastic gradient Langevin dynamics.
+    Source: Welling & Teh (2011); Leimkuhler & Matthews (2013); Baker et al. (2019) for control variates.
     """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float,
+        kT: float,
+        seed: int,
+        chain: int | Sequence[int] = 0,
+        *,
+        integrator: Literal["euler", "leimkuhler_matthews"] = "euler",
+        control_variates: bool = False,
+    ) -> None:
+        self.integrator, self.control_variates = integrator, control_variates
+        self.gradients_per_step = 2 if control_variates else 1
+        super().__init__(params, lr, kT, seed, chain)
+
+    def check(self, group: dict[str, Any]) -> None:
+        super().check(group)
+        require(
+            self.integrator in ("euler", "leimkuhler_matthews"),
+            f"sampler.integrator={self.integrator!r} is unknown; choose euler or leimkuhler_matthews",
+        )
+
+    @torch.no_grad()
+    def anchor(self, full_closure: Closure) -> None:
+        """Take the present parameters as θ* of the control variates.
+
+        Args:
+            full_closure: as the closure of `step`, but on all the data.
+        """
+        self.zero_grad(set_to_none=True)
+        with torch.enable_grad():
+            potential = full_closure()
+        self.memory["anchor_gradient"] = self._gradient(potential.detach())
+        self.memory["anchor"] = self._join([p.detach() for p in self._params])
 
     def update(self, theta: Tensor, evaluate: Evaluate) -> tuple[Tensor, Tensor]:
         potential, gradient = evaluate()
-        return potential, functional.sgld(theta, gradient, self.noise(theta), self.lr, self.kT)
+        if self.control_variates:
+            require("anchor" in self.memory, "control variates need SGLD.anchor(full_closure) before the first step")
+            _, at_anchor = evaluate(self.memory["anchor"])
+            gradient = gradient - at_anchor + self.memory["anchor_gradient"]
+        if self.integrator == "euler":
+            return potential, functional.sgld(theta, gradient, self.noise(theta), self.lr, self.kT)
+        return potential, functional.leimkuhler_matthews(theta, gradient, self._pair(theta), self.lr, self.kT)
+
+    def _pair(self, theta: Tensor) -> tuple[Tensor, Tensor] | None:
+        """(ξₙ, ξₙ₊₁); ξₙ is kept from the last step, or drawn again after a restart."""
+        if self.kT == 0:
+            return None
+        kept = self.memory.pop("noise", None)
+        before = self.draw(theta) if kept is None else kept
+        after = self.draw(theta, step=self.steps + 1)
+        self.memory["noise"] = after
+        return before, after

@@ -13,8 +13,8 @@ from bayeslora.samplers import SAMSGLD, SGLD, Sampler
 class LoudNoise:
     """Noise × 1.05."""
 
-    def noise(self, like: Tensor, step: int | None = None, purpose: str = "noise") -> Tensor | None:
-        xi = super().noise(like, step, purpose)  # type: ignore[misc]
+    def noise(self, like: Tensor) -> Tensor | None:
+        xi = super().noise(like)  # type: ignore[misc]
         return None if xi is None else 1.05 * xi
 
 

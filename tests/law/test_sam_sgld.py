@@ -20,7 +20,7 @@ A, KT, LR, RHO = 2.0, 0.5, 0.05, 0.4
 
 def run(make: Make, target: Quadratic, observe, **settings: float) -> dict[str, torch.Tensor]:
     sampler = make(target.tensors, lr=LR, kT=target.kT, seed=1, chain=range(target.chains), **settings)
-    return simulate(sampler, target.closure, lambda: observe(target.state), burn_in=100, steps=300)
+    return simulate(sampler, target, lambda: observe(target.state), burn_in=100, steps=300)
 
 
 def law_in_one_dimension(make: Make, **settings: float) -> list[Moment]:
@@ -77,7 +77,7 @@ def test_drift_is_the_gradient_of_the_stated_potential():
     before = target.state.clone().requires_grad_()
     stated = 0.5 * ((before @ target.precision) * before).sum() + RHO * (before @ target.precision).norm(dim=1).sum()
     (gradient,) = torch.autograd.grad(stated, before)
-    SAMSGLD(target.tensors, lr=LR, kT=0.0, seed=0, chain=range(7), rho=RHO).step(target.closure)
+    SAMSGLD(target.tensors, lr=LR, kT=0.0, seed=0, chain=range(7), rho=RHO).step(target.minibatch())
     torch.testing.assert_close((before - target.state) / LR, gradient, rtol=1e-10, atol=1e-10)
 
 
@@ -87,7 +87,7 @@ def test_rho_zero_is_sgld_bit_for_bit():
         target = Quadratic(A * torch.eye(4, dtype=torch.float64), KT, chains=3, split=(1, 3))
         sampler = make(target.tensors, lr=LR, kT=KT, seed=5, chain=range(3), **settings)
         for _ in range(20):
-            sampler.step(target.closure)
+            sampler.step(target.minibatch())
         states.append(target.state)
     assert torch.equal(*states)
 

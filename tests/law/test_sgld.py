@@ -19,19 +19,19 @@ Make = Callable[..., Sampler]
 def law_of_sgld(make: Make, target: GaussianMean, lr: float, kT: float | None = None) -> list[Moment]:
     """Mean, variance and lag-one autocovariance of θ against the AR(1) law."""
     variance, phi = target.sgld_variance(lr), 1 - lr * target.curvature
-    sampler = make([target.state], lr=lr, kT=target.kT if kT is None else kT, seed=1, chain=range(target.chains))
+    sampler = make(target.tensors, lr=lr, kT=target.kT if kT is None else kT, seed=1, chain=range(target.chains))
     previous = torch.zeros(target.chains, dtype=torch.float64)
 
     def observe() -> dict[str, torch.Tensor]:
         nonlocal previous
-        theta = target.state.detach()[:, 0].clone()
+        theta = target.state[:, 0].clone()
         centred = theta - target.mean
         values = {"mean": theta, "variance": centred**2, "autocovariance": centred * previous}
         previous = centred
         return values
 
     burn_in = int(8 / (lr * target.curvature))
-    averages = simulate(sampler, target.closure, observe, burn_in=burn_in, steps=400)
+    averages = simulate(sampler, target, observe, burn_in=burn_in, steps=400)
     # the first lag product of the record uses a zero: it is left out by rescaling
     averages["autocovariance"] = averages["autocovariance"] * (400 / 399)
     expected = {"mean": target.mean, "variance": variance, "autocovariance": phi * variance}
@@ -84,14 +84,14 @@ def test_temperature_zero_is_plain_sgd_bit_for_bit():
 def test_effective_sample_size_of_our_diagnostics_matches_the_exact_autocorrelation_time():
     """τ = (1 + φ)/(1 − φ): ESS of chains of SGLD must be S/τ, within the spread of 64 repetitions."""
     target, lr, draws = GaussianMean(chains=256), 0.2, 1000
-    sampler = one_stream(SGLD)([target.state], lr=lr, kT=target.kT, seed=3, chain=range(256))
+    sampler = one_stream(SGLD)(target.tensors, lr=lr, kT=target.kT, seed=3, chain=range(256))
     history: list[np.ndarray] = []
 
     def observe() -> dict[str, torch.Tensor]:
-        history.append(target.state.detach()[:, 0].numpy().copy())
+        history.append(target.state[:, 0].numpy().copy())
         return {}
 
-    simulate(sampler, target.closure, observe, burn_in=50, steps=draws)
+    simulate(sampler, target, observe, burn_in=50, steps=draws)
     series = np.stack(history, axis=1)  # [256 chains, draws]
     tau = np.array([4 * draws / convergence(list(group)).ess_bulk for group in series.reshape(64, 4, draws)])
     phi = 1 - lr * target.curvature

@@ -1,0 +1,210 @@
+"""The laws as checks that a user and the tests run alike: a sampler, a target, expected and sampled moments."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bayeslora import samplers
+from bayeslora.laws import linear
+from bayeslora.laws.simulate import Moment, compare, one_stream, simulate
+from bayeslora.laws.targets import GaussianMean, Quadratic, moments_of_radius, moments_on_line
+
+Make = Callable[..., samplers.Sampler]
+
+CORRELATED = np.array([[2.0, 0.8], [0.8, 1.0]])
+
+
+@dataclass(frozen=True)
+class Check:
+    """One sampler against one exact law.
+
+    Attributes:
+        sampler: the class.
+        target: the target in words.
+        make_target: builds it with K chains.
+        expected: exact moments of the discretised recursion.
+        settings: keywords of the sampler, `lr` among them.
+        burn_in, freeze_at: steps before observing, and after which adaptation is frozen.
+    """
+
+    sampler: type[samplers.Sampler]
+    target: str
+    make_target: Callable[[int], Any]
+    expected: dict[str, float]
+    settings: dict[str, Any] = field(default_factory=dict)
+    burn_in: int = 200
+    freeze_at: int = 0
+    prepare: Callable[[samplers.Sampler, Any], None] = lambda _sampler, _target: None
+
+    @property
+    def name(self) -> str:
+        extra = [f"{v}" if isinstance(v, str) else f"{k}={v}" for k, v in self.settings.items() if k != "lr"]
+        return " ".join([self.sampler.__name__, *extra])
+
+    def run(
+        self,
+        make: Make | None = None,
+        *,
+        chains: int = 2048,
+        steps: int = 300,
+        change: Callable[[Any], None] | None = None,
+    ) -> list[Moment]:
+        """Simulate and compare.
+
+        Args:
+            make: the sampler to run in place of `self.sampler`: a mutant, in tests of the tests.
+            chains, steps: size of the simulation.
+            change: alters the target first: a mutant target.
+        """
+        target = self.make_target(chains)
+        if change is not None:
+            change(target)
+        make = make or one_stream(self.sampler)
+        sampler = make(target.tensors, kT=target.kT, seed=1, chain=range(chains), **self.settings)
+        self.prepare(sampler, target)
+        for _ in range(self.freeze_at):
+            sampler.step(target.minibatch())
+        sampler.freeze()
+        averages = simulate(sampler, target, lambda: moments(target.state), burn_in=self.burn_in, steps=steps)
+        return compare(averages, self.expected)
+
+
+def moments(theta: Tensor) -> dict[str, Tensor]:
+    """First and second moments of each chain's state [K, D], and those of |θ| and the radius."""
+    radius = theta.norm(dim=1)
+    out = {"mean r": radius, "mean r²": radius**2, "mean |θ|": theta[:, 0].abs(), "mean θ²": theta[:, 0] ** 2}
+    for i in range(theta.shape[1]):
+        out[f"mean {i}"] = theta[:, i]
+        for j in range(i, theta.shape[1]):
+            out[f"cov {i}{j}"] = theta[:, i] * theta[:, j]
+    return out
+
+
+def covariance(matrix: np.ndarray) -> dict[str, float]:
+    """Expected moments of a centred Gaussian with this covariance."""
+    d = len(matrix)
+    means = {f"mean {i}": 0.0 for i in range(d)}
+    return means | {f"cov {i}{j}": float(matrix[i, j]) for i in range(d) for j in range(i, d)}
+
+
+def quadratic(matrix: np.ndarray, kT: float = 0.5, gradient_sd: float = 0.0, split: tuple[int, ...] = ()) -> Any:
+    """Maker of a quadratic target with K chains."""
+    return lambda chains: Quadratic(torch.from_numpy(matrix), kT, chains, split, gradient_sd)
+
+
+def _gaussian(target: GaussianMean, variance: float) -> dict[str, float]:
+    """Expected moments of a Gaussian-mean target; the second one about zero."""
+    return {"mean 0": target.mean, "cov 00": variance + target.mean**2}
+
+
+def _set_memory(**vectors: list[float]) -> Callable[[samplers.Sampler, Any], None]:
+    """Give every chain's sampler the same adapted vectors, as burn-in would have left them."""
+
+    def prepare(sampler: samplers.Sampler, target: Any) -> None:
+        for name, values in vectors.items():
+            sampler.memory[name] = torch.tensor(values, dtype=torch.float64).expand(target.chains, -1).clone()
+
+    return prepare
+
+
+def linear_checks() -> Iterator[Check]:
+    """Law 2: every sampler that is linear on a quadratic, against its exact covariance."""
+    a, kT = CORRELATED, 0.5
+    correlated = quadratic(a, kT)
+    along = np.array([3.0, 4.0]) / 5
+    stretch = np.eye(2) + np.outer(along, along)
+    square = [0.36, 2.25]
+    scale = np.diag([1 / (0.01 + 0.6), 1 / (0.01 + 1.5)])
+    described = "correlated Gaussian"
+    yield Check(samplers.SGLD, described, correlated, covariance(linear.sgld(a, 0.1, kT)), {"lr": 0.1})
+    yield Check(
+        samplers.SGLD, described, correlated, covariance(linear.leimkuhler_matthews(a, 0.3, kT)),
+        {"lr": 0.3, "integrator": "leimkuhler_matthews"},
+    )  # fmt: skip
+    yield Check(samplers.ASGLD, described, correlated, covariance(linear.sgld(a, 0.1, kT)), {"lr": 0.1, "a": 0.0})
+    yield Check(
+        samplers.SAMSGLDR1, described, correlated, covariance(linear.preconditioned(a, 0.05, kT, stretch @ stretch)),
+        {"lr": 0.05, "rho": 0.0, "sigma": 1.0}, prepare=_set_memory(directions=list(along)),
+    )  # fmt: skip
+    yield Check(
+        samplers.PSGLD, described, correlated, covariance(linear.preconditioned(a, 0.08, kT, scale)),
+        {"lr": 0.08}, prepare=_set_memory(square=square),
+    )  # fmt: skip
+    yield Check(
+        samplers.SGHMC, described, correlated, covariance(linear.sghmc(a, 0.1, kT, 0.8)), {"lr": 0.1, "momentum": 0.8}
+    )
+    yield Check(
+        samplers.BAOAB, described, correlated, covariance(linear.baoab(a, 0.5, kT, 0.6)), {"lr": 0.5, "momentum": 0.6}
+    )
+    yield Check(
+        samplers.FSGLD, described, correlated, covariance(linear.fsgld(a, 0.2, kT, 0.8)), {"lr": 0.2, "sigma": 0.8}
+    )
+    yield Check(
+        samplers.EntropyMCMC, described, correlated, covariance(linear.entropy_mcmc(a, 0.1, kT, 0.5)),
+        {"lr": 0.1, "eta": 0.5}, burn_in=400,
+    )  # fmt: skip
+    yield Check(samplers.SGLRW, described, correlated, covariance(linear.sglrw(a, 0.03, kT)), {"lr": 0.03})
+
+
+def minibatch_checks() -> Iterator[Check]:
+    """Laws 3 and 10: real minibatches, prior, N and T through `Potential`; heating as predicted, or none."""
+    shape: dict[str, Any] = {"batch_size": 5, "temperature": 2.0}
+    target = GaussianMean(**shape, chains=1)
+    a, kT, v = np.array([[target.curvature]]), target.kT, target.gradient_variance
+    described = "minibatch Gaussian mean, T = 2"
+
+    def check(sampler: type[samplers.Sampler], variance: float, **settings: Any) -> Check:
+        return Check(
+            sampler, described, lambda k: GaussianMean(**shape, chains=k), _gaussian(target, variance), settings
+        )
+
+    yield check(samplers.SGLD, target.sgld_variance(0.05), lr=0.05)
+    yield check(samplers.SGHMC, float(linear.sghmc(a, 0.01, kT, 0.8, v)[0, 0]), lr=0.01, momentum=0.8)
+    yield check(samplers.SGLRW, kT / target.curvature, lr=0.02)
+    yield Check(
+        samplers.SGLD, described, lambda k: GaussianMean(**shape, chains=k), _gaussian(target, _sgld(a, 0.2, kT)),
+        {"lr": 0.2, "control_variates": True}, prepare=_anchor,
+    )  # fmt: skip
+
+
+def _sgld(a: np.ndarray, lr: float, kT: float) -> float:
+    return float(linear.sgld(a, lr, kT)[0, 0])
+
+
+def _anchor(sampler: samplers.Sampler, target: GaussianMean) -> None:
+    """Anchor the control variates where the chains stand, with the gradient of all data."""
+    sampler.anchor(target.full)  # type: ignore[attr-defined]
+
+
+def sam_checks() -> Iterator[Check]:
+    """Laws 4 and 5: the sharpness-aware law on a line, and of the radius with θ spread over several tensors."""
+    a, kT, lr, rho = 2.0, 0.5, 0.05, 0.4
+    line = moments_on_line(lambda t: a * (t + rho * np.sign(t)), lr, kT, reach=4.5)
+    radius = moments_of_radius(lambda r: a * (r + rho), 6, lr, kT, reach=5.0)
+    ball = quadratic(a * np.eye(6), kT, split=(1, 2, 3))
+    settings = {"lr": lr, "rho": rho}
+    for sampler, more in ((samplers.SAMSGLD, {}), (samplers.SAMSGLDR1, {"sigma": 0.0})):
+        yield Check(sampler, "SAM law on a line", quadratic(a * np.eye(1), kT), line, settings | more)
+        yield Check(sampler, "SAM law of the radius", ball, radius, settings | more)
+
+
+def thermostat_checks() -> Iterator[Check]:
+    """SGNHT under gradient noise of unknown size: its friction rises to what the noise calls for."""
+    a, kT, lr, momentum, sd = 1.0, 0.5, 0.02, 0.8, 2.0
+    friction = (1 - momentum) + lr * sd**2 / (2 * kT)
+    variance = float(linear.sghmc(np.array([[a]]), lr, kT, 1 - friction)[0, 0])
+    yield Check(
+        samplers.SGNHT, "noisy gradients, 50 dimensions", quadratic(a * np.eye(50), kT, gradient_sd=sd),
+        {"cov 00": variance, "mean r²": 50 * variance}, {"lr": lr, "momentum": momentum}, burn_in=800,
+    )  # fmt: skip
+
+
+def all_checks() -> list[Check]:
+    """Every sampler against every law that it has."""
+    return [*linear_checks(), *minibatch_checks(), *sam_checks(), *thermostat_checks()]

@@ -1,0 +1,81 @@
+"""Exact stationary laws of the samplers that are linear on a quadratic potential Ũ = ½ θᵀAθ.
+
+Each function writes a sampler's step as x ← F x + n with n of covariance Q, derived from its equation and not from its
+code; the stationary covariance solves S = F S Fᵀ + Q. θ comes first in x. Gradient noise has covariance V.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+Matrix = np.ndarray
+Law = Callable[..., Matrix]
+
+
+def stationary(transition: Matrix, noise: Matrix, dim: int) -> Matrix:
+    """Covariance of θ, [D, D]: the first block of the solution of S = F S Fᵀ + Q."""
+    from scipy.linalg import solve_discrete_lyapunov
+
+    return solve_discrete_lyapunov(transition, noise)[:dim, :dim]
+
+
+def sgld(a: Matrix, lr: float, kT: float, v: Matrix | float = 0.0) -> Matrix:
+    """θ ← (I − εA)θ + √(2ε·kT) ξ − ε·(gradient noise)."""
+    eye = np.eye(len(a))
+    return stationary(eye - lr * a, 2 * lr * kT * eye + lr**2 * v * eye, len(a))
+
+
+def leimkuhler_matthews(a: Matrix, lr: float, kT: float) -> Matrix:
+    """x = (θ, ξₙ): θ ← (I − εA)θ + √(2ε·kT)(ξₙ + ξₙ₊₁)/2."""
+    eye, zero = np.eye(len(a)), np.zeros_like(a)
+    half = (2 * lr * kT) ** 0.5 / 2
+    transition = np.block([[eye - lr * a, half * eye], [zero, zero]])
+    enter = np.vstack([half * eye, eye])
+    return stationary(transition, enter @ enter.T, len(a))
+
+
+def preconditioned(a: Matrix, lr: float, kT: float, g: Matrix) -> Matrix:
+    """θ ← (I − εGA)θ + √(2ε·kT) G^½ ξ, for pSGLD and rank-one SAM-SGLD at ρ = 0."""
+    return stationary(np.eye(len(a)) - lr * g @ a, 2 * lr * kT * g, len(a))
+
+
+def sghmc(a: Matrix, lr: float, kT: float, momentum: float, v: Matrix | float = 0.0) -> Matrix:
+    """x = (θ, p): p ← μp − √ε Aθ + √(2(1 − μ)kT) ξ; θ ← θ + √ε p."""
+    eye, h = np.eye(len(a)), lr**0.5
+    transition = np.block([[eye - lr * a, h * momentum * eye], [-h * a, momentum * eye]])
+    enter = np.vstack([h * eye, eye])
+    return stationary(transition, enter @ (2 * (1 - momentum) * kT * eye + lr * v * eye) @ enter.T, len(a))
+
+
+def baoab(a: Matrix, lr: float, kT: float, momentum: float) -> Matrix:
+    """x = (θ, p): B then A, O, A, each as a matrix."""
+    eye, zero, h = np.eye(len(a)), np.zeros_like(a), lr**0.5
+    kick = np.block([[eye, zero], [-h * a, eye]])
+    drift = np.block([[eye, h / 2 * eye], [zero, eye]])
+    friction = np.block([[eye, zero], [zero, momentum * eye]])
+    noise = np.block([[zero, zero], [zero, (1 - momentum**2) * kT * eye]])
+    return stationary(drift @ friction @ drift @ kick, drift @ noise @ drift.T, len(a))
+
+
+def fsgld(a: Matrix, lr: float, kT: float, sigma: float) -> Matrix:
+    """SGLD whose gradient A(θ + σz) carries noise of covariance σ²A²."""
+    return stationary(np.eye(len(a)) - lr * a, 2 * lr * kT * np.eye(len(a)) + (lr * sigma) ** 2 * a @ a, len(a))
+
+
+def entropy_mcmc(a: Matrix, lr: float, kT: float, eta: float) -> Matrix:
+    """x = (θ, θₐ), SGLD on the joint quadratic."""
+    eye, pull = np.eye(len(a)), kT / eta * np.eye(len(a))
+    joint = np.block([[a + pull, -pull], [-pull, pull]])
+    return stationary(np.eye(2 * len(a)) - lr * joint, 2 * lr * kT * np.kron(np.eye(2), eye), len(a))
+
+
+def sglrw(a: Matrix, lr: float, kT: float, v: Matrix | float = 0.0) -> Matrix:
+    """Σ = Σ − ε(AΣ + ΣA) + δ²I + offdiag(ε²(AΣA + V)): the square of a step is δ² on the diagonal, whatever V."""
+    d = len(a)
+    eye = np.eye(d)
+    off = np.diag(1 - np.eye(d).ravel())
+    system = lr * (np.kron(a, eye) + np.kron(eye, a)) - off @ (lr**2 * np.kron(a, a))
+    right = 2 * lr * kT * eye.ravel() + off @ (lr**2 * v * np.ones((d, d)) * eye).ravel()
+    return np.linalg.solve(system, right).reshape(d, d)
