@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,7 @@ from bayeslora.chains.plan import Plan
 from bayeslora.config import accepted, check_precision, gather, instantiate
 from bayeslora.datasets.base import Data, Split
 from bayeslora.datasets.batches import Batches, evaluation_batches
-from bayeslora.errors import Problems, require
+from bayeslora.errors import ConfigError, Problems, require
 from bayeslora.potential import Potential, Prior
 from bayeslora.rng import generator, seeded
 from bayeslora.rundir import RunDirectory
@@ -62,6 +63,8 @@ class Setup:
             chain=chain,
             warmup_schedule=cfg.chain.warmup.schedule,
             schedule=cfg.chain.schedule,
+            schedule_settings=plain(cfg.chain).get("schedule_settings"),
+            full_data=self.loader(self.data.train) if cfg.sampler.get("control_variates") else None,
             compile_model=cfg.trainer.compile,
         )
 
@@ -133,11 +136,15 @@ def build(cfg: DictConfig, run: RunDirectory | None = None) -> Setup:
             parts[name] = make()
 
     chain = cfg.chain
-    collect("plan", lambda: Plan(chain.warmup.steps, chain.burn_in, chain.num_draws, chain.thin))
+    collect(
+        "plan",
+        lambda: Plan(chain.warmup.steps, chain.burn_in, chain.num_draws, chain.thin, chain.cycles, chain.exploration),
+    )
     collect("prior", lambda: instantiate(cfg.prior))
     collect("dataset", lambda: instantiate(cfg.dataset))
     collect("sampler", lambda: _sampler(cfg))
     collect("warmup", lambda: _warmup(cfg))
+    collect("model", lambda: _try_model(cfg.model))
     _check_values(cfg, problems)
     if run is not None:
         with problems.collect():
@@ -173,11 +180,18 @@ def build_model(node: DictConfig, data: Data) -> nn.Module:
     return instantiate(node, **accepted(node, num_classes=data.num_classes, in_channels=data.in_channels))
 
 
+def _try_model(node: DictConfig) -> None:
+    """Build a model of this package, without memory, for the sake of the checks it makes of its settings."""
+    if node._target_.startswith("bayeslora."):
+        with torch.device("meta"):
+            instantiate(node, **accepted(node, num_classes=10))
+
+
 def _sampler(cfg: DictConfig) -> Callable[..., Any]:
     """The sampler's factory, tried once on a dummy parameter so that its settings are checked now."""
     make = instantiate(cfg.sampler)
-    make([nn.Parameter(torch.zeros(1))], kT=1.0, seed=cfg.seed, chain=0)
-    schedules.make(cfg.chain.schedule, 1)
+    with _naming("sampler"):
+        make([nn.Parameter(torch.zeros(1))], kT=1.0, seed=cfg.seed, chain=0)
     return make
 
 
@@ -185,18 +199,38 @@ def _warmup(cfg: DictConfig) -> Callable[..., Any]:
     """The warm-up optimizer's factory, tried once on a dummy parameter."""
     make = instantiate(cfg.chain.warmup.optimizer)
     lr = cfg.chain.warmup.optimizer.get("lr", 1.0)
-    require(0 < lr < float("inf"), f"chain.warmup.optimizer.lr={lr} must be a positive finite number")
-    try:
+    valid = isinstance(lr, int | float) and 0 < lr < float("inf")
+    require(valid, f"chain.warmup.optimizer.lr={lr} must be a positive finite number")
+    with _naming("chain.warmup.optimizer"):
         make([nn.Parameter(torch.zeros(1))])
-    except ValueError as error:
-        require(False, f"chain.warmup.optimizer: {error}")
-    schedules.make(cfg.chain.warmup.schedule, 1)
     return make
+
+
+@contextmanager
+def _naming(path: str) -> Iterator[None]:
+    """What a class not of this package finds wrong with its arguments, as a problem of the node at `path`."""
+    try:
+        yield
+    except ConfigError:
+        raise
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{path}: {error}") from error
 
 
 def _check_values(cfg: DictConfig, problems: Problems) -> None:
     """Values that no part of its own checks."""
     checks = [
+        *(
+            (name in schedules.SCHEDULES, f"{key}={name} is unknown; choose one of {', '.join(schedules.SCHEDULES)}")
+            for key, name in (
+                ("chain.schedule", cfg.chain.schedule),
+                ("chain.warmup.schedule", cfg.chain.warmup.schedule),
+            )
+        ),
+        (
+            cfg.trainer.num_threads is None or cfg.trainer.num_threads >= 1,
+            f"trainer.num_threads={cfg.trainer.num_threads} must be at least 1, or null",
+        ),
         (cfg.chain.num_chains >= 1, f"chain.num_chains={cfg.chain.num_chains} must be at least 1"),
         (cfg.chain.probe_size >= 1, f"chain.probe_size={cfg.chain.probe_size} must be at least 1"),
         (cfg.evaluate.batch_size >= 1, f"evaluate.batch_size={cfg.evaluate.batch_size} must be at least 1"),
@@ -224,7 +258,9 @@ def _check_against_data(cfg: DictConfig, data: Data, problems: Problems) -> None
     """What can be said only once the data are there."""
     with problems.collect():
         Batches(data, cfg.chain.batch_size, cfg.seed, 0)
+    if cfg.sampler.get("control_variates") and data.augment is not None:
+        problems.add("sampler.control_variates needs the gradient of all the data: set dataset.augment=false")
     if cfg.evaluate.split == "validation" and not len(data.validation):
-        problems.add("evaluate.split=validation needs a validation set: give dataset.validation_size=…")
+        problems.add("evaluate.split=validation needs a validation set: train with dataset.validation_size=…")
     with problems.collect():
         build_model(cfg.model, data)

@@ -20,14 +20,28 @@ def run_command(config_name: str, job: Callable[[Any], Any]) -> None:
     stderr, without a traceback (set BAYESLORA_TRACEBACK=1 to see it).
     """
     import hydra
+    from hydra.core.hydra_config import HydraConfig
     from hydra.errors import HydraException
+    from hydra.types import RunMode
     from omegaconf.errors import OmegaConfBaseException
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # hand exceptions to us instead of printing them
     sys.argv[1:] = [forced(argument) for argument in sys.argv[1:]]
+    failures: list[Exception] = []
+
+    def task(cfg: Any) -> None:
+        try:
+            job(cfg)
+        except (BayesloraError, HydraException, OmegaConfBaseException) as error:
+            if HydraConfig.get().mode == RunMode.MULTIRUN:
+                raise  # Hydra goes on to the next job and says which one failed
+            failures.append(error)
+
     code = 0
     try:
-        hydra.main(version_base="1.3", config_path=CONF_DIR, config_name=config_name)(job)()
+        hydra.main(version_base="1.3", config_path=CONF_DIR, config_name=config_name)(task)()
+        for failure in failures:
+            raise failure
     except BayesloraError as error:
         code = report(error, error.problems if isinstance(error, ConfigError) else [str(error)], error.exit_code)
     except (HydraException, OmegaConfBaseException) as error:
@@ -62,6 +76,17 @@ def report(error: BaseException, problems: list[str], code: int) -> int:
 
 def readable(error: Exception) -> str:
     """Hydra's message in one paragraph, without its internals."""
+    from hydra.errors import MissingConfigException, OverrideParseException
+
+    if isinstance(error, MissingConfigException) and error.options:
+        group, _, name = (error.missing_cfg_file or "").rpartition("/")
+        return f"there is no {group} called {name}; choose one of {', '.join(error.options)}"
+    if isinstance(error, OverrideParseException):
+        return (
+            f"cannot read {error.override.removeprefix('++')!r} on the command line: write KEY=VALUE, for example "
+            "experiment=quickstart, with quotes around a value that holds spaces, commas, brackets or equal signs"
+        )
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     kept = [line for line in lines if not re.match(r"(full_key|object_type|reference_type|Set the environment)", line)]
-    return "\n  ".join(kept).replace("++", "")
+    place = getattr(error, "full_key", None)
+    return " ".join(kept).replace("++", "") + (f" (in {place})" if place else "")

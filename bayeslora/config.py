@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Iterator
+import json
+import pkgutil
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from types import NoneType, UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -39,6 +42,9 @@ class ChainConfig:
     num_draws: int = 100
     thin: int = 200
     schedule: str = "constant"
+    schedule_settings: dict[str, Any] = field(default_factory=dict)
+    cycles: int = 0
+    exploration: float = 0.8
     probe_size: int = 1000
 
 
@@ -80,35 +86,32 @@ class RootConfig:
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
 
 
+GROUPS = ("experiment", "size")
+"""Groups that are chosen on the command line and leave no key of their own."""
+
 INJECTED = {"num_classes", "in_channels", "params", "kT", "seed", "chain"}
 """Arguments that the application fills in where a target takes them."""
 
 
 def check_config(cfg: DictConfig) -> list[str]:
     """All unknown keys and wrongly typed values of a composed configuration, each with its fix."""
-    problems = list(_check_node(cfg, RootConfig, ""))
+    problems = list(_check_node(cfg, RootConfig, "", GROUPS))
     for path in ("dataset", "model", "sampler", "prior", "chain.warmup.optimizer"):
-        node = OmegaConf.select(cfg, path)
-        if not isinstance(node, DictConfig) or "_target_" not in node:
-            problems.append(
-                f"{path} needs a _target_: choose one of the {path.split('.')[0]} configs, or name your own class"
-            )
-        else:
-            problems += _check_target(node, path)
+        problems += _check_target(OmegaConf.select(cfg, path), path)
     for group in ("logger", "callbacks"):
         for name, node in (OmegaConf.select(cfg, group) or {}).items():
             problems += _check_target(node, f"{group}.{name}")
     return problems
 
 
-def _check_node(cfg: DictConfig, schema: type, path: str) -> Iterator[str]:
-    """Keys and types of `cfg` against a dataclass, node by node."""
+def _check_node(cfg: DictConfig, schema: type, path: str, also: tuple[str, ...] = ()) -> Iterator[str]:
+    """Keys and types of `cfg` against a dataclass, node by node; `also` may be meant by an unknown key."""
     known = {f.name: f for f in fields(schema)}
     defaults = OmegaConf.structured(schema)
     for key in cfg:
         name = path + str(key)
         if key not in known:
-            yield unknown_key(name, str(key), list(known))
+            yield unknown_key(name, str(key), [*known, *also])
             continue
         nested = OmegaConf.get_type(defaults, key)
         try:
@@ -121,22 +124,55 @@ def _check_node(cfg: DictConfig, schema: type, path: str) -> Iterator[str]:
             yield f"{name}: {first_line(error)}"
 
 
-def _check_target(node: DictConfig, path: str) -> Iterator[str]:
-    """The keys of a `_target_` node against the signature of what it names."""
-    from hydra.errors import HydraException
-    from hydra.utils import get_object
-
+def _check_target(node: Any, path: str) -> Iterator[str]:
+    """The keys and plain values of a `_target_` node against the signature of what it names."""
+    if not isinstance(node, DictConfig) or "_target_" not in node:
+        yield f"{path} needs a _target_: choose one of the {path.partition('.')[0]} configs, or name your own class"
+        return
     try:
-        target = get_object(node["_target_"])
-    except (HydraException, ImportError, ValueError, AttributeError) as error:
+        target = pkgutil.resolve_name(node["_target_"])
+    except (ImportError, ValueError, AttributeError) as error:
         yield f"{path}._target_={node['_target_']} cannot be imported ({first_line(error)})"
         return
     parameters = inspect.signature(target).parameters
-    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
-        return
-    for key in node:
-        if not str(key).startswith("_") and key not in parameters:
-            yield unknown_key(f"{path}.{key!s}", str(key), [p for p in parameters if p not in INJECTED])
+    hints = _hints(_callee(target))
+    for key in (str(key) for key in node if not str(key).startswith("_")):
+        if key in parameters:
+            yield from _check_value(f"{path}.{key}", node[key], hints.get(key, Any))
+        elif not _takes_any(target):
+            yield unknown_key(f"{path}.{key}", key, [p for p in parameters if p not in INJECTED])
+
+
+def _callee(target: Any) -> Callable[..., Any]:
+    """The function whose arguments a target takes."""
+    return target.__init__ if inspect.isclass(target) else target
+
+
+def _takes_any(target: Any) -> bool:
+    """Whether a target has a `**` for anyone's arguments (in this package a `**` is for subclasses only)."""
+    kinds = {p.kind for p in inspect.signature(target).parameters.values()}
+    ours = getattr(_callee(target), "__module__", "").startswith("bayeslora.")
+    return inspect.Parameter.VAR_KEYWORD in kinds and not ours
+
+
+def _hints(callee: Callable[..., Any]) -> dict[str, Any]:
+    """Types of the arguments by name; none where they cannot be resolved at run time."""
+    try:
+        return get_type_hints(callee)
+    except (NameError, TypeError, AttributeError):
+        return {}
+
+
+PLAIN = {bool: "true or false", int: "a whole number", float: "a number", str: "text", NoneType: "null"}
+
+
+def _check_value(name: str, value: Any, hint: Any) -> Iterator[str]:
+    """A value against a type made of plain ones (`float`, `int | None`); other types are the target's own business."""
+    kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    fitting = {*kinds, int} if float in kinds else {*kinds}
+    if fitting <= PLAIN.keys() and type(value) not in fitting:
+        shown = json.dumps(value) if value is None or isinstance(value, bool) else value
+        yield f"{name}={shown} must be {' or '.join(PLAIN[kind] for kind in kinds)}"
 
 
 def unknown_key(name: str, key: str, known: list[str]) -> str:
@@ -166,9 +202,7 @@ def instantiate(node: DictConfig, **kwargs: Any) -> Any:
 
 def accepted(node: DictConfig, **kwargs: Any) -> dict[str, Any]:
     """Those of `kwargs` that the node's target takes and the node does not set itself."""
-    from hydra.utils import get_object
-
-    parameters = inspect.signature(get_object(node["_target_"])).parameters
+    parameters = inspect.signature(pkgutil.resolve_name(node["_target_"])).parameters
     return {key: value for key, value in kwargs.items() if key in parameters and key not in node}
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from bayeslora.cli import run_command
-from bayeslora.errors import ConfigError, DataError
+from bayeslora.errors import ConfigError, DataError, require
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -156,12 +156,15 @@ def _write_report(
     )
     page = write_report(data, run.report)
     console = Console()
+    if not console.is_terminal:
+        console.width = 120  # a file has no width; the table must not be cut to a guess of it
     console.print(metrics_table(metrics))
     console.print(f"report: {page}", soft_wrap=True, highlight=False)
 
 
 def evaluate_run(cfg: DictConfig) -> dict[str, Any]:
     """Evaluate the run that `cfg.run_dir` names, with `split` and `batch_size` as given."""
+    import torch
     from omegaconf import OmegaConf
 
     from bayeslora.build import build
@@ -170,11 +173,14 @@ def evaluate_run(cfg: DictConfig) -> dict[str, Any]:
     unknown = sorted(set(cfg) - {"run_dir", "split", "batch_size"})
     if unknown:
         raise ConfigError(f"unknown key {', '.join(unknown)}: evaluate takes run_dir, split and batch_size")
+    require(not OmegaConf.is_missing(cfg, "run_dir"), "which run? Give its folder: run_dir=outputs/…")
     run = RunDirectory(cfg.run_dir)
     recorded = OmegaConf.create({key: value for key, value in run.config.items() if key != "provenance"})
     for key in ("split", "batch_size"):
         if cfg[key] is not None:
             recorded.evaluate[key] = cfg[key]
+    if not torch.cuda.is_available():
+        recorded.trainer.accelerator = "cpu"  # a run from elsewhere
     return evaluate(run, build(recorded))
 
 

@@ -28,9 +28,9 @@ class Prior:
 
     Args:
         variance: σ², the variance of every parameter (constant scaling), or σ² of the unit that is divided by the
-            fan-in (fan-in scaling: weights of two or more axes get σ²/fan_in, so that activations keep their size;
-            biases and norm parameters get σ²).
+            fan-in (fan-in scaling: weights of two or more axes get σ²/fan_in, so that activations keep their size).
         scaling: `"constant"` or `"fan_in"`.
+        vectors: variance of tensors of one axis, biases and norm parameters; None: as `variance`.
         overrides: variance by pattern of parameter name (shell wildcards), taken as it is; the last match wins.
 
     Raises:
@@ -44,10 +44,16 @@ class Prior:
         variance: float = 1.0,
         scaling: Literal["constant", "fan_in"] = "constant",
         overrides: Mapping[str, float] | None = None,
+        vectors: float | None = None,
     ) -> None:
         self.variance, self.scaling, self.overrides = variance, scaling, dict(overrides or {})
+        self.vectors = variance if vectors is None else vectors
         problems = Problems()
-        for name, value in {"variance": variance, **{f"overrides[{k}]": v for k, v in self.overrides.items()}}.items():
+        for name, value in {
+            "variance": variance,
+            "vectors": self.vectors,
+            **{f"overrides[{k}]": v for k, v in self.overrides.items()},
+        }.items():
             if not (math.isfinite(value) and value > 0):
                 problems.add(f"prior.{name}={value} must be a positive finite number (a variance)")
         if scaling not in ("constant", "fan_in"):
@@ -56,9 +62,10 @@ class Prior:
 
     def precision(self, name: str, shape: torch.Size) -> float:
         """1/σ² of the tensor called `name` with this shape (without a chain axis)."""
-        variance = self.variance
-        if self.scaling == "fan_in" and len(shape) >= 2:
-            variance /= math.prod(shape[1:])
+        if len(shape) < 2:
+            variance = self.vectors
+        else:
+            variance = self.variance / (math.prod(shape[1:]) if self.scaling == "fan_in" else 1)
         for pattern, value in self.overrides.items():
             if fnmatch.fnmatchcase(name, pattern):
                 variance = value

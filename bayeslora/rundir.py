@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import shlex
 import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, version
@@ -74,10 +75,18 @@ class RunDirectory:
             )
 
     def open(self, config: dict[str, Any]) -> None:
-        """Make the folder and record the configuration, once."""
-        if not self.config_file.exists():
-            recorded = config | {"provenance": provenance()}
+        """Make the folder and record the configuration, once.
+
+        Raises:
+            ConfigError: the folder cannot be written to.
+        """
+        if self.config_file.exists():
+            return
+        recorded = config | {"provenance": provenance()}
+        try:
             write_atomically(self.config_file, yaml.safe_dump(recorded, sort_keys=False).encode())
+        except OSError as error:
+            raise ConfigError(f"run_dir={self.root} cannot be written to ({error}); choose another one") from error
 
     def write_metrics(self, metrics: dict[str, Any]) -> None:
         """Write `metrics.json`."""
@@ -91,7 +100,7 @@ def _fixed(config: dict[str, Any]) -> dict[str, Any]:
 def provenance() -> dict[str, Any]:
     """Command, commit, versions and hardware of this process."""
     return {
-        "command": " ".join(["python -m bayeslora.train", *sys.argv[1:]]),
+        "command": shlex.join(["python", *sys.orig_argv[1:]]),
         "commit": commit(),
         "python": platform.python_version(),
         "versions": {name: _version(name) for name in PACKAGES},

@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from bayeslora.cli import run_command
+from bayeslora.errors import DivergedError
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -35,10 +36,10 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     from bayeslora.rundir import RunDirectory
 
     _set_run_dir(cfg)
-    if cfg.trainer.num_threads:
-        torch.set_num_threads(cfg.trainer.num_threads)
     run = RunDirectory(cfg.run_dir)
     setup = build(cfg, run)
+    if cfg.trainer.num_threads is not None:
+        torch.set_num_threads(cfg.trainer.num_threads)
     run.open(plain(cfg))
     for chain in range(cfg.chain.num_chains):
         run_chain(setup, run, chain)
@@ -55,7 +56,7 @@ def run_chain(setup: Setup, run: RunDirectory, chain: int) -> None:
     from bayeslora.loggers import close, make_loggers, quiet_lightning
 
     cfg, plan, store = setup.cfg, setup.plan, run.store(chain)
-    if len(store) >= plan.num_draws and (chain > 0 or run.map_file.exists()):
+    if len(store) >= plan.num_draws and (chain > 0 or plan.warmup == 0 or run.map_file.exists()):
         print(f"chain {chain + 1}/{cfg.chain.num_chains}: all {plan.num_draws} draws are on disk", flush=True)  # noqa: T201
         return
     quiet_lightning()
@@ -79,8 +80,20 @@ def run_chain(setup: Setup, run: RunDirectory, chain: int) -> None:
     )
     try:
         trainer.fit(setup.module(chain), train_dataloaders=Steps(setup.batches(chain), plan.total))
+    except SystemExit:  # what Lightning makes of Ctrl-C and SIGTERM
+        raise KeyboardInterrupt from None
+    except DivergedError as error:
+        raise DivergedError(f"{error}; other settings need another run_dir. {_kept(run, chain)}") from error
     finally:
         close(loggers)
+
+
+def _kept(run: RunDirectory, last: int) -> str:
+    """What is left of a run that ended early in chain `last`, and what to do with it."""
+    kept = sum(len(run.store(chain)) for chain in range(last + 1))
+    if not kept:
+        return "No draw had been kept"
+    return f"Draws kept before this: {kept}; python -m bayeslora.evaluate run_dir={run.root} evaluates them"
 
 
 def _set_run_dir(cfg: DictConfig) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -37,12 +38,14 @@ class DrawCollector(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, module: SamplingModule, *_: Any) -> None:  # type: ignore[override]
         """Keep what the plan wants kept after this step."""
-        taken, plan = trainer.global_step, module.plan
-        if self.map_file is not None and taken == map_step(module):
-            write_tensors(self.map_file, module.state(), {"chain": self.store.chain, "step": taken})
-        index = plan.draw_after(taken)
+        taken = trainer.global_step
+        index, map_file = module.plan.draw_after(taken), self.map_file if taken == map_step(module) else None
+        if index is None and map_file is None:
+            return
+        scalars = self.scalars(trainer, module)
+        if map_file is not None:
+            write_tensors(map_file, module.state(), {"chain": self.store.chain, "step": taken})
         if index is not None:
-            scalars = self.scalars(trainer, module)
             self.store.put(index, module.state(), step=taken, scalars=scalars)
             self.kept = index + 1
             for logger in trainer.loggers:
@@ -50,19 +53,27 @@ class DrawCollector(Callback):
 
     @torch.no_grad()
     def scalars(self, trainer: Trainer, module: SamplingModule) -> dict[str, float]:
-        """Diagnostics of the present state; leaves the model's mode and statistics as they were."""
+        """Diagnostics of the present state; leaves the model's mode and statistics as they were.
+
+        Raises:
+            DivergedError: one of them is not finite.
+        """
         module.model.eval()
         with trainer.precision_plugin.forward_context():
             nll = torch.cat([categorical_nll(module.model(x), y) for x, y in self.probe()]).mean()
         set_sampling_mode(module.model)
         params = module.params
-        return {
+        scalars = {
             "potential": float(module.potential.total(nll, params)),
             "nll": float(nll),
             "prior": float(module.potential.prior.energy(params)),
             "l2_norm": float(torch.stack(torch._foreach_norm(list(params.values()))).norm()),
             "lr": module.step_size,
-        }
+        } | module.sampler.diagnostics()
+        wrong = [f"{name} {value:g}" for name, value in scalars.items() if not math.isfinite(value)]
+        if wrong:
+            raise module.diverged(", ".join(wrong), trainer.global_step)
+        return scalars
 
 
 def map_step(module: SamplingModule) -> int:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from itertools import count
 from typing import Any
@@ -15,7 +16,7 @@ from torch.optim import Optimizer
 
 from bayeslora.chains.plan import Phase, Plan
 from bayeslora.config import check_precision
-from bayeslora.errors import DivergedError
+from bayeslora.errors import ConfigError, DivergedError
 from bayeslora.models.modes import frozen_statistics, set_sampling_mode
 from bayeslora.potential import Potential, categorical_nll
 from bayeslora.samplers import Sampler, schedules
@@ -39,6 +40,8 @@ class SamplingModule(LightningModule):
         temperature: T.
         seed, chain: of the noise.
         warmup_schedule, schedule: step-size schedules of the two parts, by name.
+        schedule_settings: further arguments of `schedule`.
+        full_data: starts a pass over all training data, in batches; needed for control variates.
         compile_model: run the forward pass through `torch.compile`.
     """
 
@@ -57,6 +60,8 @@ class SamplingModule(LightningModule):
         chain: int,
         warmup_schedule: str = "cosine",
         schedule: str = "constant",
+        schedule_settings: dict[str, Any] | None = None,
+        full_data: Callable[[], Iterable[Batch]] | None = None,
         compile_model: bool = False,
     ) -> None:
         super().__init__()
@@ -66,8 +71,9 @@ class SamplingModule(LightningModule):
         self._make_sampler, self._make_warmup = sampler, warmup
         self._factors = {
             "warm-up": schedules.make(warmup_schedule, plan.warmup),
-            "sampler": schedules.make(schedule, plan.total - plan.warmup),
+            "sampler": _sampler_schedule(schedule, plan, schedule_settings or {}),
         }
+        self._full_data = full_data
         self._forward: Callable[[Tensor], Tensor] = self.model.__call__
         if compile_model and can_compile():
             self._forward = torch.compile(model)
@@ -117,13 +123,44 @@ class SamplingModule(LightningModule):
         """One step of the warm-up's optimizer or of the sampler."""
         warming_up = self.phase == "warm-up"
         number = 0 if warming_up else 1
+        if not warming_up:
+            self._enter_phase()
         optimizer = self.optimizers()[number]  # type: ignore[index]
         factor = self._factors["warm-up" if warming_up else "sampler"](
             self.steps_taken - (0 if warming_up else self.plan.warmup)
         )
         for group, rate in zip(optimizer.param_groups, self._base_rates[number], strict=True):
             group["lr"] = rate * factor
-        self.last_potential = optimizer.step(self._closure(batch, optimizer)).detach()
+        try:
+            self.last_potential = optimizer.step(self._closure(batch, optimizer)).detach()
+        except DivergedError as error:
+            value = float(self.last_potential)
+            what = "its gradient is not finite" if math.isfinite(value) else "it is not finite"
+            raise self.diverged(f"potential {value:g}, {what}", self.steps_taken + 1) from error
+
+    def _enter_phase(self) -> None:
+        """What the sampler is told when phases change: where to anchor, when to stop adapting, when to be noisy."""
+        taken, sampler = self.steps_taken, self.sampler
+        if taken == self.plan.warmup and getattr(sampler, "control_variates", False):
+            sampler.anchor(self._full_closure)  # type: ignore[attr-defined]
+        if taken == self.plan.burnt_in:
+            sampler.freeze()
+        if self.plan.cycles:
+            exploring = self.phase == "exploration"
+            sampler.kT = 0.0 if exploring else self.potential.kT(self.temperature)
+
+    def _full_closure(self) -> Tensor:
+        """Ũ of all the data, and its gradient: batches weighted by their share of N."""
+        if self._full_data is None:
+            raise ConfigError("control variates need SamplingModule(full_data=…)")
+        total = torch.zeros((), device=self.device)
+        with frozen_statistics(self.model):
+            for inputs, targets in self._full_data():
+                nll = categorical_nll(self._forward(inputs), targets)
+                share = len(targets) / self.potential.num_data * self.potential(nll, self.params)
+                self.manual_backward(share)
+                total += share.detach()
+        return total
 
     def state(self) -> dict[str, Tensor]:
         """What a draw holds: the sampled parameters and the buffers that go with them, detached."""
@@ -143,19 +180,28 @@ class SamplingModule(LightningModule):
             optimizer.zero_grad(set_to_none=True)
             with nullcontext() if next(runs) == 0 else frozen_statistics(self.model):
                 potential = self.potential(categorical_nll(self._forward(inputs), targets), self.params)
+            self.last_potential = potential.detach()
             if not torch.isfinite(potential):
-                raise DivergedError(self._divergence(potential.item()))
+                raise DivergedError(f"the potential is {potential.item()}")
             self.manual_backward(potential)
             return potential
 
         return closure
 
-    def _divergence(self, potential: float) -> str:
-        setting = "chain.warmup.optimizer.lr" if self.phase == "warm-up" else "sampler.lr"
-        return (
-            f"chain {self.chain} diverged: the potential became {potential} at step {self.steps_taken} ({self.phase}). "
-            f"Make {setting} smaller or the warm-up longer. Draws kept before this step stay readable"
-        )
+    def diverged(self, what: str, step: int) -> DivergedError:
+        """The error for what left the finite numbers in a step (the first is number 1), with the fix."""
+        phase = self.plan.phase(step - 1)
+        fix = "chain.warmup.optimizer.lr smaller" if phase == "warm-up" else "sampler.lr smaller or the warm-up longer"
+        return DivergedError(f"chain {self.chain} diverged in step {step:,} ({phase}): {what}. Make {fix}")
+
+
+def _sampler_schedule(name: str, plan: Plan, settings: dict[str, Any]) -> schedules.Schedule:
+    """The sampler's schedule, counted from the end of the warm-up, with the lengths that it takes from the plan."""
+    spans = {"exponential": {"decay_steps": plan.burn_in}, "cyclical": {"cycle_length": plan.cycle_length}}
+    factor = schedules.make(name, plan.total - plan.warmup, **spans.get(name, {}) | settings)
+    if name != "cyclical":
+        return factor
+    return lambda step: factor(max(0, step - plan.burn_in))  # the first cycle begins when burn-in is over
 
 
 def can_compile() -> bool:

@@ -7,27 +7,36 @@ from typing import Literal
 
 from bayeslora.errors import Problems
 
-Phase = Literal["warm-up", "burn-in", "sampling"]
+Phase = Literal["warm-up", "burn-in", "exploration", "sampling"]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Warm-up, burn-in and sampling, counted in steps.
+    """Warm-up, burn-in and sampling, counted in steps; sampling may go in cycles.
+
+    With cycles, each begins with an exploration at large steps and no noise, of which nothing is kept, and ends with
+    its share of the draws (cyclical SG-MCMC).
 
     Attributes:
         warmup: steps of an ordinary optimizer at T = 0, from the initial weights to MAP.
         burn_in: steps of the sampler of which nothing is kept.
         num_draws: draws kept.
         thin: steps of the sampler before each draw.
+        cycles: number of cycles, 0 for none.
+        exploration: share of a cycle that explores, in [0, 1).
 
     Raises:
-        ConfigError: a negative length, or no draws.
+        ConfigError: a negative length, no draws, or cycles that do not divide the draws.
+
+    Source: Zhang et al. (2020), Cyclical stochastic gradient MCMC, for the cycles.
     """
 
     warmup: int
     burn_in: int
     num_draws: int
     thin: int
+    cycles: int = 0
+    exploration: float = 0.8
 
     def __post_init__(self) -> None:
         problems = Problems()
@@ -36,29 +45,52 @@ class Plan:
             ("burn_in", self.burn_in, 0),
             ("num_draws", self.num_draws, 1),
             ("thin", self.thin, 1),
+            ("cycles", self.cycles, 0),
         ):
             if value < least:
                 hint = ": a chain that keeps no draw has no posterior" if name == "num_draws" else ""
                 problems.add(f"chain.{name}={value} must be at least {least}{hint}")
+        if not 0 <= self.exploration < 1:
+            problems.add(f"chain.exploration={self.exploration} must lie in [0, 1)")
+        if self.cycles > 0 and self.num_draws % self.cycles:
+            problems.add(f"chain.num_draws={self.num_draws} must be a multiple of chain.cycles={self.cycles}")
         problems.raise_if_any()
 
     @property
     def burnt_in(self) -> int:
-        """Steps taken when sampling begins."""
+        """Steps taken when the part begins of which draws are kept."""
         return self.warmup + self.burn_in
 
     @property
     def total(self) -> int:
         """Steps of the whole chain."""
-        return self.burnt_in + self.num_draws * self.thin
+        return self.burnt_in + max(1, self.cycles) * self.cycle_length
+
+    @property
+    def kept_length(self) -> int:
+        """Steps of the sampling part of a cycle (of all of it without cycles)."""
+        return self.num_draws // max(1, self.cycles) * self.thin
+
+    @property
+    def cycle_length(self) -> int:
+        """Steps of a cycle: exploration and sampling (of the sampling phase without cycles)."""
+        return round(self.kept_length / (1 - self.exploration)) if self.cycles else self.kept_length
 
     def phase(self, step: int) -> Phase:
         """Phase of step number `step`, 0 ≤ step < total."""
         if step < self.warmup:
             return "warm-up"
-        return "burn-in" if step < self.burnt_in else "sampling"
+        if step < self.burnt_in:
+            return "burn-in"
+        within = (step - self.burnt_in) % self.cycle_length
+        return "exploration" if within < self.cycle_length - self.kept_length else "sampling"
 
     def draw_after(self, steps: int) -> int | None:
         """Index of the draw kept when `steps` steps have been taken, or None."""
-        sampled = steps - self.burnt_in
-        return sampled // self.thin - 1 if sampled > 0 and sampled % self.thin == 0 else None
+        if steps <= self.burnt_in:
+            return None
+        cycle, within = divmod(steps - self.burnt_in - 1, self.cycle_length)
+        sampled = within + 1 - (self.cycle_length - self.kept_length)
+        if sampled <= 0 or sampled % self.thin:
+            return None
+        return (cycle * self.kept_length + sampled) // self.thin - 1

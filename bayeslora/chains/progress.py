@@ -48,6 +48,13 @@ class Progress(Callback):
             self._show(trainer, module)
 
     def teardown(self, trainer: Trainer, module: SamplingModule, stage: str) -> None:  # type: ignore[override]  # noqa: ARG002
+        self._stop()
+
+    def on_exception(self, trainer: Trainer, module: SamplingModule, exception: BaseException) -> None:  # type: ignore[override]  # noqa: ARG002
+        self._stop()
+
+    def _stop(self) -> None:
+        """Give the terminal back, with its cursor."""
         if self._live:
             self._live.stop()
             self._live = None

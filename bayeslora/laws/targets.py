@@ -103,6 +103,7 @@ class Quadratic:
         chains: K stacked chains.
         split: sizes of the tensors over which θ is spread (they sum to D); the law must not notice.
         gradient_sd: standard deviation of independent Gaussian noise on every coordinate of the gradient.
+        mean: of θ, zero.
     """
 
     precision: Tensor
@@ -110,6 +111,7 @@ class Quadratic:
     chains: int = 2048
     split: tuple[int, ...] = ()
     gradient_sd: float = 0.0
+    mean: float = 0.0
 
     def __post_init__(self) -> None:
         dim = len(self.precision)

@@ -62,7 +62,8 @@ def prior(value: Prior) -> str:
     """The prior's family and variances."""
     scaling = " / fan-in on weights" if value.scaling == "fan_in" else ""
     overrides = "".join(f"; {pattern}: {variance:g}" for pattern, variance in value.overrides.items())
-    return f"Gaussian, mean 0, variance {value.variance:g}{scaling}{overrides}"
+    vectors = "" if value.vectors == value.variance else f"; {value.vectors:g} on biases and norm parameters"
+    return f"Gaussian, mean 0, variance {value.variance:g}{scaling}{vectors}{overrides}"
 
 
 def _class(node: DictConfig) -> str:

@@ -82,7 +82,7 @@ def rows(metrics: Metrics) -> list[Row]:
 
 def metrics_table(metrics: Metrics) -> Table:
     """The rows as a table for the terminal, the best of each column in bold."""
-    table = Table(box=box.SIMPLE_HEAD)
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     table.add_column("", no_wrap=True)
     for column in COLUMNS:
         table.add_column(column.title, justify="right", no_wrap=True)

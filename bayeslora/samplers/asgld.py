@@ -18,8 +18,8 @@ class ASGLD(Sampler):
 
     m and v are the moments of *past* gradients, as in Adam: m ← β₁m + (1 − β₁)g, v ← β₂v + (1 − β₂)g².
     Targets exp(−U/T) only at a = 0, where it is SGLD bit for bit. Any a > 0 adds a force along the average gradient and
-    shifts the law: on the reference target (`bayeslora.laws.GaussianMean`, a = 1, ε = 0.05) the variance is about
-    BIAS_OF_ASGLD of the posterior's. It does not vanish as ε → 0.
+    shifts the law: on the reference target (`bayeslora.laws.GaussianMean`, a = 1, ε = 0.05) the variance is 0.73
+    of the posterior's, and 0.23 at ε = 0.01: the bias does not vanish as ε → 0, it grows.
 
     Args:
         params, lr, kT, seed, chain: as `Sampler`.

@@ -57,7 +57,7 @@ class SGHMC(Underdamped):
 
     Targets exp(−U/T) as ε → 0 at any μ; with v = √ε p it is SGD with momentum μ and learning rate ε, plus noise.
     `bayeslora.laws.linear.sghmc` gives its exact law on a quadratic, discretisation included: at μ = 0.9 the variance
-    is BIAS_OF_SGHMC of the posterior's for εa = 0.1. Minibatch noise of variance V heats by about εV/(2(1 − μ)·kT).
+    is 1.027 of the posterior's for εa = 0.1. Minibatch noise of variance V heats by about εV/(2(1 − μ)·kT).
 
     Args: as `Underdamped`.
 

@@ -7,32 +7,49 @@ from torch import Tensor
 
 from bayeslora.laws import GaussianMean, one_stream
 from bayeslora.potential import Potential
-from bayeslora.samplers import SAMSGLD, SGLD, Sampler
+from bayeslora.samplers import SAMSGLD, SGLRW, Sampler, functional
 
 
 class LoudNoise:
-    """Noise × 1.05."""
+    """Noise × 1.05, whichever way the sampler makes its noise."""
 
     def noise(self, like: Tensor) -> Tensor | None:
         xi = super().noise(like)  # type: ignore[misc]
         return None if xi is None else 1.05 * xi
 
+    def draw(self, like: Tensor, method: str = "normal_", purpose: str = "noise", step: int | None = None) -> Tensor:
+        xi = super().draw(like, method, purpose, step)  # type: ignore[misc]
+        return xi if method == "uniform_" or step is None else 1.05 * xi
+
 
 def loud(sampler_class: type[Sampler]) -> type[Sampler]:
+    """The sampler with noise × 1.05; the lattice walk, whose noise is its stride, with the stride × 1.05."""
+    if issubclass(sampler_class, SGLRW):
+        return type("LoudSGLRW", (LongStride, one_stream(sampler_class)), {})
     return type(f"Loud{sampler_class.__name__}", (LoudNoise, one_stream(sampler_class)), {})
 
 
-class PerTensorSAM(one_stream(SAMSGLD)):  # type: ignore[misc]
-    """The ascent normalised tensor by tensor, as the predecessor did."""
+class LongStride:
+    """δ × 1.05 at the same mean step."""
 
     def update(self, theta: Tensor, evaluate) -> tuple[Tensor, Tensor]:  # type: ignore[no-untyped-def]
-        from bayeslora.samplers import functional
-
         potential, gradient = evaluate()
-        parts = gradient.split([self._size(p) for p in self._params], dim=-1)
-        ascent = torch.cat([functional.sam_ascent(part, self.rho) for part in parts], dim=-1)
-        _, uphill = evaluate(theta + ascent)
-        return potential, functional.sgld(theta, uphill, self.noise(theta), self.lr, self.kT)
+        moved, _ = functional.lattice_walk(theta, gradient, self.draw(theta, "uniform_"), self.lr, 1.05**2 * self.kT)
+        return potential, moved
+
+
+def per_tensor(sampler_class: type[SAMSGLD]) -> type[Sampler]:
+    """The ascent normalised tensor by tensor, as the predecessor did."""
+
+    class PerTensor(one_stream(sampler_class)):  # type: ignore[misc]
+        def update(self, theta: Tensor, evaluate) -> tuple[Tensor, Tensor]:  # type: ignore[no-untyped-def]
+            potential, gradient = evaluate()
+            parts = gradient.split([self._size(p) for p in self._params], dim=-1)
+            ascent = torch.cat([functional.sam_ascent(part, self.rho) for part in parts], dim=-1)
+            _, uphill = evaluate(theta + ascent)
+            return potential, functional.sgld(theta, uphill, self.noise(theta), self.lr, self.kT)
+
+    return PerTensor
 
 
 class NoPrior(Potential):
@@ -44,7 +61,3 @@ class NoPrior(Potential):
 
 def drop_prior(target: GaussianMean) -> None:
     target.potential = NoPrior(target.potential.prior, target.num_data)
-
-
-LOUD_SGLD = loud(SGLD)
-LOUD_SAMSGLD = loud(SAMSGLD)

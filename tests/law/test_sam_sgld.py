@@ -95,11 +95,11 @@ def test_rho_zero_is_sgld_bit_for_bit():
 @pytest.mark.parametrize(
     ("law", "mutant", "settings"),
     [
-        (law_in_one_dimension, mutants.LOUD_SAMSGLD, {"rho": RHO}),
+        (law_in_one_dimension, mutants.loud(SAMSGLD), {"rho": RHO}),
         (law_in_one_dimension, one_stream(SAMSGLD), {"rho": 1.1 * RHO}),
         (law_in_one_dimension, one_stream(SGLD), {}),
-        (law_of_the_radius, mutants.LOUD_SAMSGLD, {"rho": RHO}),
-        (law_of_the_radius, mutants.PerTensorSAM, {"rho": RHO}),
+        (law_of_the_radius, mutants.loud(SAMSGLD), {"rho": RHO}),
+        (law_of_the_radius, mutants.per_tensor(SAMSGLD), {"rho": RHO}),
         (law_of_the_radius, one_stream(SGLD), {}),
     ],
 )

@@ -107,7 +107,7 @@ def test_the_law_goes_red_for(fault: str):
     make: Make = one_stream(SGLD)
     kT = target.kT
     if fault == "noise":
-        make = mutants.LOUD_SGLD
+        make = mutants.loud(SGLD)
     elif fault == "prior":
         mutants.drop_prior(target)
     elif fault == "batch for N":

@@ -33,3 +33,39 @@ def test_cosine_falls_from_one_towards_its_end():
 def test_an_unknown_schedule_lists_the_choices():
     with pytest.raises(ConfigError, match="constant, cosine"):
         schedules.make("cyclic", 10)
+
+
+def test_cycles_explore_first_and_keep_their_share_of_the_draws():
+    plan = Plan(warmup=1, burn_in=1, num_draws=4, thin=2, cycles=2, exploration=0.5)
+    assert (plan.kept_length, plan.cycle_length, plan.total) == (4, 8, 18)
+    assert [plan.phase(t) for t in range(2, 18)] == (["exploration"] * 4 + ["sampling"] * 4) * 2
+    assert {t: plan.draw_after(t) for t in range(19) if plan.draw_after(t) is not None} == {8: 0, 10: 1, 16: 2, 18: 3}
+
+
+def test_cycles_must_divide_the_draws():
+    with pytest.raises(ConfigError, match="multiple"):
+        Plan(warmup=0, burn_in=0, num_draws=5, thin=1, cycles=2)
+
+
+def test_schedules_are_what_their_equations_say():
+    assert [schedules.exponential(100, end=0.01, decay_steps=10)(t) for t in (0, 5, 10, 50)] == pytest.approx(
+        [1, 0.1, 0.01, 0.01]
+    )
+    assert schedules.polynomial(10, power=0.6, offset=4.0)(12) == pytest.approx(4**-0.6)
+    cyclical = schedules.cyclical(40, cycle_length=10)
+    assert [cyclical(t) for t in (0, 5, 10, 15)] == pytest.approx([1, 0.5, 1, 0.5])
+    assert schedules.constant(3)(2) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("polynomial", {"power": 0.4}),
+        ("polynomial", {"offset": 0.0}),
+        ("exponential", {"end": 0.0}),
+        ("cosine", {"b": 1}),
+    ],
+)
+def test_schedules_refuse_impossible_settings(name, settings):
+    with pytest.raises(ConfigError):
+        schedules.make(name, 10, **settings)

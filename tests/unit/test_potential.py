@@ -35,6 +35,7 @@ def log_prior(theta: dict[str, torch.Tensor], variances: dict[str, float]) -> to
     [
         (Prior(0.2), {"conv.weight": 0.2, "conv.bias": 0.2, "head.weight": 0.2}),
         (Prior(2.0, "fan_in"), {"conv.weight": 2 / 12, "conv.bias": 2.0, "head.weight": 2 / 5}),
+        (Prior(2.0, "fan_in", vectors=0.1), {"conv.weight": 2 / 12, "conv.bias": 0.1, "head.weight": 2 / 5}),
         (Prior(1.0, overrides={"head.*": 0.3}), {"conv.weight": 1.0, "conv.bias": 1.0, "head.weight": 0.3}),
     ],
 )

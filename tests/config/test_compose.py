@@ -1,0 +1,213 @@
+"""Every configuration in `conf/` composes, holds no key that means nothing, and makes what it names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from run.tools import composed
+from torch import nn
+
+from bayeslora.build import plain
+from bayeslora.chains.plan import Plan
+from bayeslora.cli import forced
+from bayeslora.config import CONF_DIR, RootConfig, accepted, check_config, instantiate
+from bayeslora.datasets import Cifar10, Cifar100, Digits
+from bayeslora.errors import ConfigError
+from bayeslora.potential import Prior
+from bayeslora.samplers import Sampler
+
+CONF = Path(CONF_DIR)
+EXPERIMENTS = sorted(file.stem for file in (CONF / "experiment").glob("*.yaml"))
+OPTIONS = sorted(
+    (file.parent.name, file.stem) for file in CONF.glob("*/*.yaml") if file.parent.name not in ("experiment", "hydra")
+)
+
+
+def leaves(node: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Values by dotted key."""
+    found: dict[str, Any] = {}
+    for key, value in node.items():
+        found |= leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return found
+
+
+def plan(cfg: DictConfig) -> Plan:
+    """The plan of a chain."""
+    chain = cfg.chain
+    lengths = (chain.warmup.steps, chain.burn_in, chain.num_draws, chain.thin)
+    return Plan(*lengths, *(chain[key] for key in ("cycles", "exploration") if key in chain))
+
+
+def test_the_experiments_of_the_project_are_there() -> None:
+    wanted = {
+        "quickstart",
+        "cifar10_resnet18_map",
+        "cifar10_resnet18_sgld",
+        "cifar100_wrn_sgld",
+        "cifar100_wrn_samsgld",
+    }
+    assert wanted <= set(EXPERIMENTS)
+
+
+@pytest.mark.parametrize("size", ["full", "smoke"])
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_every_experiment_makes_its_parts(experiment: str, size: str) -> None:
+    cfg = composed(f"experiment={experiment}", f"size={size}")
+    assert check_config(cfg) == []
+    assert cfg.name == experiment
+    assert isinstance(instantiate(cfg.prior), Prior)
+    dataset = instantiate(cfg.dataset)
+    assert isinstance(dataset, Cifar10 | Digits)
+    classes = 100 if isinstance(dataset, Cifar100) else 10
+    with torch.device("meta"):
+        model = instantiate(cfg.model, **accepted(cfg.model, num_classes=classes, in_channels=3))
+        assert model(torch.empty(2, 3, 32, 32)).shape == (2, classes)
+    weight = nn.Parameter(torch.zeros(3))
+    sampler = instantiate(cfg.sampler)([weight], kT=1e-3, seed=0, chain=0)
+    assert isinstance(sampler, Sampler)
+    assert sampler.param_groups[0]["lr"] == cfg.sampler.lr
+    warmup = instantiate(cfg.chain.warmup.optimizer)([weight])
+    assert warmup.param_groups[0]["lr"] == cfg.chain.warmup.optimizer.lr
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_smoke_wins_over_the_experiment_and_the_command_line_over_both(experiment: str) -> None:
+    smoke = leaves(yaml.safe_load((CONF / "size" / "smoke.yaml").read_text()))
+    cfg, full = composed(f"experiment={experiment}", "size=smoke"), composed(f"experiment={experiment}")
+    numbers = {key: value for key, value in smoke.items() if isinstance(value, int)}
+    assert len(numbers) >= 8
+    assert {key: OmegaConf.select(cfg, key) for key in numbers} == numbers
+    assert {key for key in numbers if OmegaConf.select(full, key) == numbers[key]} <= {"chain.num_draws"}
+    assert cfg.chain.batch_size <= cfg.dataset.limit_train
+    assert cfg.chain.num_chains * plan(cfg).total <= 24
+    assert plan(full).total > 1000
+    assert composed(f"experiment={experiment}", "size=smoke", "chain.thin=7").chain.thin == 7
+
+
+@pytest.mark.parametrize(("group", "option"), OPTIONS)
+def test_every_option_of_every_group_composes(group: str, option: str) -> None:
+    assert check_config(composed(f"{group}={option}")) == []
+
+
+def test_each_key_of_the_schema_has_a_default_in_conf_and_the_other_way_round() -> None:
+    def keys(node: DictConfig, schema: DictConfig, prefix: str = "") -> set[str]:
+        found = set()
+        for key in node:
+            inner = schema[key] if key in schema else None
+            nested = isinstance(inner, DictConfig) and isinstance(node[key], DictConfig)
+            found |= keys(node[key], inner, f"{prefix}{key}.") if nested else {f"{prefix}{key}"}
+        return found
+
+    schema = OmegaConf.structured(RootConfig)
+    assert keys(composed(), schema) == keys(schema, schema)
+
+
+def test_the_predecessors_plan_is_the_default_of_the_cifar_experiments() -> None:
+    for experiment in ("cifar10_resnet18_sgld", "cifar100_wrn_sgld", "cifar100_wrn_samsgld"):
+        chain = composed(f"experiment={experiment}").chain
+        assert (chain.batch_size, chain.burn_in, chain.thin, chain.num_draws) == (128, 2000, 200, 100)
+
+
+def test_the_cifar_posteriors_are_at_temperature_one_without_augmentation_and_map_at_zero() -> None:
+    for experiment in EXPERIMENTS:
+        cfg = composed(f"experiment={experiment}")
+        assert cfg.temperature == (0.0 if experiment.endswith("_map") else 1.0)
+        assert not cfg.dataset.augment
+
+
+@pytest.mark.parametrize(
+    ("argument", "expected"),
+    [
+        ("chain.thin=3", "++chain.thin=3"),
+        ("seed=0,1", "++seed=0,1"),
+        ("run_dir=/a b/c=d", "++run_dir=/a b/c=d"),
+        ("name=", "++name="),
+        ("nonsense=1", "++nonsense=1"),
+        ("model.norm=batch", "++model.norm=batch"),
+        ("model=resnet18", "model=resnet18"),
+        ("experiment=quickstart", "experiment=quickstart"),
+        ("size=smoke", "size=smoke"),
+        ("hydra.sweep.dir=x", "hydra.sweep.dir=x"),
+        ("hydra/launcher=joblib", "hydra/launcher=joblib"),
+        ("+seed=1", "+seed=1"),
+        ("++seed=1", "++seed=1"),
+        ("~logger", "~logger"),
+        ("~logger.csv=1", "~logger.csv=1"),
+        ("-m", "-m"),
+        ("--config-dir=/x", "--config-dir=/x"),
+        ("quickstart", "quickstart"),
+    ],
+)
+def test_settings_are_forced_and_groups_and_flags_left(argument: str, expected: str) -> None:
+    assert forced(argument) == expected
+
+
+@pytest.mark.parametrize(
+    ("override", "problem"),
+    [
+        ("chain.thn=3", "unknown key chain.thn: did you mean thin?"),
+        ("chain.warmup.step=3", "unknown key chain.warmup.step: did you mean steps?"),
+        ("sampler.lrr=1", "unknown key sampler.lrr: did you mean lr?"),
+        ("prior.varianc=1", "unknown key prior.varianc: did you mean variance?"),
+        ("dataset.limit=1", "unknown key dataset.limit: did you mean limit_"),
+        ("model.nrom=frn", "unknown key model.nrom: did you mean norm?"),
+        ("model.num_clases=3", "unknown key model.num_clases: known here: norm, activation, width"),
+        ("chain.warmup.optimizer.momentm=0", "unknown key chain.warmup.optimizer.momentm: did you mean momentum?"),
+        ("callbacks.progress.evry=1", "unknown key callbacks.progress.evry: did you mean every?"),
+        ("temprature=1", "unknown key temprature: did you mean temperature?"),
+        ("experimnt=quickstart", "unknown key experimnt: did you mean experiment?"),
+        ("xyz=1", "unknown key xyz: known here: name, seed"),
+        ("seed=a", "seed: Value 'a' of type 'str' could not be converted to Integer"),
+        ("chain.num_draws=1.5", "chain.num_draws: Value '1.5' of type 'float' could not be converted to Integer"),
+        ("trainer.compile=maybe", "trainer.compile: Value 'maybe' is not a valid bool"),
+        ("dataset.augment=no", "dataset.augment=no must be true or false"),
+        ("model.width=1.5", "model.width=1.5 must be a whole number"),
+        ("sampler.lr=fast", "sampler.lr=fast must be a number"),
+        ("sampler.lr=null", "sampler.lr=null must be a number"),
+        ("prior.variance=true", "prior.variance=true must be a number"),
+        ("sampler._target_=bayeslora.samplers.SGDL", "sampler._target_=bayeslora.samplers.SGDL cannot be imported"),
+        ("sampler._target_=no.such.module", "cannot be imported (No module named 'no')"),
+        ("logger.csv=null", "logger.csv needs a _target_: choose one of the logger configs"),
+        ("callbacks.mine=3", "callbacks.mine needs a _target_"),
+    ],
+)
+def test_what_means_nothing_is_named_with_the_fix(override: str, problem: str) -> None:
+    found = check_config(composed(override))
+    assert len(found) == 1
+    assert problem in found[0]
+
+
+def test_a_part_that_is_no_part_is_named() -> None:
+    cfg = composed()
+    OmegaConf.set_struct(cfg, False)
+    cfg.chain, cfg.sampler = 3, None
+    found = check_config(cfg)
+    assert [problem.split()[0].rstrip(":") for problem in found] == ["chain", "sampler", "chain.warmup.optimizer"]
+
+
+def test_values_of_the_right_kind_pass() -> None:
+    assert check_config(composed("sampler.lr=1", "seed=-1", "temperature=0", "chain.batch_size=null")) == []
+    assert check_config(composed("dataset.limit_train=null", "prior.overrides={head.*:0.5}")) == []
+    assert check_config(composed("logger=csv", "logger.csv.flush_logs_every_n_steps=5")) == []
+
+
+def test_a_targets_own_message_is_passed_on() -> None:
+    with pytest.raises(ConfigError, match=r"model\.norm='none' is unknown"):
+        instantiate(composed("model.norm=none").model, num_classes=2)
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_the_composed_configuration_is_plain_data(experiment: str) -> None:
+    values = plain(composed(f"experiment={experiment}", "run_dir=here"))
+    assert values["logger"]["csv"]["save_dir"] == "here/logs"
+    assert values["run_dir"] == "here"
+
+
+def test_evaluate_composes() -> None:
+    cfg = composed("run_dir=here", config="evaluate")
+    assert dict(cfg) == {"run_dir": "here", "split": None, "batch_size": None}

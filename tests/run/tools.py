@@ -1,0 +1,178 @@
+"""Tiny runs, commands in this process and in others, and the classes that a user might name in a configuration."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra import compose, initialize_config_dir
+from lightning import Callback, LightningModule, Trainer
+from omegaconf import DictConfig
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from bayeslora import evaluate, train
+from bayeslora.cli import forced
+from bayeslora.config import CONF_DIR
+from bayeslora.samplers import SGLD
+
+TESTS = Path(__file__).parents[1]
+TINY = (
+    "experiment=quickstart",
+    "trainer.num_threads=1",
+    "dataset.limit_train=64",
+    "dataset.limit_test=40",
+    "model.width=4",
+    "sampler.lr=0.01",
+    "chain.num_chains=2",
+    "chain.batch_size=16",
+    "chain.warmup.steps=3",
+    "chain.burn_in=2",
+    "chain.num_draws=5",
+    "chain.thin=2",
+    "chain.probe_size=32",
+    "evaluate.batch_size=16",
+)
+"""The quickstart in 15 steps a chain; draws are kept after steps 7, 9, 11, 13 and 15."""
+STEPS = [7, 9, 11, 13, 15]
+
+
+def composed(*overrides: str, config: str = "train") -> DictConfig:
+    """What the command line composes from these overrides."""
+    with initialize_config_dir(CONF_DIR, version_base="1.3"):
+        return compose(config, overrides=[forced(override) for override in overrides])
+
+
+def run(folder: Path, *overrides: str, base: Iterable[str] = TINY) -> dict[str, Any]:
+    """Train in this process."""
+    return train.train(composed(*base, f"run_dir={folder}", *overrides))
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+Command = Callable[..., Ended]
+"""`command("train", *arguments)`: the command's own entry point, in this process (see `conftest.py`)."""
+
+
+def call(command: str, *arguments: str) -> int:
+    """Run the entry point of `python -m bayeslora.<command>` in this process; gives its exit code."""
+    before = sys.argv
+    sys.argv = [f"{command}.py", *arguments]
+    try:
+        {"train": train.main, "evaluate": evaluate.main}[command]()
+    except SystemExit as end:
+        return int(end.code or 0)
+    finally:
+        sys.argv = before
+    raise AssertionError("the command did not end the process")
+
+
+def process(command: str, *arguments: str, **kwargs: Any) -> subprocess.Popen[str]:
+    """`python -m bayeslora.<command> …` in a process of its own, in which this module can be imported."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.fspath(TESTS)} | kwargs.pop("env", {})
+    return subprocess.Popen(
+        [sys.executable, "-m", f"bayeslora.{command}", *arguments],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, **kwargs,
+    )  # fmt: skip
+
+
+def ended(started: subprocess.Popen[str], timeout: float = 120) -> Ended:
+    """Wait for a process."""
+    out, err = started.communicate(timeout=timeout)
+    return Ended(started.returncode, out, err)
+
+
+def manifest(folder: Path, chain: int) -> list[dict[str, Any]]:
+    """The manifest's lines, by plain json."""
+    return [json.loads(line) for line in (folder / "chains" / str(chain) / "manifest.jsonl").read_text().splitlines()]
+
+
+def digests(folder: Path, chains: int = 2) -> list[list[str]]:
+    """SHA-256 of every draw file, one list a chain; each is what the manifest says."""
+    found = []
+    for chain in range(chains):
+        files = sorted((folder / "chains" / str(chain) / "draws").glob("*.safetensors"))
+        sums = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
+        assert sums == [record["sha256"] for record in manifest(folder, chain)]
+        found.append(sums)
+    return found
+
+
+def draw(folder: Path, chain: int, index: int) -> dict[str, Tensor]:
+    """One draw's tensors, by plain safetensors."""
+    return load_file(folder / "chains" / str(chain) / "draws" / f"{index:06d}.safetensors")
+
+
+class Exploding(SGLD):
+    """SGLD that leaves the finite numbers in step `at` of chain `only`."""
+
+    def __init__(
+        self, params: Any, lr: float, kT: float, seed: int, chain: int = 0, *, at: int = 0, only: int = 0
+    ) -> None:
+        self.at, self.only = at, only
+        super().__init__(params, lr, kT, seed, chain)
+
+    def update(self, theta: Tensor, evaluate: Any) -> tuple[Tensor, Tensor]:
+        potential, moved = super().update(theta, evaluate)
+        return potential, moved * float("inf") if (self.steps, self.chains) == (self.at, [self.only]) else moved
+
+
+class DropoutNet(nn.Module):
+    """A net of somebody's own, with dropout."""
+
+    def __init__(self, num_classes: int, p: float = 0.0) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Dropout(p), nn.Linear(16, num_classes)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x)
+
+
+class Watch(Callback):
+    """Notes Lightning's step counter and the phase at every batch."""
+
+    seen: list[tuple[int, str]]
+    last: Watch
+
+    def __init__(self) -> None:
+        self.seen = []
+        Watch.last = self
+
+    def on_train_batch_start(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
+        self.seen.append((trainer.global_step, module.phase))
+
+    def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
+        self.seen.append((trainer.global_step, "end"))
+
+
+class Slow(Callback):
+    """Takes its time over every batch, so that a run can be interrupted."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        time.sleep(self.seconds)
+
+
+def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    """Whether two states are equal, bit for bit."""
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
