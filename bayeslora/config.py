@@ -178,7 +178,8 @@ def _check_value(name: str, value: Any, hint: Any) -> Iterator[str]:
 def unknown_key(name: str, key: str, known: list[str]) -> str:
     """Message for a key that means nothing."""
     close = difflib.get_close_matches(key, known, n=1)
-    hint = f"did you mean {close[0]}?" if close else f"known here: {', '.join(known)}"
+    removal = f"if it is an experiment's own, ~{name} takes it away"
+    hint = f"did you mean {close[0]}?" if close else f"known here: {', '.join(known)}; {removal}"
     return f"unknown key {name}: {hint}"
 
 

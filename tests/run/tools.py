@@ -26,11 +26,11 @@ from bayeslora.config import CONF_DIR
 from bayeslora.samplers import SGLD
 
 TESTS = Path(__file__).parents[1]
-TINY = (
-    "experiment=quickstart",
+SIZES = (
     "trainer.num_threads=1",
     "dataset.limit_train=64",
     "dataset.limit_test=40",
+    "model.norm=frn",
     "model.width=4",
     "sampler.lr=0.01",
     "chain.num_chains=2",
@@ -42,7 +42,10 @@ TINY = (
     "chain.probe_size=32",
     "evaluate.batch_size=16",
 )
-"""The quickstart in 15 steps a chain; draws are kept after steps 7, 9, 11, 13 and 15."""
+"""15 steps a chain; draws are kept after steps 7, 9, 11, 13 and 15."""
+TINY = ("experiment=quickstart", *SIZES)
+OWN = ("name=own", "prior=fan_in", "chain.warmup.optimizer.lr=0.05", *SIZES)
+"""A run of no experiment, for those that change the sampler, whose settings an experiment chooses."""
 STEPS = [7, 9, 11, 13, 15]
 
 
@@ -123,10 +126,19 @@ class Exploding(SGLD):
     """SGLD that leaves the finite numbers in step `at` of chain `only`."""
 
     def __init__(
-        self, params: Any, lr: float, kT: float, seed: int, chain: int = 0, *, at: int = 0, only: int = 0
+        self,
+        params: Any,
+        lr: float,
+        kT: float,
+        seed: int,
+        chain: int = 0,
+        *,
+        at: int = 0,
+        only: int = 0,
+        **settings: Any,
     ) -> None:
         self.at, self.only = at, only
-        super().__init__(params, lr, kT, seed, chain)
+        super().__init__(params, lr, kT, seed, chain, **settings)
 
     def update(self, theta: Tensor, evaluate: Any) -> tuple[Tensor, Tensor]:
         potential, moved = super().update(theta, evaluate)
