@@ -48,13 +48,10 @@ class Prior:
     ) -> None:
         self.variance, self.scaling, self.overrides = variance, scaling, dict(overrides or {})
         self.vectors = variance if vectors is None else vectors
+        given = {"variance": variance, "vectors": vectors, **{f"overrides[{k}]": v for k, v in self.overrides.items()}}
         problems = Problems()
-        for name, value in {
-            "variance": variance,
-            "vectors": self.vectors,
-            **{f"overrides[{k}]": v for k, v in self.overrides.items()},
-        }.items():
-            if not (math.isfinite(value) and value > 0):
+        for name, value in given.items():
+            if value is not None and not (math.isfinite(value) and value > 0):
                 problems.add(f"prior.{name}={value} must be a positive finite number (a variance)")
         if scaling not in ("constant", "fan_in"):
             problems.add(f"prior.scaling={scaling!r} is unknown; choose constant or fan_in")

@@ -22,7 +22,7 @@ def settings(setup: Setup) -> list[tuple[str, str]]:
     cfg, data, plan = setup.cfg, setup.data, setup.plan
     count = sum(p.numel() for p in setup.model().parameters() if p.requires_grad)
     return [
-        ("Temperature", temperature(cfg.temperature)),
+        ("Temperature", temperature(0.0 if _class(cfg.sampler) == "MAP" else cfg.temperature)),
         ("Prior", prior(setup.potential.prior)),
         ("Augmentation", data.augmentation),
         ("Data", f"{data.name}: N = {len(data.train):,} training examples; evaluated on {cfg.evaluate.split}"),

@@ -47,9 +47,8 @@ class Sampler(Optimizer):
         kT: float,
         seed: int,
         chain: int | Sequence[int] = 0,
-        **settings: Any,
     ) -> None:
-        super().__init__(params, {"lr": lr, **settings})
+        super().__init__(params, {"lr": lr})
         self.kT, self.seed = kT, seed
         self.stacked = not isinstance(chain, int)
         self.chains = [chain] if isinstance(chain, int) else list(chain)

@@ -220,12 +220,12 @@ def logistic_moments(sampler_class, lr: float, expected: dict[str, float]) -> li
 
 
 STATED_BIAS = 0.01
-"""Of the walk's variances on the logistic target at ε = 0.6 (discretisation, as the target is no quadratic)."""
+"""Of the walk's variances on the logistic target at ε = 0.8 (discretisation, as the target is no quadratic)."""
 
 
-@pytest.mark.parametrize("lr", [0.6, 2.0])
+@pytest.mark.parametrize("lr", [0.8, 2.0])
 def test_minibatch_logistic_regression_has_the_exact_law_of_the_lattice(lr):
-    """With a thousandth and with 7 % clipped: the walk's law, clipping and share included, is the Markov chain's."""
+    """With half a percent and with 7 % clipped: the walk's law, clipping and share included, is the Markov chain's."""
     expected = law_on_the_lattice(logistic(), lr)
     for moment in logistic_moments(SGLRW, lr, expected):
         assert moment.agrees, moment
@@ -233,7 +233,7 @@ def test_minibatch_logistic_regression_has_the_exact_law_of_the_lattice(lr):
 
 def test_minibatch_logistic_variances_are_the_posteriors_where_sgld_is_hot():
     """Against quadrature: the walk's bias is under what is stated, SGLD's is 5 to 30 %."""
-    lr = 0.6
+    lr = 0.8
     quadrature = {"cov 00": 1.0, "cov 11": 1.0}
     assert max(abs(law_on_the_lattice(logistic(), lr)[name] - 1) for name in quadrature) < STATED_BIAS
     for moment in logistic_moments(SGLRW, lr, quadrature):
