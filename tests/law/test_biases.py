@@ -56,7 +56,7 @@ STATED = [
 
 
 def label(value) -> str:
-    return value.__name__ if isinstance(value, type) else str(value)
+    return getattr(value, "__name__", str(value))
 
 
 @pytest.mark.parametrize(("sampler_class", "make_target", "settings", "stated"), STATED, ids=label)
