@@ -64,7 +64,10 @@ def check_posterior(sampler_class, settings, target, *, burn_in: int, steps: int
 @pytest.mark.parametrize(("sampler_class", "settings"), BAYES, ids=label)
 def test_conjugate_linear_regression_on_minibatches(sampler_class, settings):
     """d = 10, N = 1000, batch 100, at a step that heats by under 1 %."""
-    check_posterior(sampler_class, settings, LinearRegression(chains=1024), burn_in=800, steps=600)
+    burn_in = (
+        4000 if sampler_class is samplers.EntropyMCMC else 800
+    )  # its guide moves at half the speed, from θ's start
+    check_posterior(sampler_class, settings, LinearRegression(chains=1024), burn_in=burn_in, steps=600)
 
 
 @pytest.mark.parametrize(("sampler_class", "settings"), BAYES, ids=label)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -87,11 +88,15 @@ def call(command: str, *arguments: str) -> int:
 
 
 def process(command: str, *arguments: str, **kwargs: Any) -> subprocess.Popen[str]:
-    """`python -m bayeslora.<command> …` in a process of its own, in which this module can be imported."""
+    """`python -m bayeslora.<command> …` in a process of its own, in which this module can be imported.
+
+    Ctrl-C reaches it also where this process ignores it, as those that `nohup` or a script's `&` start do.
+    """
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.fspath(TESTS)} | kwargs.pop("env", {})
     return subprocess.Popen(
         [sys.executable, "-m", f"bayeslora.{command}", *arguments],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, **kwargs,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL), **kwargs,
     )  # fmt: skip
 
 
