@@ -6,7 +6,7 @@ import time
 from typing import Any
 
 from lightning import Callback, Trainer
-from rich.console import Console
+from rich.console import Console, Group
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
@@ -60,20 +60,21 @@ class Progress(Callback):
             self._live = None
 
     def _show(self, trainer: Trainer, module: SamplingModule) -> None:
-        line = self._line(trainer, module)
+        place, numbers = self._words(trainer, module)
         if self._live is None:
-            self.console.print(line, highlight=False, soft_wrap=True)
+            self.console.print(f"{place}  {numbers}", highlight=False, soft_wrap=True)
             return
-        grid = Table.grid(padding=(0, 1))
-        grid.add_row(ProgressBar(module.plan.total, trainer.global_step, width=30), line)
-        self._live.update(grid, refresh=True)
+        bar = Table.grid(padding=(0, 1))
+        bar.add_row(place, ProgressBar(module.plan.total, trainer.global_step, width=24))
+        self._live.update(Group(bar, numbers), refresh=True)
 
-    def _line(self, trainer: Trainer, module: SamplingModule) -> str:
+    def _words(self, trainer: Trainer, module: SamplingModule) -> tuple[str, str]:
+        """Where the chain is, and what its numbers are."""
         taken, plan = trainer.global_step, module.plan
         kept = next((c.kept for c in trainer.callbacks if isinstance(c, DrawCollector)), 0)  # type: ignore[attr-defined]
         rate = (time.monotonic() - self._started) / max(1, taken - self._first)
-        return (
-            f"chain {module.chain + 1}/{self.num_chains}  {module.phase:<8}  step {taken:,}/{plan.total:,}  "
+        place = f"chain {module.chain + 1}/{self.num_chains}  {module.phase:<8}  step {taken:,}/{plan.total:,}"
+        return place, (
             f"potential {float(module.last_potential):.4f}  step size {module.step_size:.2e}  "
             f"draws {kept}/{plan.num_draws}  {clock(rate * (plan.total - taken))} left"
         )
