@@ -1,4 +1,4 @@
-"""Ours beside posteriors, blackjax and lightning-uq-box at equal gradient cost: `python benchmarks/accuracy_vs_peers.py`.
+"""Ours beside posteriors, blackjax, lightning-uq-box at equal gradient cost: `python benchmarks/accuracy_vs_peers.py`.
 
 Conjugate linear regression and two-parameter logistic regression, full batch and minibatch, every sampler that another
 library has too. All start at the same points, see the same minibatches and take the same number of gradients, in
@@ -27,8 +27,8 @@ LINEAR, LOGISTIC = {"num_data": 1000, "dim": 10}, {"num_data": 100, "dim": 2}
 PROBLEMS = [
     Problem("linear regression, full batch", LinearRegression, LINEAR | {"batch_size": None}, step=0.1),
     Problem("linear regression, batch 100 of 1000", LinearRegression, LINEAR | {"batch_size": 100}, step=0.04),
-    Problem("logistic regression, full batch", LogisticRegression, LOGISTIC | {"batch_size": None}, step=0.1, chains=512),
-    Problem("logistic regression, batch 20 of 100", LogisticRegression, LOGISTIC | {"batch_size": 20}, step=0.1, chains=512),
+    Problem("logistic regression, full batch", LogisticRegression, LOGISTIC | {"batch_size": None}, 0.1, chains=512),
+    Problem("logistic regression, batch 20 of 100", LogisticRegression, LOGISTIC | {"batch_size": 20}, 0.1, chains=512),
 ]  # fmt: skip
 MODULES = {"posteriors": "posteriors", "blackjax": "blackjax", "lightning-uq-box": "lightning_uq_box"}
 OURS = "bayeslora"
@@ -182,7 +182,7 @@ Why:
   thermostat with the momentum of one step before, which in two dimensions is unstable: most chains diverge.
   Our own sd ratios average to 1 but spread over coordinates on minibatches: one thermostat balances noise that differs
   between directions on average only.
-- BAOAB and SGLRW: the same recursion in posteriors and here, so level; ours reports the share of clipped coordinates."""
+- BAOAB and SGLRW: the same recursion in posteriors and here, so level; ours reports the clipped share."""
 
 
 def main() -> None:
