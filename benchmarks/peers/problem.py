@@ -36,7 +36,7 @@ class Problem:
     shape: dict[str, Any]
     step: float
     chains: int = 256
-    gradients: int = 2500
+    gradients: int = 2000
     momentum: float = 0.9
     seed: int = 1
 

@@ -9,9 +9,37 @@ import torch
 
 from bayeslora.errors import ConfigError, DivergedError
 from bayeslora.rng import generator
-from bayeslora.samplers import MAP, SAMSGLD, SGLD, functional
+from bayeslora.samplers import (
+    ASGLD,
+    BAOAB,
+    FSGLD,
+    MAP,
+    PSGLD,
+    SAMSGLD,
+    SAMSGLDR1,
+    SGHMC,
+    SGLD,
+    SGLRW,
+    SGNHT,
+    EntropyMCMC,
+    functional,
+)
 
-SAMPLERS = [(SGLD, {}), (SAMSGLD, {"rho": 0.1}), (MAP, {"momentum": 0.9})]
+SAMPLERS = [
+    (SGLD, {}),
+    (SGLD, {"integrator": "leimkuhler_matthews"}),
+    (ASGLD, {"a": 0.5}),
+    (SAMSGLD, {"rho": 0.1}),
+    (SAMSGLDR1, {"rho": 0.1, "sigma": 0.5}),
+    (PSGLD, {"floor": 1.0}),
+    (SGHMC, {"momentum": 0.8}),
+    (SGNHT, {"momentum": 0.8}),
+    (BAOAB, {"momentum": 0.8}),
+    (FSGLD, {"sigma": 0.05}),
+    (SGLRW, {}),
+    (EntropyMCMC, {"eta": 0.5}),
+    (MAP, {"momentum": 0.9}),
+]
 
 
 def tensors(seed: int = 0) -> list[torch.nn.Parameter]:
@@ -135,6 +163,22 @@ def test_zero_gradient_skips_the_ascent():
         (SAMSGLD, {"rho": float("inf")}),
         (MAP, {"momentum": 1.0}),
         (MAP, {"momentum": -0.1}),
+        (SGLD, {"integrator": "verlet"}),
+        (ASGLD, {"a": -1.0}),
+        (ASGLD, {"beta1": 1.0}),
+        (ASGLD, {"floor": 0.0}),
+        (SAMSGLDR1, {"sigma": -1.0}),
+        (SAMSGLDR1, {"direction": "sideways"}),
+        (SAMSGLDR1, {"drift": "none"}),
+        (PSGLD, {"alpha": 1.0}),
+        (PSGLD, {"floor": 0.0}),
+        (PSGLD, {"preconditioner": "thawed"}),
+        (SGHMC, {"momentum": 1.0}),
+        (SGNHT, {"momentum": -0.1}),
+        (BAOAB, {"momentum": float("nan")}),
+        (FSGLD, {"sigma": -0.1}),
+        (EntropyMCMC, {"eta": 0.0}),
+        (SGLRW, {"kT": float("nan")}),
     ],
 )
 def test_impossible_settings_are_refused(sampler_class, settings):
@@ -165,6 +209,31 @@ def test_a_non_finite_gradient_stops_before_anything_moves(sampler_class, settin
         sampler.step(closure)
     assert torch.equal(flat(params), before)
     assert sampler.steps == 0
+
+
+def test_control_variates_need_their_anchor():
+    params = tensors()
+    sampler = SGLD(params, lr=0.1, kT=1.0, seed=0, control_variates=True)
+    with pytest.raises(ConfigError, match="anchor"):
+        sampler.step(closure_on(params, sampler))
+
+
+def test_zero_gradient_leaves_sam_and_rank_one_without_nan():
+    for sampler_class in (SAMSGLD, SAMSGLDR1):
+        params = [torch.nn.Parameter(torch.zeros(3))]
+        sampler = sampler_class(params, lr=0.1, kT=0.0, seed=0, rho=0.5)
+        sampler.step(closure_on_zero(params, sampler))
+        assert torch.equal(params[0].detach(), torch.zeros(3))
+
+
+def closure_on_zero(params, sampler):
+    def closure() -> torch.Tensor:
+        sampler.zero_grad()
+        loss = params[0].square().sum()
+        loss.backward()
+        return loss
+
+    return closure
 
 
 def test_a_failing_second_pass_leaves_the_parameters_where_they_were():
