@@ -240,12 +240,15 @@ and gradients of about h·2kT/ε in variance, c ≈ 2Φ(−1/√h): clipping is 
 {reading}"""
 
 READING = """\
-- Up to where SGLD is 10 % hot the walk clips a few thousandths and its variances are right within their errors; at 20
-  and 30 % it clips 2 to 7 % and errs by about that much: a quarter or less of SGLD's error, but no longer exact.
-- One percent clipped is one percent of variance, so the warning at 1 % stands where the walk's law is off by 1 %. SGLD
-  is then about 15 % hot.
-- Where minibatch gradients are skewed, clipping moves the mean as well (column "mean").
-- Correlations are the walk's price without any clipping: its off-diagonals err by O(ε) (column "corr.")."""
+- Up to where SGLD is 10 % hot the walk clips a few thousandths and its variances are right within their errors. At 20
+  and 30 % it clips 3 to 8 % and its variances, averaged over coordinates, are 2 to 8 % too large: a quarter or less of
+  SGLD's error, but no longer exact, and twice that on the coordinate with the loudest gradients.
+- One percent clipped is one percent of variance, so the warning at 1 % comes where the walk's law is off by 1 %. SGLD
+  is then 15 % hot (2Φ(−1/√0.15) = 1 %).
+- Where minibatch gradients are skewed, clipping moves the mean as well, by 0.1 to 0.2 sd in the last two rows of the
+  linear regression; SGLD's means stay right there.
+- Correlations are not exact even without clipping: off-diagonals err by O(ε) and take all of the minibatch's noise,
+  as SGLD's do (column "corr.")."""
 
 
 def rows_of_heating(rows: list[dict[str, Any]]) -> list[list[str]]:

@@ -21,10 +21,15 @@ def stationary(transition: Matrix, noise: Matrix, dim: int) -> Matrix:
     return solve_discrete_lyapunov(transition, noise)[:dim, :dim]
 
 
+def _covariance(v: Matrix | float, dim: int) -> Matrix:
+    """Covariance of the gradient noise: a matrix as it is, a number for independent coordinates."""
+    return v if isinstance(v, np.ndarray) else v * np.eye(dim)
+
+
 def sgld(a: Matrix, lr: float, kT: float, v: Matrix | float = 0.0) -> Matrix:
     """θ ← (I − εA)θ + √(2ε·kT) ξ − ε·(gradient noise)."""
     eye = np.eye(len(a))
-    return stationary(eye - lr * a, 2 * lr * kT * eye + lr**2 * v * eye, len(a))
+    return stationary(eye - lr * a, 2 * lr * kT * eye + lr**2 * _covariance(v, len(a)), len(a))
 
 
 def leimkuhler_matthews(a: Matrix, lr: float, kT: float) -> Matrix:
@@ -46,7 +51,9 @@ def sghmc(a: Matrix, lr: float, kT: float, momentum: float, v: Matrix | float = 
     eye, h = np.eye(len(a)), lr**0.5
     transition = np.block([[eye - lr * a, h * momentum * eye], [-h * a, momentum * eye]])
     enter = np.vstack([h * eye, eye])
-    return stationary(transition, enter @ (2 * (1 - momentum) * kT * eye + lr * v * eye) @ enter.T, len(a))
+    return stationary(
+        transition, enter @ (2 * (1 - momentum) * kT * eye + lr * _covariance(v, len(a))) @ enter.T, len(a)
+    )
 
 
 def baoab(a: Matrix, lr: float, kT: float, momentum: float) -> Matrix:
@@ -77,5 +84,5 @@ def sglrw(a: Matrix, lr: float, kT: float, v: Matrix | float = 0.0) -> Matrix:
     eye = np.eye(d)
     off = np.diag(1 - np.eye(d).ravel())
     system = lr * (np.kron(a, eye) + np.kron(eye, a)) - off @ (lr**2 * np.kron(a, a))
-    right = 2 * lr * kT * eye.ravel() + off @ (lr**2 * v * np.ones((d, d)) * eye).ravel()
+    right = 2 * lr * kT * eye.ravel() + off @ (lr**2 * _covariance(v, d)).ravel()
     return np.linalg.solve(system, right).reshape(d, d)

@@ -16,7 +16,8 @@ class SGLRW(Sampler):
     Targets exp(−U/T) as ε → 0. Its mean step is −ε g and its square is δ² whatever the noise of the gradient, so on a
     separable quadratic the variance is *exactly* kT/a at every ε and under any minibatch noise, while nothing is
     clipped; with correlations only the off-diagonal entries err, by O(ε). This is the answer to the heating that SGLD
-    suffers. It needs |gᵢ| < √(2kT/ε): clipped coordinates feel too weak a force. At kT = 0 it takes SGD's step.
+    suffers. It needs |gᵢ| < √(2kT/ε): clipped coordinates feel too weak a force, the variance is
+    kT/a/(1 − c) at a clipped share c, and skewed gradients move the mean. At kT = 0 it takes SGD's step.
 
     Args: as `Sampler`.
 

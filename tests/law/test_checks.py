@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
 from bayeslora import samplers
-from bayeslora.laws import GaussianMean, one_stream
+from bayeslora.laws import GaussianMean, linear, one_stream
 from bayeslora.laws.checks import Check, all_checks, linear_checks, minibatch_checks, sam_checks
 from bayeslora.potential import Potential
 from law import mutants
@@ -98,3 +99,15 @@ def test_adaptation_is_frozen_and_then_has_the_law():
         )  # fmt: skip
         for moment in check.run(steps=400):
             assert abs(moment.sampled / moment.expected - 1) < 0.02 + 4 * abs(moment.standard_error / moment.expected)
+
+
+def test_gradient_noise_may_be_correlated():
+    """V = ccᵀ, noise along one direction only: a recursion written out by hand gives the law of SGLD."""
+    along = np.array([[1.0], [2.0]])
+    a, lr, kT = np.array([[2.0, 0.8], [0.8, 1.0]]), 0.1, 0.5
+    law, covariance = linear.sgld(a, lr, kT, along @ along.T), np.zeros((2, 2))
+    step = np.eye(2) - lr * a
+    for _ in range(2000):
+        covariance = step @ covariance @ step.T + 2 * lr * kT * np.eye(2) + lr**2 * along @ along.T
+    np.testing.assert_allclose(law, covariance, rtol=1e-10)
+    assert abs(law[0, 1] - linear.sgld(a, lr, kT, 1.0)[0, 1]) > 0.01  # and the off-diagonal matters
