@@ -19,6 +19,14 @@ Evaluate = Callable[..., tuple[Tensor, Tensor]]
 """`evaluate(θ=None)` -> (Ũ, g) on the step's minibatch, both at θ (None: where the parameters are now)."""
 
 
+def require_non_negative(name: str, value: float, at_zero: str) -> None:
+    """Raise `ConfigError` unless a setting is finite and at least 0, where the sampler is `at_zero`."""
+    require(
+        math.isfinite(value) and value >= 0,
+        f"sampler.{name}={value} must be finite and at least 0 (0 is {at_zero})",
+    )
+
+
 class Sampler(Optimizer):
     """Base of the samplers: a `torch.optim.Optimizer` whose `step(closure)` moves θ by one step.
 

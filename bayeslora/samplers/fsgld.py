@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from torch import Tensor
 
-from bayeslora.errors import require
 from bayeslora.samplers import functional
-from bayeslora.samplers.base import Evaluate, Sampler
+from bayeslora.samplers.base import Evaluate, Sampler, require_non_negative
 
 
 class FSGLD(Sampler):
@@ -51,10 +49,7 @@ class FSGLD(Sampler):
 
     def check(self, group: dict[str, Any]) -> None:
         super().check(group)
-        require(
-            math.isfinite(self.sigma) and self.sigma >= 0,
-            f"sampler.sigma={self.sigma} must be finite and at least 0 (0 is SGLD)",
-        )
+        require_non_negative("sigma", self.sigma, "SGLD")
 
     def update(self, theta: Tensor, evaluate: Evaluate) -> tuple[Tensor, Tensor]:
         potential, gradient = evaluate(theta + self.sigma * self.draw(theta, purpose="perturbation"))

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from torch import Tensor
 
-from bayeslora.errors import require
 from bayeslora.samplers import functional
-from bayeslora.samplers.base import Evaluate, Sampler
+from bayeslora.samplers.base import Evaluate, Sampler, require_non_negative
 
 
 class SAMSGLD(Sampler):
@@ -54,10 +52,7 @@ class SAMSGLD(Sampler):
 
     def check(self, group: dict[str, Any]) -> None:
         super().check(group)
-        require(
-            math.isfinite(self.rho) and self.rho >= 0,
-            f"sampler.rho={self.rho} must be finite and at least 0 (0 is SGLD)",
-        )
+        require_non_negative("rho", self.rho, "SGLD")
 
     def update(self, theta: Tensor, evaluate: Evaluate) -> tuple[Tensor, Tensor]:
         potential, gradient = evaluate()

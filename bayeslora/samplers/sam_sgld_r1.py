@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
@@ -11,7 +10,7 @@ from torch import Tensor
 
 from bayeslora.errors import require
 from bayeslora.samplers import functional
-from bayeslora.samplers.base import Evaluate
+from bayeslora.samplers.base import Evaluate, require_non_negative
 from bayeslora.samplers.sam_sgld import SAMSGLD
 
 
@@ -64,10 +63,7 @@ class SAMSGLDR1(SAMSGLD):
 
     def check(self, group: dict[str, Any]) -> None:
         super().check(group)
-        require(
-            math.isfinite(self.sigma) and self.sigma >= 0,
-            f"sampler.sigma={self.sigma} must be finite and at least 0 (0 is SAM-SGLD)",
-        )
+        require_non_negative("sigma", self.sigma, "SAM-SGLD")
         for name, choices in (("direction", ("frozen", "adaptive")), ("drift", ("preconditioned", "plain"))):
             value = getattr(self, name)
             require(value in choices, f"sampler.{name}={value!r} is unknown; choose {' or '.join(choices)}")
