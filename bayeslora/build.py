@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from bayeslora.chains.plan import Plan
+from bayeslora.chains.stack import StackedBatches
 from bayeslora.config import accepted, check_precision, gather, instantiate
 from bayeslora.datasets.base import Data, Split
 from bayeslora.datasets.batches import Batches, evaluation_batches
@@ -26,6 +27,11 @@ if TYPE_CHECKING:
     from bayeslora.chains.module import SamplingModule  # Lightning takes seconds to import: not before the checks
 
 Loader = Callable[[], Iterable[tuple[Tensor, Tensor]]]
+BatchAt = Callable[[int], tuple[Tensor, Tensor]]
+"""The training batch (inputs, targets) of a step."""
+
+
+PARALLEL = ("sequential", "stacked")
 
 
 @dataclass
@@ -47,13 +53,14 @@ class Setup:
         memory_format = torch.channels_last if self.cfg.trainer.channels_last else torch.contiguous_format
         return model.to(self.device, memory_format=memory_format)  # type: ignore[call-overload]
 
-    def module(self, chain: int) -> SamplingModule:
-        """The LightningModule of one chain."""
+    def module(self, chain: int | Sequence[int]) -> SamplingModule:
+        """The LightningModule of one chain, or of several stacked."""
         from bayeslora.chains.module import SamplingModule
+        from bayeslora.chains.stack import Stack
 
         cfg = self.cfg
         return SamplingModule(
-            self.model(chain),
+            self.model(chain) if isinstance(chain, int) else Stack([self.model(one) for one in chain]),
             self.potential,
             self.make_sampler,
             self.make_warmup,
@@ -64,21 +71,24 @@ class Setup:
             warmup_schedule=cfg.chain.warmup.schedule,
             schedule=cfg.chain.schedule,
             schedule_settings=plain(cfg.chain).get("schedule_settings"),
+            lr_factors=plain(cfg.chain).get("lr_factors"),
             full_data=self.loader(self.data.train) if cfg.sampler.get("control_variates") else None,
             compile_model=cfg.trainer.compile,
         )
 
-    def batches(self, chain: int) -> Batches:
-        """Training batches of one chain as a function of the step."""
+    def batches(self, chain: int | Sequence[int]) -> BatchAt:
+        """Training batches of one chain, or of several side by side, as a function of the step."""
         cfg = self.cfg
-        return Batches(
-            self.data,
+        on_device = replace(self.data, train=self.data.train.to(self.device))
+        make = partial(
+            Batches,
+            on_device,
             cfg.chain.batch_size,
             cfg.seed,
-            chain,
             device=self.device,
             channels_last=cfg.trainer.channels_last,
         )
+        return make(chain) if isinstance(chain, int) else StackedBatches([make(one) for one in chain])
 
     def loader(self, split: Split) -> Loader:
         """Passes over a split in evaluation batches."""
@@ -107,7 +117,7 @@ class Setup:
 class Steps:
     """A chain's batches as an iterable over its plan, for Lightning's loop."""
 
-    batches: Batches
+    batches: BatchAt
     total: int
 
     def __len__(self) -> int:
@@ -230,6 +240,10 @@ def _check_values(cfg: DictConfig, problems: Problems) -> None:
         (
             cfg.trainer.num_threads is None or cfg.trainer.num_threads >= 1,
             f"trainer.num_threads={cfg.trainer.num_threads} must be at least 1, or null",
+        ),
+        (
+            cfg.chain.parallel in PARALLEL,
+            f"chain.parallel={cfg.chain.parallel} is unknown; choose one of {', '.join(PARALLEL)}",
         ),
         (cfg.chain.num_chains >= 1, f"chain.num_chains={cfg.chain.num_chains} must be at least 1"),
         (cfg.chain.probe_size >= 1, f"chain.probe_size={cfg.chain.probe_size} must be at least 1"),

@@ -36,6 +36,7 @@ class ChainConfig:
     """`chain`: how many chains, their phases in steps, the batch size."""
 
     num_chains: int = 4
+    parallel: str = "sequential"
     batch_size: int | None = 128
     warmup: WarmupConfig = field(default_factory=WarmupConfig)
     burn_in: int = 2000
@@ -43,6 +44,7 @@ class ChainConfig:
     thin: int = 200
     schedule: str = "constant"
     schedule_settings: dict[str, Any] = field(default_factory=dict)
+    lr_factors: dict[str, float] = field(default_factory=dict)
     cycles: int = 0
     exploration: float = 0.8
     probe_size: int = 1000

@@ -163,10 +163,11 @@ def categorical_nll(logits: Tensor, targets: Tensor) -> Tensor:
     """−log p(y|x, θ) of a classifier in nats, computed in fp32.
 
     Args:
-        logits: [B, C], any float precision.
-        targets: class numbers [B].
+        logits: [..., C], any float precision.
+        targets: class numbers [...], the logits' leading axes.
 
     Returns:
-        [B].
+        [...].
     """
-    return F.cross_entropy(logits.float(), targets, reduction="none")
+    flat = F.cross_entropy(logits.float().flatten(0, -2), targets.flatten(), reduction="none")
+    return flat.view(targets.shape)

@@ -41,13 +41,23 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     if cfg.trainer.num_threads is not None:
         torch.set_num_threads(cfg.trainer.num_threads)
     run.open(plain(cfg))
-    for chain in range(cfg.chain.num_chains):
-        run_chain(setup, run, chain)
+    chains = [chain for chain in range(cfg.chain.num_chains) if not _finished(setup, run, chain)]
+    for group in [chains] if cfg.chain.parallel == "stacked" and len(chains) > 1 else [[chain] for chain in chains]:
+        run_chains(setup, run, group)
     return evaluate(run, setup)
 
 
-def run_chain(setup: Setup, run: RunDirectory, chain: int) -> None:
-    """Run one chain from its initial weights to its last draw, unless its draws are all there."""
+def _finished(setup: Setup, run: RunDirectory, chain: int) -> bool:
+    """Whether all that a chain has to leave is on disk; says so."""
+    plan = setup.plan
+    if len(run.store(chain)) < plan.num_draws or (chain == 0 and plan.warmup > 0 and not run.map_file.exists()):
+        return False
+    print(f"chain {chain + 1}/{setup.cfg.chain.num_chains}: all {plan.num_draws} draws are on disk", flush=True)  # noqa: T201
+    return True
+
+
+def run_chains(setup: Setup, run: RunDirectory, chains: list[int]) -> None:
+    """Run one chain, or several stacked, from the initial weights to the last draw."""
     from lightning import Trainer
 
     from bayeslora.build import Steps
@@ -55,13 +65,12 @@ def run_chain(setup: Setup, run: RunDirectory, chain: int) -> None:
     from bayeslora.config import accepted, instantiate
     from bayeslora.loggers import close, make_loggers, quiet_lightning
 
-    cfg, plan, store = setup.cfg, setup.plan, run.store(chain)
-    if len(store) >= plan.num_draws and (chain > 0 or plan.warmup == 0 or run.map_file.exists()):
-        print(f"chain {chain + 1}/{cfg.chain.num_chains}: all {plan.num_draws} draws are on disk", flush=True)  # noqa: T201
-        return
+    cfg, plan = setup.cfg, setup.plan
+    which = chains[0] if len(chains) == 1 else chains
     quiet_lightning()
-    loggers = make_loggers(cfg, chain)
-    collector = DrawCollector(store, setup.probe(), run.map_file if chain == 0 else None)
+    loggers = make_loggers(cfg, chains[0])
+    stores = [run.store(chain) for chain in chains]
+    collector = DrawCollector(stores, setup.probe(), run.map_file if chains[0] == 0 else None)
     callbacks = [
         instantiate(node, **accepted(node, num_chains=cfg.chain.num_chains)) for node in (cfg.callbacks or {}).values()
     ]
@@ -79,11 +88,11 @@ def run_chain(setup: Setup, run: RunDirectory, chain: int) -> None:
         num_sanity_val_steps=0,
     )
     try:
-        trainer.fit(setup.module(chain), train_dataloaders=Steps(setup.batches(chain), plan.total))
+        trainer.fit(setup.module(which), train_dataloaders=Steps(setup.batches(which), plan.total))
     except SystemExit:  # what Lightning makes of Ctrl-C and SIGTERM
         raise KeyboardInterrupt from None
     except DivergedError as error:
-        raise DivergedError(f"{error}; other settings need another run_dir. {_kept(run, chain)}") from error
+        raise DivergedError(f"{error}; other settings need another run_dir. {_kept(run, chains[-1])}") from error
     finally:
         close(loggers)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,26 +14,25 @@ from torch import Tensor
 from bayeslora.chains.module import SamplingModule
 from bayeslora.models.modes import set_sampling_mode
 from bayeslora.posterior.store import DrawStore, write_tensors
-from bayeslora.potential import categorical_nll
 
 Probe = Callable[[], Iterable[tuple[Tensor, Tensor]]]
 """Starts a pass over the probe set: (inputs, targets) batches, not augmented."""
 
 
 class DrawCollector(Callback):
-    """Keeps a draw wherever the plan says so, with its scalars, and the MAP baseline at the end of the warm-up.
+    """Keeps a draw of every chain wherever the plan says so, with its scalars, and the MAP baseline after the warm-up.
 
     Scalars of a draw: `potential` (U in nats, its data term estimated on the probe set), `nll` (mean over the probe
     set, nats), `prior` (prior energy, nats), `l2_norm` (‖θ‖) and `lr` (ε).
 
     Args:
-        store: where the draws go.
+        stores: where the draws go, one store a chain, in the module's order.
         probe: the probe set, a fixed subset of the training data.
-        map_file: where the MAP baseline goes; None for chains that do not write it.
+        map_file: where the MAP baseline goes, the first chain's; None for chains that do not write it.
     """
 
-    def __init__(self, store: DrawStore, probe: Probe, map_file: Path | None = None) -> None:
-        self.store, self.probe, self.map_file = store, probe, map_file
+    def __init__(self, stores: Sequence[DrawStore], probe: Probe, map_file: Path | None = None) -> None:
+        self.stores, self.probe, self.map_file = list(stores), probe, map_file
         self.kept = 0
 
     def on_train_batch_end(self, trainer: Trainer, module: SamplingModule, *_: Any) -> None:  # type: ignore[override]
@@ -42,35 +41,46 @@ class DrawCollector(Callback):
         index, map_file = module.plan.draw_after(taken), self.map_file if taken == map_step(module) else None
         if index is None and map_file is None:
             return
-        scalars = self.scalars(trainer, module)
+        scalars, states = self.scalars(trainer, module), module.states()
         if map_file is not None:
-            write_tensors(map_file, module.state(), {"chain": self.store.chain, "step": taken})
-        if index is not None:
-            self.store.put(index, module.state(), step=taken, scalars=scalars)
-            self.kept = index + 1
+            write_tensors(map_file, states[0], {"chain": self.stores[0].chain, "step": taken})
+        if index is None:
+            return
+        for store, state, values in zip(self.stores, states, scalars, strict=True):
+            store.put(index, state, step=taken, scalars=values)
+        self.kept = index + 1
+        self._log(trainer, scalars, taken)
+
+    def _log(self, trainer: Trainer, scalars: list[dict[str, float]], taken: int) -> None:
+        """Hand the scalars to the loggers, stacked chains told apart by their numbers."""
+        for store, values in zip(self.stores, scalars, strict=True):
+            prefix = "draw" if len(self.stores) == 1 else f"chain_{store.chain}/draw"
             for logger in trainer.loggers:
-                logger.log_metrics({f"draw/{name}": value for name, value in scalars.items()}, step=taken)
+                logger.log_metrics({f"{prefix}/{name}": value for name, value in values.items()}, step=taken)
 
     @torch.no_grad()
-    def scalars(self, trainer: Trainer, module: SamplingModule) -> dict[str, float]:
-        """Diagnostics of the present state; leaves the model's mode and statistics as they were.
+    def scalars(self, trainer: Trainer, module: SamplingModule) -> list[dict[str, float]]:
+        """Diagnostics of the present states, one dictionary a chain; leaves the model as it was.
 
         Raises:
             DivergedError: one of them is not finite.
         """
-        module.model.eval()
+        module.network.eval()
         with trainer.precision_plugin.forward_context():
-            nll = torch.cat([categorical_nll(module.model(x), y) for x, y in self.probe()]).mean()
-        set_sampling_mode(module.model)
-        params = module.params
-        scalars = {
-            "potential": float(module.potential.total(nll, params)),
-            "nll": float(nll),
-            "prior": float(module.potential.prior.energy(params)),
-            "l2_norm": float(torch.stack(torch._foreach_norm(list(params.values()))).norm()),
-            "lr": module.step_size,
+            nll = torch.cat([module.nll(x, y) for x, y in self.probe()], dim=-1).mean(-1)
+        set_sampling_mode(module.network)
+        prior = module.prior_energy()
+        columns = {
+            "potential": module.potential.num_data * nll + prior,
+            "nll": nll,
+            "prior": prior,
+            "l2_norm": module.l2_norm(),
+            "lr": torch.tensor(module.step_size, dtype=torch.float64),
         } | module.sampler.diagnostics()
-        wrong = [f"{name} {value:g}" for name, value in scalars.items() if not math.isfinite(value)]
+        chains = len(self.stores)
+        rows = {name: torch.as_tensor(column).expand(chains).tolist() for name, column in columns.items()}
+        scalars = [{name: row[place] for name, row in rows.items()} for place in range(chains)]
+        wrong = [f"{name} {v:g}" for values in scalars for name, v in values.items() if not math.isfinite(v)]
         if wrong:
             raise module.diverged(", ".join(wrong), trainer.global_step)
         return scalars

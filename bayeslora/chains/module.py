@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import fnmatch
 import math
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from itertools import count
 from typing import Any
@@ -15,8 +16,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from bayeslora.chains.plan import Phase, Plan
+from bayeslora.chains.stack import Stack
 from bayeslora.config import check_precision
-from bayeslora.errors import ConfigError, DivergedError
+from bayeslora.errors import ConfigError, DivergedError, Problems
 from bayeslora.models.modes import frozen_statistics, set_sampling_mode
 from bayeslora.potential import Potential, categorical_nll
 from bayeslora.samplers import Sampler, schedules
@@ -29,18 +31,20 @@ MakeOptimizer = Callable[..., Optimizer]
 
 
 class SamplingModule(LightningModule):
-    """One chain of one model: one optimizer step a batch, so `global_step` counts steps of the plan.
+    """One chain, or K stacked chains: one optimizer step a batch, so `global_step` counts steps of the plan.
 
     Args:
-        model: maps inputs [B, …] to logits [B, C].
+        model: maps inputs [B, …] to logits [B, C]; or a `Stack` of K, inputs [K, B, …] to logits [K, B, C].
         potential: Ũ and kT.
         sampler: makes the sampler from `(params, kT=, seed=, chain=)`.
         warmup: makes the warm-up's optimizer from `(params)`.
         plan: phases in steps.
         temperature: T.
-        seed, chain: of the noise.
+        seed: of the noise.
+        chain: the chain's number, or those of the K chains of a `Stack`.
         warmup_schedule, schedule: step-size schedules of the two parts, by name.
         schedule_settings: further arguments of `schedule`.
+        lr_factors: factors on the sampler's step size by parameter name (shell wildcards); the last match wins.
         full_data: starts a pass over all training data, in batches; needed for control variates.
         compile_model: run the forward pass through `torch.compile`.
     """
@@ -49,7 +53,7 @@ class SamplingModule(LightningModule):
 
     def __init__(
         self,
-        model: nn.Module,
+        model: nn.Module | Stack,
         potential: Potential,
         sampler: MakeSampler,
         warmup: MakeOptimizer,
@@ -57,10 +61,11 @@ class SamplingModule(LightningModule):
         *,
         temperature: float,
         seed: int,
-        chain: int,
+        chain: int | Sequence[int],
         warmup_schedule: str = "cosine",
         schedule: str = "constant",
         schedule_settings: dict[str, Any] | None = None,
+        lr_factors: Mapping[str, float] | None = None,
         full_data: Callable[[], Iterable[Batch]] | None = None,
         compile_model: bool = False,
     ) -> None:
@@ -73,16 +78,29 @@ class SamplingModule(LightningModule):
             "warm-up": schedules.make(warmup_schedule, plan.warmup),
             "sampler": _sampler_schedule(schedule, plan, schedule_settings or {}),
         }
+        self.lr_factors = dict(lr_factors or {})
         self._full_data = full_data
-        self._forward: Callable[[Tensor], Tensor] = self.model.__call__
+        self._forward: Callable[..., Tensor] = self.model.__call__
         if compile_model and can_compile():
             self._forward = torch.compile(model)
         self.last_potential = torch.tensor(float("nan"))
 
     @property
     def params(self) -> dict[str, Tensor]:
-        """The sampled parameters by name: those that require a gradient."""
+        """The sampled parameters by name: those that require a gradient; each [K, …] in a stack."""
+        if isinstance(self.model, Stack):
+            return self.model.sampled()
         return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+
+    @property
+    def network(self) -> nn.Module:
+        """The model itself, whose structure all stacked chains share."""
+        return self.model.model if isinstance(self.model, Stack) else self.model
+
+    @property
+    def chains(self) -> list[int]:
+        """Numbers of the chains that move here."""
+        return [self.chain] if isinstance(self.chain, int) else list(self.chain)
 
     @property
     def steps_taken(self) -> int:
@@ -107,9 +125,12 @@ class SamplingModule(LightningModule):
 
     def configure_optimizers(self) -> list[Optimizer]:
         """The warm-up's optimizer and the sampler, over the same parameters."""
-        params = list(self.params.values())
         kT = self.potential.kT(self.temperature)
-        optimizers = [self._make_warmup(params), self._make_sampler(params, kT=kT, seed=self.seed, chain=self.chain)]
+        groups = parameter_groups(self.params, self.lr_factors)
+        sampler = self._make_sampler(groups, kT=kT, seed=self.seed, chain=self.chain)
+        for group in sampler.param_groups:
+            group["lr"] *= group["factor"]
+        optimizers = [self._make_warmup(list(self.params.values())), sampler]
         self._base_rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
         return optimizers
 
@@ -117,7 +138,7 @@ class SamplingModule(LightningModule):
         check_precision(str(self.trainer.precision))
 
     def on_train_start(self) -> None:
-        set_sampling_mode(self.model)
+        set_sampling_mode(self.network)
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:  # noqa: ARG002
         """One step of the warm-up's optimizer or of the sampler."""
@@ -134,7 +155,7 @@ class SamplingModule(LightningModule):
         try:
             self.last_potential = optimizer.step(self._closure(batch, optimizer)).detach()
         except DivergedError as error:
-            value = float(self.last_potential)
+            value = float(self.last_potential.max())  # NaN where one is
             what = "its gradient is not finite" if math.isfinite(value) else "it is not finite"
             raise self.diverged(f"potential {value:g}, {what}", self.steps_taken + 1) from error
 
@@ -154,22 +175,36 @@ class SamplingModule(LightningModule):
         if self._full_data is None:
             raise ConfigError("control variates need SamplingModule(full_data=…)")
         total = torch.zeros((), device=self.device)
-        with frozen_statistics(self.model):
+        with frozen_statistics(self.network):
             for inputs, targets in self._full_data():
-                nll = categorical_nll(self._forward(inputs), targets)
-                share = len(targets) / self.potential.num_data * self.potential(nll, self.params)
-                self.manual_backward(share)
-                total += share.detach()
+                share = len(targets) / self.potential.num_data * self.potential(self.nll(inputs, targets), self.params)
+                self.manual_backward(share.sum())
+                total = total + share.detach()
         return total
 
-    def state(self) -> dict[str, Tensor]:
-        """What a draw holds: the sampled parameters and the buffers that go with them, detached."""
-        held = self.params | {name: b for name, b in self.model.named_buffers() if name in self._persistent}
-        return {name: tensor.detach() for name, tensor in held.items()}
+    def nll(self, inputs: Any, targets: Tensor) -> Tensor:
+        """−log p(y|x, θ) in nats of inputs [B, …] and targets [B] that all chains share: [B], or [K, B] in a stack."""
+        if not isinstance(self.model, Stack):
+            return categorical_nll(self._forward(inputs), targets)
+        return categorical_nll(self._forward(inputs, shared_inputs=True), targets.expand(len(self.chains), -1))
 
-    @property
-    def _persistent(self) -> set[str]:
-        return set(self.model.state_dict())
+    def states(self) -> list[dict[str, Tensor]]:
+        """What a draw holds, one dictionary a chain: sampled parameters and the buffers that go with them, detached."""
+        if isinstance(self.model, Stack):
+            rows = [self.model.row(place) for place in range(len(self.chains))]
+        else:
+            saved = set(self.model.state_dict())
+            rows = [self.params | {name: b for name, b in self.model.named_buffers() if name in saved}]
+        return [{name: tensor.detach() for name, tensor in row.items()} for row in rows]
+
+    def prior_energy(self) -> Tensor:
+        """−log p(θ) up to its constant, in nats: scalar, or [K]."""
+        return self.potential.prior.energy(self.params, chain_axes=int(isinstance(self.model, Stack)))
+
+    def l2_norm(self) -> Tensor:
+        """‖θ‖ over all sampled parameters: scalar, or [K]."""
+        axes = int(isinstance(self.model, Stack))
+        return torch.stack([p.flatten(axes).square().sum(-1) for p in self.params.values()]).sum(0).sqrt()
 
     def _closure(self, batch: Batch, optimizer: Any) -> Callable[[], Tensor]:
         """Ũ and its gradient on one batch. Runs after the first leave BatchNorm's running statistics alone."""
@@ -178,12 +213,12 @@ class SamplingModule(LightningModule):
 
         def closure() -> Tensor:
             optimizer.zero_grad(set_to_none=True)
-            with nullcontext() if next(runs) == 0 else frozen_statistics(self.model):
+            with nullcontext() if next(runs) == 0 else frozen_statistics(self.network):
                 potential = self.potential(categorical_nll(self._forward(inputs), targets), self.params)
             self.last_potential = potential.detach()
-            if not torch.isfinite(potential):
-                raise DivergedError(f"the potential is {potential.item()}")
-            self.manual_backward(potential)
+            if not torch.isfinite(potential).all():
+                raise DivergedError(f"the potential is {potential.tolist()}")
+            self.manual_backward(potential.sum())
             return potential
 
         return closure
@@ -192,7 +227,29 @@ class SamplingModule(LightningModule):
         """The error for what left the finite numbers in a step (the first is number 1), with the fix."""
         phase = self.plan.phase(step - 1)
         fix = "chain.warmup.optimizer.lr smaller" if phase == "warm-up" else "sampler.lr smaller or the warm-up longer"
-        return DivergedError(f"chain {self.chain} diverged in step {step:,} ({phase}): {what}. Make {fix}")
+        which = ", ".join(map(str, self.chains))
+        return DivergedError(f"chain {which} diverged in step {step:,} ({phase}): {what}. Make {fix}")
+
+
+def parameter_groups(params: Mapping[str, Tensor], factors: Mapping[str, float]) -> list[dict[str, Any]]:
+    """Parameter groups by factor on the step size, each with its `factor`; parameters keep their order within a group.
+
+    Raises:
+        ConfigError: a factor that is not positive and finite, or a pattern that no parameter matches.
+    """
+    problems = Problems()
+    for pattern, factor in factors.items():
+        if not (math.isfinite(factor) and factor > 0):
+            problems.add(f"chain.lr_factors[{pattern}]={factor} must be a positive finite number")
+        if not fnmatch.filter(params, pattern):
+            shown = ", ".join(list(params)[:6])
+            problems.add(f"chain.lr_factors: no parameter is called {pattern}; the names begin with {shown}")
+    problems.raise_if_any()
+    groups: dict[float, list[Tensor]] = {}
+    for name, p in params.items():
+        matching = [factor for pattern, factor in factors.items() if fnmatch.fnmatchcase(name, pattern)]
+        groups.setdefault(matching[-1] if matching else 1.0, []).append(p)
+    return [{"params": members, "factor": factor} for factor, members in groups.items()]
 
 
 def _sampler_schedule(name: str, plan: Plan, settings: dict[str, Any]) -> schedules.Schedule:

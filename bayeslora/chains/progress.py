@@ -39,7 +39,7 @@ class Progress(Callback):
     def on_train_batch_end(self, trainer: Trainer, module: SamplingModule, *_: Any) -> None:  # type: ignore[override]
         taken, last = trainer.global_step, trainer.global_step == module.plan.total
         if taken % self.log_every == 0 or last:
-            values = {"train/potential": float(module.last_potential), "train/lr": module.step_size}
+            values = {"train/potential": float(module.last_potential.mean()), "train/lr": module.step_size}
             for logger in trainer.loggers:
                 logger.log_metrics(values, step=taken)
         pause = 0.2 if self._live else self.every
@@ -73,9 +73,11 @@ class Progress(Callback):
         taken, plan = trainer.global_step, module.plan
         kept = next((c.kept for c in trainer.callbacks if isinstance(c, DrawCollector)), 0)  # type: ignore[attr-defined]
         rate = (time.monotonic() - self._started) / max(1, taken - self._first)
-        place = f"chain {module.chain + 1}/{self.num_chains}  {module.phase:<8}  step {taken:,}/{plan.total:,}"
+        first, last = module.chains[0] + 1, module.chains[-1] + 1
+        which = f"chain {first}" if first == last else f"chains {first}–{last}"
+        place = f"{which}/{self.num_chains}  {module.phase:<8}  step {taken:,}/{plan.total:,}"
         return place, (
-            f"potential {float(module.last_potential):.4f}  step size {module.step_size:.2e}  "
+            f"potential {float(module.last_potential.mean()):.4f}  step size {module.step_size:.2e}  "
             f"draws {kept}/{plan.num_draws}  {clock(rate * (plan.total - taken))} left"
         )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -50,12 +51,17 @@ class FilterResponseNorm(nn.Module):
         return f"{len(self.gamma)}, eps={self.eps}"
 
 
-def group_norm(channels: int) -> nn.GroupNorm:
-    """Group norm in 8 groups, or in as many as the largest divisor of `channels` below 8."""
-    return nn.GroupNorm(max(groups for groups in range(1, 9) if channels % groups == 0), channels)
+def group_norm(channels: int, affine: bool = True) -> nn.GroupNorm:
+    """Group norm in 8 groups, or in as many as the largest divisor of `channels` below 8 that leaves two channels each.
+
+    Without its parameters a group of one channel could say nothing of where its mean lies.
+    """
+    least = 1 if affine else 2
+    divisors = [groups for groups in range(1, 9) if channels % groups == 0 and channels // groups >= least]
+    return nn.GroupNorm(max(divisors, default=1), channels, affine=affine)
 
 
-NORMS: dict[str, Norm] = {"batch": nn.BatchNorm2d, "group": group_norm, "frn": FilterResponseNorm}
+NORMS: dict[str, Callable[..., nn.Module]] = {"batch": nn.BatchNorm2d, "group": group_norm, "frn": FilterResponseNorm}
 ACTIVATIONS: dict[str, Activation] = {"relu": F.relu, "swish": F.silu}
 
 
@@ -68,11 +74,11 @@ class Layers:
     bias: bool
 
     @classmethod
-    def named(cls, norm: str, activation: str, bias: bool) -> Layers:
-        """Look the norm and the activation up by name.
+    def named(cls, norm: str, activation: str, bias: bool, affine: bool = True) -> Layers:
+        """Look the norm and the activation up by name; without `affine`, norms have no parameters.
 
         Raises:
-            ConfigError: a name is unknown; every unknown one is listed, with the choices.
+            ConfigError: a name is unknown; every unknown one is listed, with the choices. Or an FRN without `affine`.
         """
         asked = (("norm", norm, list(NORMS)), ("activation", activation, list(ACTIVATIONS)))
         problems = [
@@ -80,9 +86,11 @@ class Layers:
             for setting, name, choices in asked
             if name not in choices
         ]
+        if norm == "frn" and not affine:
+            problems.append("model.affine=false: FRN is nothing without its threshold; choose model.norm=group or batch")
         if problems:
             raise ConfigError(*problems)
-        return cls(NORMS[norm], ACTIVATIONS[activation], bias)
+        return cls(NORMS[norm] if affine else partial(NORMS[norm], affine=False), ACTIVATIONS[activation], bias)
 
     def conv(self, inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> nn.Conv2d:
         """A convolution padded to keep height and width (divided by the stride, rounded up)."""

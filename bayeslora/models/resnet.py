@@ -44,12 +44,20 @@ class ResNet(nn.Module):
         num_classes, in_channels: outputs and inputs.
         blocks: (channels, stride) of each block; the stem has the first block's channels.
         layers: what to build from.
+        stem_stride: of the stem.
     """
 
-    def __init__(self, num_classes: int, in_channels: int, blocks: Sequence[tuple[int, int]], layers: Layers) -> None:
+    def __init__(
+        self,
+        num_classes: int,
+        in_channels: int,
+        blocks: Sequence[tuple[int, int]],
+        layers: Layers,
+        stem_stride: int = 1,
+    ) -> None:
         super().__init__()
         channels = blocks[0][0]
-        self.stem = nn.Sequential(layers.conv(in_channels, channels), layers.norm(channels))
+        self.stem = nn.Sequential(layers.conv(in_channels, channels, stride=stem_stride), layers.norm(channels))
         self.activation = layers.activation
         body: list[nn.Module] = []
         for outputs, stride in blocks:
@@ -73,22 +81,35 @@ def _stages(width: int, stages: int, depth: int) -> list[tuple[int, int]]:
 
 
 def resnet_small(
-    num_classes: int, in_channels: int = 3, norm: str = "frn", activation: str = "swish", width: int = 16
+    num_classes: int,
+    in_channels: int = 3,
+    norm: str = "frn",
+    activation: str = "swish",
+    width: int = 16,
+    affine: bool = True,
+    stem_stride: int = 1,
 ) -> ResNet:
     """Three residual blocks for images of 8x8 to 32x32: below 50,000 parameters at width 16, quick on a CPU.
+
+    Without `affine` norms have no parameters and convolutions no biases. Convolutions are then scale-free: what they
+    compute depends on directions alone, a bounded space in which chains mix fast (`experiment=quickstart`).
 
     Args:
         num_classes, in_channels: outputs and inputs.
         norm: batch, group or frn.
         activation: relu or swish.
         width: channels of the stem and the first block; the other two blocks, at half the size, have twice as many.
+        affine: whether norms have parameters and convolutions biases.
+        stem_stride: 2 halves the size from the start, a quarter of the work.
 
     Raises:
-        ConfigError: an unknown norm or activation, or no width.
+        ConfigError: an unknown norm or activation, no width or stride, FRN without `affine`.
     """
     require(width >= 1, f"model.width must be at least 1, not {width}")
+    require(stem_stride >= 1, f"model.stem_stride must be at least 1, not {stem_stride}")
     blocks = [(width, 1), (2 * width, 2), (2 * width, 1)]
-    return ResNet(num_classes, in_channels, blocks, Layers.named(norm, activation, bias=True))
+    layers = Layers.named(norm, activation, bias=affine, affine=affine)
+    return ResNet(num_classes, in_channels, blocks, layers, stem_stride)
 
 
 def resnet20(num_classes: int, in_channels: int = 3, norm: str = "frn", activation: str = "swish") -> ResNet:

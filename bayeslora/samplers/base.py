@@ -144,8 +144,8 @@ class Sampler(Optimizer):
         """Whether `freeze` was called."""
         return self.memory.get("frozen", False)
 
-    def diagnostics(self) -> dict[str, float]:
-        """What the sampler can say of its own health, by name; recorded with every draw."""
+    def diagnostics(self) -> dict[str, Tensor]:
+        """What the sampler can say of its own health, by name: scalars, or [K]; recorded with every draw."""
         return {}
 
     # -- the optimizer's side ----------------------------------------------------------------------------------

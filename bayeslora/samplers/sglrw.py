@@ -40,20 +40,20 @@ class SGLRW(Sampler):
         if self.kT == 0:
             return potential, functional.descend(theta, gradient, self.lr)
         moved, clipped = functional.lattice_walk(theta, gradient, self.draw(theta, "uniform_"), self.lr, self.kT)
-        self._count(clipped.mean())
+        self._count(clipped)
         return potential, moved
 
-    def diagnostics(self) -> dict[str, float]:
+    def diagnostics(self) -> dict[str, Tensor]:
         """`clipped`: share of coordinates whose force was clipped, over the last full window of 100 steps."""
-        return {"clipped": float(self.memory["clipped"])} if "clipped" in self.memory else {}
+        return {"clipped": self.memory["clipped"]} if "clipped" in self.memory else {}
 
     def _count(self, clipped: Tensor) -> None:
         """Average the clipped share over windows of 100 steps; warn where it is above 1 %."""
         self.memory["clipping"] = self.memory.get("clipping", 0) + clipped
         if (self.steps + 1) % self.WINDOW:
             return
-        share = float(self.memory.pop("clipping")) / self.WINDOW
-        self.memory["clipped"] = share
+        self.memory["clipped"] = self.memory.pop("clipping") / self.WINDOW
+        share = float(self.memory["clipped"].mean())
         if share > 0.01:
             warnings.warn(
                 f"SGLRW clips {share:.1%} of the coordinates (limit 1 %): the law is no longer that of the posterior. "

@@ -42,6 +42,6 @@ class SGNHT(Underdamped):
         self.memory["friction"] = friction
         return theta, p
 
-    def diagnostics(self) -> dict[str, float]:
-        """`friction`: αₜ, averaged over stacked chains; it settles where the kinetic energy is right."""
-        return {"friction": float(self.memory["friction"].mean())} if "friction" in self.memory else {}
+    def diagnostics(self) -> dict[str, Tensor]:
+        """`friction`: αₜ; it settles where the kinetic energy is right."""
+        return {"friction": self.memory["friction"].squeeze(-1)} if "friction" in self.memory else {}

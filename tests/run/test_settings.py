@@ -55,7 +55,7 @@ def module_in_training(setup: Setup) -> Any:
     class Look(Callback):
         def on_train_batch_end(self, trainer: Any, module: Any, *_: Any) -> None:
             self.before = {name: b.clone() for name, b in module.model.named_buffers()}
-            DrawCollector(None, setup.probe()).scalars(trainer, module)  # type: ignore[arg-type]
+            DrawCollector([None], setup.probe()).scalars(trainer, module)  # type: ignore[list-item]
             self.after = dict(module.model.named_buffers())
             self.modes = {type(m).__name__: m.training for m in module.model.modules()}
 

@@ -66,6 +66,23 @@ def test_logits_have_one_column_a_class_and_every_parameter_gets_a_gradient(net:
         assert parameter.grad.isfinite().all(), name
 
 
+@pytest.mark.parametrize("norm", ["batch", "group"])
+def test_without_affine_only_directions_of_convolutions_matter(norm: str) -> None:
+    model = resnet_small(10, 1, norm=norm, width=4, affine=False, stem_stride=2).double()
+    assert {name for name, p in model.named_parameters() if p.ndim < 2} == {"head.bias"}
+    before = model(images())
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, nn.Conv2d):
+                module.weight *= 100.0
+    torch.testing.assert_close(model(images()), before, rtol=1e-3, atol=1e-4)  # norms have an epsilon
+
+
+def test_frn_without_affine_is_refused() -> None:
+    with pytest.raises(ConfigError, match="choose model.norm=group or batch"):
+        resnet_small(10, 1, affine=False)
+
+
 @pytest.mark.parametrize(
     "model", [resnet18, lambda n, c: wide_resnet(16, 2, n, in_channels=c)], ids=["resnet18", "wrn16_2"]
 )

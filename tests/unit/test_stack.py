@@ -1,0 +1,90 @@
+"""A stack of models: every chain's outputs, gradients and statistics are those of its own model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from bayeslora.chains.stack import Stack
+from bayeslora.models import frozen_statistics, resnet18, resnet20, resnet_small, wide_resnet
+from bayeslora.potential import categorical_nll
+
+NETS: dict[str, Callable[[str], nn.Module]] = {
+    "resnet_small": lambda norm: resnet_small(10, norm=norm, width=4),
+    "resnet20": lambda norm: resnet20(10, norm=norm),
+    "resnet18": lambda norm: resnet18(10, norm=norm),
+    "wide_resnet": lambda norm: wide_resnet(10, 1, 10, norm=norm),
+}
+
+
+def models(make: Callable[[], nn.Module], size: int = 2) -> list[nn.Module]:
+    made = []
+    for seed in range(size):
+        torch.manual_seed(seed)
+        made.append(make().double().train())
+    return made
+
+
+@pytest.mark.parametrize("norm", ["batch", "group", "frn"])
+@pytest.mark.parametrize("net", NETS)
+def test_each_chain_is_its_own_model(net: str, norm: str):
+    alone = models(lambda: NETS[net](norm))
+    stack = Stack(models(lambda: NETS[net](norm)))
+    x = torch.randn(2, 6, 3, 16, 16, dtype=torch.float64)
+    y = torch.randint(10, (2, 6))
+    categorical_nll_double(stack(x), y).sum().backward()
+    for chain, model in enumerate(alone):
+        categorical_nll_double(model(x[chain]), y[chain]).sum().backward()
+        for name, p in model.named_parameters():
+            torch.testing.assert_close(stack.sampled()[name].grad[chain], p.grad, rtol=1e-7, atol=1e-9)
+        for name, buffer in model.named_buffers():
+            torch.testing.assert_close(stack.held()[name][chain], buffer, rtol=1e-9, atol=1e-12)
+
+
+def categorical_nll_double(logits: Tensor, targets: Tensor) -> Tensor:
+    """In double precision, in which the order of additions does not show."""
+    return -logits.log_softmax(-1).gather(-1, targets[..., None]).mean((-2, -1))
+
+
+def test_the_ascent_pass_leaves_every_chains_statistics_alone():
+    stack = Stack(models(lambda: resnet_small(10, norm="batch", width=4)))
+    before = {name: tensor.clone() for name, tensor in stack.held().items() if "running" in name}
+    with frozen_statistics(stack.model):
+        stack(torch.randn(2, 6, 3, 8, 8, dtype=torch.float64))
+    assert before
+    assert all(torch.equal(before[name], stack.held()[name]) for name in before)
+    stack(torch.randn(2, 6, 3, 8, 8, dtype=torch.float64))
+    assert not any(torch.equal(before[name], stack.held()[name]) for name in before)
+
+
+def test_frozen_parameters_are_shared_and_get_no_gradient():
+    def make() -> nn.Module:
+        net = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+        net[0].requires_grad_(False)
+        return net
+
+    first, second = models(make)
+    stack = Stack([first, second])
+    assert list(stack.sampled()) == ["1.weight", "1.bias"]
+    assert {tuple(p.shape) for p in stack.parameters()} == {(2, 2, 4), (2, 2)}
+    x = torch.randn(5, 3, dtype=torch.float64)
+    expected = torch.stack([first(x), second[1](first[0](x))])
+    torch.testing.assert_close(stack(x, shared_inputs=True), expected)
+    assert first[0].weight.grad is None
+
+
+def test_a_stack_moves_and_changes_type_as_a_whole():
+    stack = Stack(models(lambda: nn.BatchNorm1d(3)))
+    stack.float()
+    assert {t.dtype for t in stack.held().values()} == {torch.float32, torch.int64}
+    assert stack.model.weight.dtype == torch.float32
+
+
+def test_nll_keeps_the_leading_axes():
+    logits, targets = torch.randn(3, 5, 4), torch.randint(4, (3, 5))
+    nll = categorical_nll(logits, targets)
+    assert nll.shape == (3, 5)
+    torch.testing.assert_close(nll[1], categorical_nll(logits[1], targets[1]))
