@@ -3,5 +3,6 @@
 from bayeslora.datasets.base import Data, Dataset, Split
 from bayeslora.datasets.cifar import Cifar10, Cifar100
 from bayeslora.datasets.digits import Digits
+from bayeslora.datasets.glue import Glue
 
-__all__ = ["Cifar10", "Cifar100", "Data", "Dataset", "Digits", "Split"]
+__all__ = ["Cifar10", "Cifar100", "Data", "Dataset", "Digits", "Glue", "Split"]

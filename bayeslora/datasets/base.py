@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -13,7 +13,10 @@ from bayeslora.errors import ConfigError
 from bayeslora.rng import generator
 
 Transform = Callable[[Tensor], Tensor]
-"""Stored inputs [B, …] (uint8 for images) -> model input [B, …], float32, normalised; runs on any device."""
+"""Stored inputs [B, …] -> model input [B, …]: uint8 images to float32, normalised; tokens int32 to int64, trimmed.
+
+Runs on any device.
+"""
 
 Augment = Callable[[Tensor, torch.Generator], Tensor]
 """Stored inputs [B, …] and a CPU generator -> augmented inputs of the same shape and dtype; runs on any device."""
@@ -21,7 +24,10 @@ Augment = Callable[[Tensor, torch.Generator], Tensor]
 
 @dataclass(frozen=True)
 class Split:
-    """Examples in memory: `inputs` [N, …] (images: uint8 [N, C, H, W]) and `targets` [N] (int64 class numbers)."""
+    """Examples in memory: `inputs` [N, …] and `targets` [N] (int64 class numbers).
+
+    Images are uint8 [N, C, H, W]; texts are int32 [N, S, F, L], the fields F as in `bayeslora.datasets.text`.
+    """
 
     inputs: Tensor
     targets: Tensor
@@ -49,6 +55,9 @@ class Data:
         transform: stored inputs to model input (used in training and in evaluation).
         augment: random augmentation of training batches, or None.
         augmentation: the augmentation in words, `"none"` where there is none (for the report).
+        notes: what a reader of the results should know of the data, in plain sentences.
+        lengths: of texts: tokens of the longest sequence of each training example, int64 [N]; None for images.
+        texts: of texts: the sentences of each example by split, `"train"`, `"validation"` and `"test"`; else empty.
     """
 
     name: str
@@ -60,6 +69,8 @@ class Data:
     augment: Augment | None = None
     augmentation: str = "none"
     notes: tuple[str, ...] = field(default=())
+    lengths: Tensor | None = None
+    texts: Mapping[str, Sequence[tuple[str, ...]]] = field(default_factory=dict)
 
     @property
     def num_classes(self) -> int:
@@ -67,8 +78,8 @@ class Data:
 
     @property
     def in_channels(self) -> int:
-        """Channels of an image [C, H, W]."""
-        return int(self.train.inputs.shape[1])
+        """Channels of an image [C, H, W]; 0 for texts."""
+        return int(self.train.inputs.shape[1]) if self.lengths is None else 0
 
 
 class Dataset(Protocol):
@@ -104,7 +115,7 @@ def carve(
     """Split off a validation set and shorten the splits, all by one fixed shuffle of each.
 
     Args:
-        data: a dataset with an empty validation split.
+        data: a dataset with an empty validation split; `lengths` and `texts` go where their examples go.
         validation_size: examples moved from train to validation.
         limit_train: keep at most this many training examples (after the validation set is taken); None keeps all.
         limit_test: keep at most this many test and validation examples; None keeps all.
@@ -125,11 +136,21 @@ def carve(
     held_out, kept = order[:validation_size], order[validation_size:]
     if limit_train is not None:
         kept = kept[:limit_train]
-    full = validation_size == 0 and (limit_train is None or limit_train >= len(data.train))
     test = torch.randperm(len(data.test), generator=generator(split_seed, 0, 0, "split/test"))[:limit_test]
+    everything = slice(None)  # a view: nothing is copied, nothing shuffled
+    train_rows = everything if len(kept) == len(data.train) else kept
+    test_rows = everything if len(test) == len(data.test) else test
+    rows = {"train": ("train", train_rows), "validation": ("train", held_out[:limit_test]), "test": ("test", test_rows)}
     return replace(
         data,
-        train=data.train if full else data.train.take(kept),
+        train=data.train.take(train_rows),
         validation=data.train.take(held_out[:limit_test]),
-        test=data.test if limit_test is None or limit_test >= len(data.test) else data.test.take(test),
+        test=data.test.take(test_rows),
+        lengths=None if data.lengths is None else data.lengths[train_rows],
+        texts={name: _picked(data.texts[source], index) for name, (source, index) in rows.items() if data.texts},
     )
+
+
+def _picked(texts: Sequence[tuple[str, ...]], index: Tensor | slice) -> list[tuple[str, ...]]:
+    """The texts at `index`, int64 [M] or a slice, in that order."""
+    return [texts[row] for row in torch.arange(len(texts))[index].tolist()]

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from bayeslora.datasets.base import Data, Split
-from bayeslora.datasets.batches import Batches, evaluation_batches
+from bayeslora.datasets.base import Data, Split, carve
+from bayeslora.datasets.batches import Batches, bucketed, evaluation_batches
 from bayeslora.datasets.images import Normalise, RandomShift
 from bayeslora.errors import ConfigError
 from bayeslora.rng import generator
@@ -194,3 +196,121 @@ def test_evaluation_gives_channels_last_on_request_and_refuses_empty_batches() -
     assert inputs.is_contiguous(memory_format=torch.channels_last)
     with pytest.raises(ConfigError, match="at least 1, not 0"):
         next(evaluation_batches(data.test, data.transform, 0))
+
+
+# Batches of like length
+
+
+def texts() -> Data:
+    """The 23 examples with lengths: 0 to 22 in another order, so that a length tells the example."""
+    return replace(toy(), lengths=torch.randperm(N, generator=torch.Generator().manual_seed(4)))
+
+
+def spread(batches: Batches, epochs: int = 20) -> float:
+    """Mean over steps of (longest - mean length) of a batch: the places that are padding, for each example."""
+    assert batches.lengths is not None
+    drawn = [batches.lengths[batches.indices(step)].float() for step in range(epochs * batches.steps_per_epoch)]
+    return torch.stack([lengths.max() - lengths.mean() for lengths in drawn]).mean().item()
+
+
+def test_a_bucket_of_one_batch_changes_nothing() -> None:
+    batches = Batches(texts(), 5, seed=1, chain=2, bucket=1)
+    for epoch in range(3):
+        order = torch.randperm(N, generator=generator(1, 2, epoch, "batches"))
+        for step in range(4):
+            assert batches.indices(4 * epoch + step).equal(order[5 * step : 5 * step + 5])
+
+
+def test_data_without_lengths_have_no_buckets() -> None:
+    plain, bucketed_ = Batches(toy(), 5, seed=0, chain=0), Batches(toy(), 5, seed=0, chain=0, bucket=4)
+    assert all(plain.indices(step).equal(bucketed_.indices(step)) for step in range(9))
+
+
+@pytest.mark.parametrize("bucket", [2, 3, 4, 9])
+def test_a_group_of_batches_visits_the_examples_it_would_visit_unsorted(bucket: int) -> None:
+    plain, sorted_ = (Batches(texts(), 5, seed=0, chain=0, bucket=size) for size in (1, bucket))
+    for epoch in range(3):
+        for start in range(0, 4, bucket):
+            steps = [4 * epoch + step for step in range(start, min(start + bucket, 4))]
+            seen = [torch.cat([batches.indices(step) for step in steps]) for batches in (plain, sorted_)]
+            assert seen[0].sort().values.equal(seen[1].sort().values)
+
+
+def test_the_batches_of_a_group_do_not_overlap_in_length() -> None:
+    data = texts()
+    assert data.lengths is not None
+    batches = Batches(data, 5, seed=0, chain=0, bucket=4)
+    for epoch in range(5):
+        drawn = [data.lengths[batches.indices(4 * epoch + step)] for step in range(4)]
+        ranges = sorted((int(lengths.min()), int(lengths.max())) for lengths in drawn)
+        assert all(before[1] < after[0] for before, after in pairwise(ranges))
+
+
+@pytest.mark.parametrize("bucket", [2, 3, 4])
+def test_buckets_leave_every_example_equally_likely_at_any_place(bucket: int) -> None:
+    epochs = 3000
+    batches = Batches(texts(), 5, seed=0, chain=0, bucket=bucket)
+    expected = epochs * 5 / N
+    for place in range(4):
+        counts = torch.cat([batches.indices(4 * epoch + place) for epoch in range(epochs)]).bincount(minlength=N)
+        chi2 = ((counts - expected) ** 2 / (expected * (1 - 5 / N))).sum().item() * (N - 1) / N
+        assert chi2 < N - 1 + 5 * (2 * (N - 1)) ** 0.5  # 22 degrees of freedom, five standard errors
+
+
+def test_equal_lengths_are_shared_out_at_random() -> None:
+    """Ties are broken by the permutation, not by the examples' order."""
+    data = replace(toy(), lengths=torch.ones(N, dtype=torch.int64))
+    batches = Batches(data, 5, seed=0, chain=0, bucket=4)
+    together = sum(bool({0, 1} <= {*batches.indices(step).tolist()}) for step in range(4 * 2000))
+    expected = 2000 * 4 * (5 * 4) / (N * (N - 1))
+    assert abs(together - expected) < 5 * expected**0.5
+
+
+def test_larger_buckets_hold_less_padding() -> None:
+    padding = [spread(Batches(texts(), 5, seed=0, chain=0, bucket=bucket)) for bucket in (1, 2, 4)]
+    assert padding[0] > 1.3 * padding[1] > 1.3 * 1.3 * padding[2]
+
+
+def test_buckets_depend_on_seed_chain_and_step_only() -> None:
+    walked = [Batches(texts(), 5, seed=1, chain=2, bucket=3).indices(step) for step in range(12)]
+    jumping = Batches(texts(), 5, seed=1, chain=2, bucket=3)
+    assert all(jumping.indices(step).equal(walked[step]) for step in (11, 3, 4, 0, 9, 9, 2))
+    for seed, chain in ((1, 3), (2, 2)):
+        assert not Batches(texts(), 5, seed, chain, bucket=3).indices(0).equal(walked[0])
+    assert not walked[0].equal(walked[4])
+
+
+def test_the_order_of_a_groups_batches_has_its_own_randomness() -> None:
+    order, lengths = torch.arange(8), torch.arange(8)
+    orders = {tuple(bucketed(order, lengths, 2, 4, generator(0, 0, epoch, "buckets")).tolist()) for epoch in range(200)}
+    assert len(orders) == 24
+
+
+def test_a_bucket_below_one_is_refused_with_the_fix() -> None:
+    with pytest.raises(ConfigError, match="bucket=0 must be at least 1"):
+        Batches(texts(), 5, seed=0, chain=0, bucket=0)
+
+
+def test_stored_batches_are_those_before_the_transform() -> None:
+    data = toy(RandomShift(1, flip=True))
+    batches = Batches(data, 5, seed=0, chain=0)
+    stored, targets = batches.stored(3)
+    assert stored.dtype == torch.uint8
+    assert data.transform(stored).equal(batches(3)[0])
+    assert targets.equal(batches(3)[1])
+
+
+def test_carving_takes_lengths_and_texts_along() -> None:
+    data = texts()
+    assert data.lengths is not None
+    names = [(f"train {row}",) for row in range(N)]
+    data = replace(data, texts={"train": names, "test": [(f"test {row}",) for row in range(N)]})
+    carved = carve(data, validation_size=6, limit_train=10, limit_test=4)
+    assert carved.lengths is not None
+    assert carved.lengths.equal(data.lengths[carved.train.targets])
+    for split, source in (("train", "train"), ("validation", "train"), ("test", "test")):
+        assert carved.texts[split] == [(f"{source} {row}",) for row in getattr(carved, split).targets.tolist()]
+    assert [len(carved.texts[split]) for split in ("train", "validation", "test")] == [10, 4, 4]
+    assert carve(data).texts["train"] == names
+    assert carve(toy(), validation_size=6).lengths is None
+    assert carve(toy(), validation_size=6).texts == {}
