@@ -14,11 +14,12 @@ from torch import Tensor, nn
 
 from bayeslora.chains.plan import Plan
 from bayeslora.chains.stack import StackedBatches
-from bayeslora.config import accepted, check_precision, gather, instantiate
+from bayeslora.config import accepted, check_precision, first_line, gather, instantiate
 from bayeslora.datasets.base import Data, Split
 from bayeslora.datasets.batches import Batches, evaluation_batches
+from bayeslora.diagnostics.convergence import MAX_ENTRIES
 from bayeslora.errors import ConfigError, Problems, require
-from bayeslora.potential import Potential, Prior
+from bayeslora.potential import Potential, Prior, matches
 from bayeslora.rng import generator, seeded
 from bayeslora.rundir import RunDirectory
 from bayeslora.samplers import schedules
@@ -60,7 +61,7 @@ class Setup:
 
         cfg = self.cfg
         return SamplingModule(
-            self.model(chain) if isinstance(chain, int) else Stack([self.model(one) for one in chain]),
+            self.model(chain) if isinstance(chain, int) else Stack(map(self.model, chain)),
             self.potential,
             self.make_sampler,
             self.make_warmup,
@@ -87,6 +88,7 @@ class Setup:
             cfg.seed,
             device=self.device,
             channels_last=cfg.trainer.channels_last,
+            bucket=cfg.chain.bucket,
         )
         return make(chain) if isinstance(chain, int) else StackedBatches([make(one) for one in chain])
 
@@ -104,9 +106,17 @@ class Setup:
 
     def probe(self) -> Loader:
         """Passes over the probe set: a fixed subset of the training data, the same for every chain."""
+        return self.loader(self._probe_split())
+
+    def function_probe(self) -> Loader:
+        """Passes over those of the probe set on whose predictions chains are compared: about 2,000 numbers a draw."""
+        examples = max(20, MAX_ENTRIES // self.data.num_classes)
+        return self.loader(self._probe_split().take(slice(examples)))
+
+    def _probe_split(self) -> Split:
         size = min(self.cfg.chain.probe_size, len(self.data.train))
         order = torch.randperm(len(self.data.train), generator=generator(self.cfg.seed, 0, 0, "probe"))
-        return self.loader(self.data.train.take(order[:size]).to(self.device))
+        return self.data.train.take(order[:size]).to(self.device)
 
     def evaluation_split(self) -> Split:
         """The split that `evaluate.split` names, on the run's device."""
@@ -166,7 +176,7 @@ def build(cfg: DictConfig, run: RunDirectory | None = None) -> Setup:
     problems.raise_if_any()
     return Setup(
         cfg,
-        parts["data"],
+        _with_prefix(cfg, parts["data"]),
         Potential(parts["prior"], len(parts["data"].train)),
         parts["plan"],
         parts["sampler"],
@@ -188,6 +198,15 @@ def device(cfg: DictConfig) -> torch.device:
 def build_model(node: DictConfig, data: Data) -> nn.Module:
     """The model, told the number of classes and input channels where it takes them."""
     return instantiate(node, **accepted(node, num_classes=data.num_classes, in_channels=data.in_channels))
+
+
+def _with_prefix(cfg: DictConfig, data: Data) -> Data:
+    """The data with the activations of the model's frozen layers, where it remembers them."""
+    if not cfg.model.get("cache_prefix"):
+        return data
+    from bayeslora.models.prefix import with_prefix
+
+    return with_prefix(data, build_model(cfg.model, data).to(device(cfg)), device(cfg))
 
 
 def _try_model(node: DictConfig) -> None:
@@ -271,10 +290,48 @@ def _check_values(cfg: DictConfig, problems: Problems) -> None:
 def _check_against_data(cfg: DictConfig, data: Data, problems: Problems) -> None:
     """What can be said only once the data are there."""
     with problems.collect():
-        Batches(data, cfg.chain.batch_size, cfg.seed, 0)
+        Batches(data, cfg.chain.batch_size, cfg.seed, 0, bucket=cfg.chain.bucket)
     if cfg.sampler.get("control_variates") and data.augment is not None:
         problems.add("sampler.control_variates needs the gradient of all the data: set dataset.augment=false")
     if cfg.evaluate.split == "validation" and not len(data.validation):
         problems.add("evaluate.split=validation needs a validation set: train with dataset.validation_size=…")
     with problems.collect():
-        build_model(cfg.model, data)
+        _check_model_against_data(cfg, data)
+
+
+def _check_names(cfg: DictConfig, model: nn.Module) -> None:
+    """Raise `ConfigError` for a setting by parameter name that no sampled parameter has."""
+    names = [name for name, p in model.named_parameters() if p.requires_grad]
+    problems = Problems()
+    for key in ("chain.lr_factors", "prior.overrides"):
+        for pattern in OmegaConf.select(cfg, key) or {}:
+            if not any(matches(name, pattern) for name in names):
+                problems.add(f"{key}: no sampled parameter is called {pattern}; they are {', '.join(names[:6])}, …")
+    problems.raise_if_any()
+
+
+def _check_model_against_data(cfg: DictConfig, data: Data) -> None:
+    """Raise `ConfigError` unless the model can be made for these data and takes them."""
+    node = cfg.model
+    kind, other = ("texts", "images") if data.texts else ("images", "texts")
+    if node._target_.startswith("bayeslora."):
+        wants_images = bool(accepted(node, in_channels=0))
+        require(
+            wants_images == (kind == "images"),
+            f"model: {node._target_} takes {other} and {data.name} holds {kind}; choose another model or dataset",
+        )
+        with torch.device("meta"):
+            _check_names(cfg, build_model(node, data))
+        return
+    model = build_model(node, data).eval()
+    _check_names(cfg, model)
+    try:
+        with torch.no_grad():
+            logits = model(data.transform(data.train.inputs[:2]))
+    except (RuntimeError, TypeError, IndexError, AttributeError, ValueError) as error:
+        raise ConfigError(f"model: {node._target_} does not take {data.name}: {first_line(error)}") from error
+    require(
+        logits.shape[1:] == (data.num_classes,),
+        f"model: {node._target_} gives {list(logits.shape)} for two examples of {data.name}; it must give logits"
+        f" [2, {data.num_classes}]",
+    )

@@ -38,6 +38,7 @@ class ChainConfig:
     num_chains: int = 4
     parallel: str = "sequential"
     batch_size: int | None = 128
+    bucket: int = 1
     warmup: WarmupConfig = field(default_factory=WarmupConfig)
     burn_in: int = 2000
     num_draws: int = 100

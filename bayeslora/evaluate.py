@@ -9,6 +9,7 @@ Examples:
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -16,14 +17,14 @@ from bayeslora.cli import run_command
 from bayeslora.errors import ConfigError, DataError, require
 
 if TYPE_CHECKING:
+    import numpy as np
     from omegaconf import DictConfig
     from torch import Tensor
 
     from bayeslora.build import Setup
+    from bayeslora.diagnostics.uncertainty import Entropy
     from bayeslora.posterior import Posterior
     from bayeslora.rundir import RunDirectory
-
-METRICS = ("accuracy", "nll", "ece", "brier")
 
 
 @dataclass
@@ -37,6 +38,8 @@ class Predictions:
         chains: metrics of each chain's ensemble.
         draws: metrics of the single draws of each chain, by name: [draws].
         cumulative: metrics of the ensemble of the first so many draws (in rounds over the chains).
+        probes: log p of each chain's draws on part of the probe set, [draws, P, C].
+        entropy: the ensemble's predictive entropy and its parts, [N] each.
     """
 
     targets: Tensor
@@ -45,6 +48,8 @@ class Predictions:
     chains: list[dict[str, float]]
     draws: list[dict[str, list[float]]]
     cumulative: dict[str, list[float]] = field(default_factory=dict)
+    probes: list[np.ndarray] = field(default_factory=list)
+    entropy: Entropy | None = None
 
 
 def evaluate(run: RunDirectory, setup: Setup) -> dict[str, Any]:
@@ -73,34 +78,46 @@ def evaluate(run: RunDirectory, setup: Setup) -> dict[str, Any]:
 
 
 def predict(posterior: Posterior, setup: Setup) -> Predictions:
-    """One pass over all draws; holds one [N, C] tensor a chain, whatever the number of draws."""
+    """One pass over all draws; holds one [N, C] tensor a chain, and of each draw some 2,000 predictions."""
+    import numpy as np
+
     from bayeslora.diagnostics.metrics import metrics
+    from bayeslora.diagnostics.uncertainty import EntropySplit
     from bayeslora.posterior import Mixture
+    from bayeslora.posterior.predictive import log_probs as predicted
 
     split = setup.evaluation_split()
     loader, targets = setup.loader(split), split.targets.cpu()
     whole, chains = Mixture(), {store.chain: Mixture() for store in posterior.stores}
-    singles: dict[int, dict[str, list[float]]] = {chain: {name: [] for name in METRICS} for chain in chains}
-    curve: dict[str, list[float]] = {name: [] for name in ("draws", *METRICS)}
+    singles: dict[int, dict[str, list[float]]] = {chain: defaultdict(list) for chain in chains}
+    curve: dict[str, list[float]] = defaultdict(list)
+    entropy = EntropySplit()
+    probe_loader, probes = setup.function_probe(), {chain: [] for chain in chains}  # type: ignore[var-annotated]
     for draws in posterior.rounds():
         for draw in draws:
-            log_probs = posterior.predict_draw(draw, loader)
+            model = posterior.model_of(draw)
+            log_probs = predicted(model, loader())
+            probes[draw.chain].append(predicted(model, probe_loader()).numpy())
             chains[draw.chain].add(log_probs)
             whole.add(log_probs)
+            entropy.add(log_probs)
             for name, value in metrics(log_probs, targets).items():
                 singles[draw.chain][name].append(value)
         for name, value in ({"draws": whole.count} | metrics(whole.log_probs, targets)).items():
             curve[name].append(value)
     per_chain = [metrics(mixture.log_probs, targets) for mixture in chains.values()]
     baseline = posterior.predict_map(loader)
-    return Predictions(targets, baseline, whole.log_probs, per_chain, list(singles.values()), curve)
+    stacked = [np.stack(rows) for rows in probes.values()]
+    return Predictions(
+        targets, baseline, whole.log_probs, per_chain, list(singles.values()), curve, stacked, entropy.entropy
+    )
 
 
 def summarise(predictions: Predictions, series: list[dict[str, Any]]) -> dict[str, Any]:
     """The content of `metrics.json` but for its provenance."""
     import numpy as np
 
-    from bayeslora.diagnostics.convergence import convergence
+    from bayeslora.diagnostics.convergence import convergence, function_space
     from bayeslora.diagnostics.metrics import metrics
 
     def single(name: str) -> dict[str, float | None]:
@@ -111,10 +128,24 @@ def summarise(predictions: Predictions, series: list[dict[str, Any]]) -> dict[st
 
     return {
         "map": None if predictions.map is None else metrics(predictions.map, predictions.targets),
-        "draw": {name: single(name) for name in METRICS},
+        "draw": {name: single(name) for name in predictions.draws[0]},
         "ensemble": metrics(predictions.ensemble, predictions.targets),
+        "uncertainty": _uncertainty(predictions),
         "chains": predictions.chains,
-        "diagnostics": {name: convergence([s[name] for s in series]).to_json() for name in ("potential", "l2_norm")},
+        "diagnostics": {name: convergence([s[name] for s in series]).to_json() for name in ("potential", "l2_norm")}
+        | {"function_space": function_space(predictions.probes).to_json()},
+    }
+
+
+def _uncertainty(predictions: Predictions) -> dict[str, Any]:
+    """Mean predictive entropies in nats: MAP's, the ensemble's, and the latter split into its two parts."""
+    from bayeslora.diagnostics.uncertainty import predictive_entropy
+
+    entropy, baseline = predictions.entropy, predictions.map
+    parts = ("total", "aleatoric", "mutual_information")
+    return {
+        "map": None if baseline is None else {"total": predictive_entropy(baseline).mean().item()},
+        "ensemble": None if entropy is None else {name: getattr(entropy, name).mean().item() for name in parts},
     }
 
 
@@ -164,7 +195,6 @@ def _write_report(
 
 def evaluate_run(cfg: DictConfig) -> dict[str, Any]:
     """Evaluate the run that `cfg.run_dir` names, with `split` and `batch_size` as given."""
-    import torch
     from omegaconf import OmegaConf
 
     from bayeslora.build import build
@@ -175,12 +205,10 @@ def evaluate_run(cfg: DictConfig) -> dict[str, Any]:
         raise ConfigError(f"unknown key {', '.join(unknown)}: evaluate takes run_dir, split and batch_size")
     require(not OmegaConf.is_missing(cfg, "run_dir"), "which run? Give its folder: run_dir=outputs/…")
     run = RunDirectory(cfg.run_dir)
-    recorded = OmegaConf.create({key: value for key, value in run.config.items() if key != "provenance"})
+    recorded = run.recorded()
     for key in ("split", "batch_size"):
         if cfg[key] is not None:
             recorded.evaluate[key] = cfg[key]
-    if not torch.cuda.is_available():
-        recorded.trainer.accelerator = "cpu"  # a run from elsewhere
     return evaluate(run, build(recorded))
 
 

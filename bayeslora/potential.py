@@ -23,6 +23,18 @@ from bayeslora.errors import Problems, require
 Params = Mapping[str, Tensor]
 
 
+def matches(name: str, pattern: str) -> bool:
+    """Whether a parameter is meant by a pattern: one with shell wildcards for the whole name, or parts of the name.
+
+    Example:
+        >>> [matches("encoder.query.lora_A.weight", p) for p in ("lora_A", "query.lora_A", "*.weight", "lora")]
+        [True, True, True, False]
+    """
+    if any(sign in pattern for sign in "*?["):
+        return fnmatch.fnmatchcase(name, pattern)
+    return f".{pattern}." in f".{name}."
+
+
 class Prior:
     """Gaussian prior with mean zero and one variance a tensor: log p(θ) = −½ Σₜ ‖θₜ‖²/σₜ² + const.
 
@@ -31,7 +43,7 @@ class Prior:
             fan-in (fan-in scaling: weights of two or more axes get σ²/fan_in, so that activations keep their size).
         scaling: `"constant"` or `"fan_in"`.
         vectors: variance of tensors of one axis, biases and norm parameters; None: as `variance`.
-        overrides: variance by pattern of parameter name (shell wildcards), taken as it is; the last match wins.
+        overrides: variance by parameter name (see `matches`), taken as it is; the last match wins.
 
     Raises:
         ConfigError: a variance that is not positive and finite, or an unknown scaling.
@@ -64,7 +76,7 @@ class Prior:
         else:
             variance = self.variance / (math.prod(shape[1:]) if self.scaling == "fan_in" else 1)
         for pattern, value in self.overrides.items():
-            if fnmatch.fnmatchcase(name, pattern):
+            if matches(name, pattern):
                 variance = value
         return 1.0 / variance
 

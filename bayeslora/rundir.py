@@ -11,7 +11,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
+from omegaconf import DictConfig, OmegaConf
 
 from bayeslora.config import differences
 from bayeslora.errors import ConfigError, DataError
@@ -56,6 +58,13 @@ class RunDirectory:
         if not isinstance(loaded, dict):
             raise DataError(f"{self.config_file} does not hold a configuration")
         return loaded
+
+    def recorded(self) -> DictConfig:
+        """The recorded configuration as it was composed, to build the parts from; on the CPU if there is no GPU."""
+        cfg = OmegaConf.create({key: value for key, value in self.config.items() if key != "provenance"})
+        if not torch.cuda.is_available():
+            cfg.trainer.accelerator = "cpu"  # a run from elsewhere
+        return cfg
 
     def check(self, config: dict[str, Any]) -> None:
         """Raise `ConfigError` unless this folder is free, or holds a run of the same configuration."""
@@ -110,8 +119,6 @@ def provenance() -> dict[str, Any]:
 
 def hardware() -> str:
     """Processor and accelerator, in words."""
-    import torch
-
     cpu = f"{platform.machine()} CPU, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
     return f"{torch.cuda.get_device_name(0)}; {cpu}" if torch.cuda.is_available() else cpu
 

@@ -19,6 +19,14 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What tests decode or compute once stays out of the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("BAYESLORA_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """The folder of real images and texts; the test is skipped where there is none."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 import math
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -18,9 +17,9 @@ from torch.optim import Optimizer
 from bayeslora.chains.plan import Phase, Plan
 from bayeslora.chains.stack import Stack
 from bayeslora.config import check_precision
-from bayeslora.errors import ConfigError, DivergedError, Problems
+from bayeslora.errors import ConfigError, DivergedError, require
 from bayeslora.models.modes import frozen_statistics, set_sampling_mode
-from bayeslora.potential import Potential, categorical_nll
+from bayeslora.potential import Potential, categorical_nll, matches
 from bayeslora.samplers import Sampler, schedules
 
 Batch = tuple[Tensor, Tensor]
@@ -44,7 +43,8 @@ class SamplingModule(LightningModule):
         chain: the chain's number, or those of the K chains of a `Stack`.
         warmup_schedule, schedule: step-size schedules of the two parts, by name.
         schedule_settings: further arguments of `schedule`.
-        lr_factors: factors on the sampler's step size by parameter name (shell wildcards); the last match wins.
+        lr_factors: factors on the sampler's step size by parameter name, as `potential.matches` reads it; the last
+            match wins.
         full_data: starts a pass over all training data, in batches; needed for control variates.
         compile_model: run the forward pass through `torch.compile`.
     """
@@ -140,8 +140,10 @@ class SamplingModule(LightningModule):
     def on_train_start(self) -> None:
         set_sampling_mode(self.network)
 
-    def training_step(self, batch: Batch, batch_idx: int) -> None:  # noqa: ARG002
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
         """One step of the warm-up's optimizer or of the sampler."""
+        if batch_idx == 0:
+            self._check_repeatable(batch)
         warming_up = self.phase == "warm-up"
         number = 0 if warming_up else 1
         if not warming_up:
@@ -158,6 +160,17 @@ class SamplingModule(LightningModule):
             value = float(self.last_potential.max())  # NaN where one is
             what = "its gradient is not finite" if math.isfinite(value) else "it is not finite"
             raise self.diverged(f"potential {value:g}, {what}", self.steps_taken + 1) from error
+
+    @torch.no_grad()
+    def _check_repeatable(self, batch: Batch) -> None:
+        """Raise `ConfigError` where the model gives two answers to one batch: dropout, say, that no mode turns off."""
+        with frozen_statistics(self.network):
+            once, again = (categorical_nll(self._forward(batch[0]), batch[1]) for _ in range(2))
+        if not torch.allclose(once, again, rtol=1e-3, atol=1e-3, equal_nan=True):
+            raise ConfigError(
+                f"model: {type(self.network).__name__} gives two answers to one batch, which changes the potential at "
+                "every step. Dropout layers are off already: look for F.dropout(…, training=True) and the like"
+            )
 
     def _enter_phase(self) -> None:
         """What the sampler is told when phases change: where to anchor, when to stop adapting, when to be noisy."""
@@ -235,19 +248,14 @@ def parameter_groups(params: Mapping[str, Tensor], factors: Mapping[str, float])
     """Parameter groups by factor on the step size, each with its `factor`; parameters keep their order within a group.
 
     Raises:
-        ConfigError: a factor that is not positive and finite, or a pattern that no parameter matches.
+        ConfigError: a factor that is not positive and finite.
     """
-    problems = Problems()
     for pattern, factor in factors.items():
-        if not (math.isfinite(factor) and factor > 0):
-            problems.add(f"chain.lr_factors[{pattern}]={factor} must be a positive finite number")
-        if not fnmatch.filter(params, pattern):
-            shown = ", ".join(list(params)[:6])
-            problems.add(f"chain.lr_factors: no parameter is called {pattern}; the names begin with {shown}")
-    problems.raise_if_any()
+        valid = math.isfinite(factor) and factor > 0
+        require(valid, f"chain.lr_factors[{pattern}]={factor} must be a positive finite number")
     groups: dict[float, list[Tensor]] = {}
     for name, p in params.items():
-        matching = [factor for pattern, factor in factors.items() if fnmatch.fnmatchcase(name, pattern)]
+        matching = [factor for pattern, factor in factors.items() if matches(name, pattern)]
         groups.setdefault(matching[-1] if matching else 1.0, []).append(p)
     return [{"params": members, "factor": factor} for factor, members in groups.items()]
 

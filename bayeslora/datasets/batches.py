@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -67,10 +68,14 @@ class Batches:
         self._epoch = -1
         self._permutation = torch.empty(0, dtype=torch.int64)
 
-    def __call__(self, step: int) -> tuple[Tensor, Tensor]:
+    def __call__(self, step: int) -> tuple[Any, Tensor]:
         """Model inputs [B, …] and targets int64 [B] of a step, on the device."""
         inputs, targets = self.stored(step)
-        return _laid_out(self.transform(inputs), self.channels_last), targets
+        return self.prepare(inputs), targets
+
+    def prepare(self, stored: Tensor) -> Any:
+        """Stored inputs [B, …] as the model takes them."""
+        return _laid_out(self.transform(stored), self.channels_last)
 
     def stored(self, step: int) -> tuple[Tensor, Tensor]:
         """The same as they are stored, augmented but not yet transformed: all steps' inputs are of one shape."""
@@ -122,7 +127,7 @@ def evaluation_batches(
     batch_size: int,
     device: torch.device | str = "cpu",
     channels_last: bool = False,
-) -> Iterator[tuple[Tensor, Tensor]]:
+) -> Iterator[tuple[Any, Tensor]]:
     """A split in order, as (inputs [B, …], targets int64 [B]) on the device; the last batch may be smaller.
 
     Args:
@@ -142,7 +147,7 @@ def evaluation_batches(
         yield _laid_out(transform(batch.inputs), channels_last), batch.targets
 
 
-def _laid_out(inputs: Tensor, channels_last: bool) -> Tensor:
+def _laid_out(inputs: Any, channels_last: bool) -> Any:
     """Images in channels-last memory format, if asked; other inputs as they are."""
-    images = inputs.ndim == 4 and inputs.is_floating_point()
+    images = isinstance(inputs, Tensor) and inputs.ndim == 4 and inputs.is_floating_point()
     return inputs.contiguous(memory_format=torch.channels_last) if channels_last and images else inputs

@@ -16,8 +16,16 @@ import torch
 from torch import Tensor
 
 from bayeslora.datasets.base import Data, Split, carve, size_problems
-from bayeslora.datasets.sources import _class_names, _readable, _shard_problems
-from bayeslora.datasets.text import LAYOUTS, TrimPadding, check_tokenizer_folder, encode, hub_folder, load_tokenizer
+from bayeslora.datasets.sources import class_names, readable, shard_problems
+from bayeslora.datasets.text import (
+    LAYOUTS,
+    TrimPadding,
+    check_tokenizer_folder,
+    encode,
+    hub_folder,
+    load_tokenizer,
+    local_folder,
+)
 from bayeslora.errors import DataError, Problems
 
 SPLITS = {"train": ("train",), "test": ("validation", "validation_matched", "dev", "dev_matched")}
@@ -81,7 +89,7 @@ class Glue:
         with problems.collect():
             self.files = None if self.path is None else self._find(Path(self.path).expanduser())
         with problems.collect():
-            if self.tokenizer is not None and (folder := Path(self.tokenizer).expanduser()).is_dir():
+            if self.tokenizer is not None and (folder := local_folder(self.tokenizer)) is not None:
                 check_tokenizer_folder(folder)
         if problems.found:
             raise DataError(*problems.found)
@@ -210,7 +218,7 @@ def _missing(place: Path, split: str, ending: str) -> str:
 
 
 def _shards_missing(shards: Sequence[Path]) -> list[str]:
-    return _shard_problems(shards[0].parent, shards[0].name.partition("-")[0], shards)
+    return shard_problems(shards[0].parent, shards[0].name.partition("-")[0], shards)
 
 
 def _all_there(folder: Path, task: str) -> bool:
@@ -343,7 +351,7 @@ def _read_parquet(files: Sequence[Path]) -> Table:
 
     shards = []
     for file in files:
-        with _readable(file):
+        with readable(file):
             shards.append(pq.read_table(file, partitioning=None))
             table = pa.concat_tables(shards)
     label = _label_column(table.column_names, files[0])
@@ -351,12 +359,12 @@ def _read_parquet(files: Sequence[Path]) -> Table:
     texts = [name for name, kind in kinds.items() if kind in ("string", "large_string") and name not in (label, "idx")]
     columns = {name: [text or "" for text in table[name].to_pylist()] for name in texts}
     _check_texts(columns, table.column_names, files[0])
-    return Table(files[0], columns, table[label].to_pylist(), _class_names(table.schema, label))
+    return Table(files[0], columns, table[label].to_pylist(), class_names(table.schema, label))
 
 
 def _read_tsv(file: Path) -> Table:
     """A TSV as GLUE distributes it: quotation marks are ordinary characters (`quoting=3`)."""
-    with _readable(file):
+    with readable(file):
         try:
             lines = file.read_bytes().decode("utf-8-sig").split("\n")
         except UnicodeDecodeError as error:

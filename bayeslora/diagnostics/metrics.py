@@ -1,4 +1,4 @@
-"""Predictive metrics from log-probabilities: accuracy, negative log-likelihood, calibration error, Brier score."""
+"""Predictive metrics from log-probabilities: accuracy, negative log-likelihood, calibration error, Brier score, F1."""
 
 from __future__ import annotations
 
@@ -46,7 +46,8 @@ def metrics(log_probs: Tensor, targets: Tensor) -> dict[str, float]:
 
     Returns:
         `accuracy` in [0, 1]; `nll` in nats, infinite if a true class has probability 0; `ece` over 15 bins;
-        `brier`, the squared error of the probabilities summed over classes, in [0, 2].
+        `brier`, the squared error of the probabilities summed over classes, in [0, 2]; of two classes also `f1` of the
+        second, 0 where it is neither there nor predicted.
 
     Raises:
         ConfigError: the shapes do not fit each other, or there are no examples.
@@ -55,12 +56,13 @@ def metrics(log_probs: Tensor, targets: Tensor) -> dict[str, float]:
     _check(log_probs, targets)
     probs = log_probs.float().exp()
     truth = torch.nn.functional.one_hot(targets.long(), probs.shape[1])
-    return {
+    found = {
         "accuracy": (log_probs.argmax(1) == targets).double().mean().item(),
         "nll": -log_probs.double().gather(1, targets.long()[:, None]).mean().item(),
         "ece": _ece(probs, targets),
         "brier": (probs - truth).double().square().sum(1).mean().item(),
     }
+    return found if probs.shape[1] != 2 else found | {"f1": _f1(log_probs.argmax(1), targets)}
 
 
 def reliability(log_probs: Tensor, targets: Tensor, bins: int = BINS) -> Reliability:
@@ -91,6 +93,13 @@ def reliability(log_probs: Tensor, targets: Tensor, bins: int = BINS) -> Reliabi
 def _means(sums: Tensor, count: list[int]) -> tuple[float | None, ...]:
     """Sums [bins] over counts [bins]; None where the count is 0."""
     return tuple(total / n if n else None for total, n in zip(sums.tolist(), count, strict=True))
+
+
+def _f1(predicted: Tensor, targets: Tensor) -> float:
+    """F1 of class 1 by torchmetrics."""
+    from torchmetrics.functional.classification import binary_f1_score
+
+    return float(binary_f1_score(predicted, targets, validate_args=False))
 
 
 def _ece(probs: Tensor, targets: Tensor) -> float:

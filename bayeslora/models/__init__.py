@@ -1,7 +1,19 @@
 """Nets as functions of plain arguments."""
 
+from bayeslora.models.lora import LoraClassifier, load_base, lora_classifier
 from bayeslora.models.modes import frozen_statistics, set_sampling_mode
 from bayeslora.models.resnet import resnet18, resnet20, resnet_small
 from bayeslora.models.wide_resnet import wide_resnet, wrn28_10
 
-__all__ = ["frozen_statistics", "resnet18", "resnet20", "resnet_small", "set_sampling_mode", "wide_resnet", "wrn28_10"]
+__all__ = [
+    "LoraClassifier",
+    "frozen_statistics",
+    "load_base",
+    "lora_classifier",
+    "resnet18",
+    "resnet20",
+    "resnet_small",
+    "set_sampling_mode",
+    "wide_resnet",
+    "wrn28_10",
+]

@@ -87,7 +87,9 @@ class Layers:
             if name not in choices
         ]
         if norm == "frn" and not affine:
-            problems.append("model.affine=false: FRN is nothing without its threshold; choose model.norm=group or batch")
+            problems.append(
+                "model.affine=false: FRN is nothing without its parameters; choose model.norm=group or batch"
+            )
         if problems:
             raise ConfigError(*problems)
         return cls(NORMS[norm] if affine else partial(NORMS[norm], affine=False), ACTIVATIONS[activation], bias)

@@ -7,15 +7,18 @@ from contextlib import contextmanager
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.dropout import _DropoutNd
 
 
 def set_sampling_mode(model: nn.Module) -> None:
-    """Train mode (BatchNorm normalises by the batch) with all dropout off, which would change the potential."""
-    model.train()
+    """Evaluation mode, in which nothing is dropped at random, but for BatchNorm, which normalises by the batch.
+
+    Dropout would change the potential at every step. Many models look at their own mode when they drop (attention
+    does), so it is not enough to quieten the dropout layers.
+    """
+    model.eval()
     for module in model.modules():
-        if isinstance(module, _DropoutNd):
-            module.eval()
+        if isinstance(module, _BatchNorm):
+            module.train()
 
 
 @contextmanager

@@ -85,6 +85,7 @@ def resnet_small(
     in_channels: int = 3,
     norm: str = "frn",
     activation: str = "swish",
+    *,
     width: int = 16,
     affine: bool = True,
     stem_stride: int = 1,

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from bayeslora.errors import DataError
+from bayeslora.posterior.export import export_adapters
 from bayeslora.posterior.store import Draw, DrawStore, load_into, read_tensors
 
 Loader = Callable[[], Iterable[tuple[Tensor, Tensor]]]
@@ -94,11 +95,15 @@ class Posterior:
         for i in range(max((len(r) for _, r in records), default=0)):
             yield [store.load(r[i]) for store, r in records if i < len(r)]
 
-    def predict_draw(self, draw: Draw, loader: Loader) -> Tensor:
-        """log p [N, C] of one draw."""
+    def model_of(self, draw: Draw) -> nn.Module:
+        """The model with a draw's tensors (the one model there is: the next draw takes its place)."""
         model = self._require_model()
         load_into(model, draw.tensors, f"draw {draw.index} of chain {draw.chain}")
-        return log_probs(model, loader())
+        return model
+
+    def predict_draw(self, draw: Draw, loader: Loader) -> Tensor:
+        """log p [N, C] of one draw."""
+        return log_probs(self.model_of(draw), loader())
 
     def predict_map(self, loader: Loader) -> Tensor | None:
         """log p [N, C] of the MAP baseline; None where the run kept none."""
@@ -118,6 +123,10 @@ class Posterior:
         for draw in self.draws():
             mixture.add(self.predict_draw(draw, loader))
         return mixture.log_probs
+
+    def adapters(self, out_dir: Path | str, facts: Mapping[str, str] | None = None) -> list[Path]:
+        """Write every draw of a LoRA model as a PEFT adapter folder; returns the folders (see `export_adapters`)."""
+        return export_adapters(self._require_model(), self.draws(), out_dir, facts)
 
     def _require_model(self) -> nn.Module:
         if self.model is None:

@@ -140,7 +140,8 @@ def probe_verdict(metrics: Metrics) -> str | None:
     parts = [
         ("median R-hat {:.3f}", "rhat_median"),
         ("95 % quantile {:.3f}", "rhat_q95"),
-        (f"a fraction {{:.2f}} of them at most {RHAT_LIMIT}", "fraction_below_1_01"),
+        (f"{{:.0%}} of them at most {RHAT_LIMIT}", "fraction_below_1_01"),
+        ("{:.0%} at most 1.05", "fraction_below_1_05"),
         ("median ESS {:,.0f}", "ess_median"),
     ]
     words = [text.format(probes[key]) for text, key in parts if probes.get(key) is not None]

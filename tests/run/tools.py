@@ -33,6 +33,9 @@ SIZES = (
     "dataset.limit_test=40",
     "model.norm=frn",
     "model.width=4",
+    "model.affine=true",
+    "model.stem_stride=1",
+    "chain.parallel=sequential",
     "sampler.lr=0.01",
     "chain.num_chains=2",
     "chain.batch_size=16",
@@ -44,7 +47,7 @@ SIZES = (
     "evaluate.batch_size=16",
 )
 """15 steps a chain; draws are kept after steps 7, 9, 11, 13 and 15."""
-TINY = ("experiment=quickstart", *SIZES)
+TINY = ("experiment=quickstart", "sampler=sgld", *SIZES)
 OWN = ("name=own", "prior=fan_in", "chain.warmup.optimizer.lr=0.05", *SIZES)
 """A run of no experiment, for those that change the sampler, whose settings an experiment chooses."""
 STEPS = [7, 9, 11, 13, 15]

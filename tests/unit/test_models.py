@@ -79,7 +79,7 @@ def test_without_affine_only_directions_of_convolutions_matter(norm: str) -> Non
 
 
 def test_frn_without_affine_is_refused() -> None:
-    with pytest.raises(ConfigError, match="choose model.norm=group or batch"):
+    with pytest.raises(ConfigError, match="choose norm=group or batch"):
         resnet_small(10, 1, affine=False)
 
 

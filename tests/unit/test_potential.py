@@ -9,7 +9,7 @@ import torch
 from torch.distributions import Normal
 
 from bayeslora.errors import ConfigError
-from bayeslora.potential import Potential, Prior, categorical_nll
+from bayeslora.potential import Potential, Prior, categorical_nll, matches
 
 
 def params() -> dict[str, torch.Tensor]:
@@ -104,3 +104,15 @@ def test_all_problems_of_a_prior_are_reported_at_once():
     with pytest.raises(ConfigError) as caught:
         Prior(variance=-1.0, scaling="fan_out", overrides={"w": 0.0})
     assert len(caught.value.problems) == 3
+
+
+@pytest.mark.parametrize(
+    ("pattern", "meant"),
+    [("lora_A", True), ("query.lora_A", True), ("weight", True), ("*.weight", True), ("lora", False),
+     ("A.weight", False), ("*lora*", True), ("query.weight", False), ("encoder.query.lora_A.weight", True)],
+)  # fmt: skip
+def test_a_pattern_means_whole_parts_of_a_name_or_has_wildcards(pattern: str, meant: bool):
+    name = "encoder.query.lora_A.weight"
+    assert matches(name, pattern) is meant
+    variance = 1 / Prior(1.0, overrides={pattern: 4.0}).precision(name, torch.Size([2, 3]))
+    assert variance == (4.0 if meant else 1.0)

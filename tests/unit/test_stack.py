@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 
 import pytest
@@ -67,13 +68,13 @@ def test_frozen_parameters_are_shared_and_get_no_gradient():
         return net
 
     first, second = models(make)
-    stack = Stack([first, second])
+    stack = Stack([copy.deepcopy(first), second])
     assert list(stack.sampled()) == ["1.weight", "1.bias"]
     assert {tuple(p.shape) for p in stack.parameters()} == {(2, 2, 4), (2, 2)}
     x = torch.randn(5, 3, dtype=torch.float64)
     expected = torch.stack([first(x), second[1](first[0](x))])
     torch.testing.assert_close(stack(x, shared_inputs=True), expected)
-    assert first[0].weight.grad is None
+    assert stack.model[0].weight.grad is None
 
 
 def test_a_stack_moves_and_changes_type_as_a_whole():
@@ -88,3 +89,46 @@ def test_nll_keeps_the_leading_axes():
     nll = categorical_nll(logits, targets)
     assert nll.shape == (3, 5)
     torch.testing.assert_close(nll[1], categorical_nll(logits[1], targets[1]))
+
+
+class Adapted(nn.Module):
+    """A frozen layer with a low-rank update, and a head: what an adapter looks like."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.base = nn.Linear(6, 5).requires_grad_(False)
+        self.down, self.up = nn.Linear(6, 2, bias=False), nn.Linear(2, 5, bias=False)
+        self.head = nn.Linear(5, 3)
+        self.head.bias.requires_grad_(False)
+
+    def forward(self, x: dict[str, Tensor]) -> Tensor:
+        y = self.base(x["hidden"]) + self.up(self.down(x["hidden"]))
+        return self.head((y.tanh() * x["mask"][..., None]).sum(-2))
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_adapters_go_through_the_frozen_model_as_one_batch(shared: bool):
+    alone = models(Adapted, 3)
+    for model in alone[1:]:  # frozen parts are shared, so they must be equal
+        model.base.load_state_dict(alone[0].base.state_dict())
+        model.head.bias.data = alone[0].head.bias.data
+    stack = Stack([copy.deepcopy(model) for model in alone])
+    assert stack.flat
+    assert sorted(stack.sampled()) == ["down.weight", "head.weight", "up.weight"]
+    lead = () if shared else (3,)
+    x = {"hidden": torch.randn(*lead, 4, 7, 6).double(), "mask": torch.rand(*lead, 4, 7).round().double()}
+    logits = stack(x, shared_inputs=shared)
+    logits.square().sum().backward()
+    for chain, model in enumerate(alone):
+        own = model(x if shared else {name: tensor[chain] for name, tensor in x.items()})
+        torch.testing.assert_close(logits[chain], own)
+        own.square().sum().backward()
+        for name, p in model.named_parameters():
+            if p.requires_grad:
+                torch.testing.assert_close(stack.sampled()[name].grad[chain], p.grad)
+
+
+def test_what_is_no_adapter_runs_under_vmap():
+    assert not Stack(models(lambda: nn.Linear(2, 2))).flat  # nothing is frozen
+    frozen_norm = nn.Sequential(nn.BatchNorm1d(3).requires_grad_(False), nn.Linear(3, 2))
+    assert not Stack([frozen_norm, copy.deepcopy(frozen_norm)]).flat

@@ -1,0 +1,80 @@
+"""python -m bayeslora.export run_dir=… out_dir=…: every draw of a LoRA run as an ordinary PEFT adapter folder.
+
+Examples:
+    python -m bayeslora.export run_dir=outputs/mrpc_minilm_sgld/… out_dir=adapters
+    python -m bayeslora.export run_dir=… out_dir=adapters chain=0 last=5
+"""
+
+from __future__ import annotations
+
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+from bayeslora.cli import run_command
+from bayeslora.errors import ConfigError, DataError, require
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from omegaconf import DictConfig
+
+    from bayeslora.build import Setup
+    from bayeslora.rundir import RunDirectory
+
+KEYS = {"run_dir", "out_dir", "chain", "last"}
+
+
+def export(cfg: DictConfig) -> list[Path]:
+    """Write the adapters that `cfg` names; returns their folders.
+
+    Raises:
+        ConfigError: a key is missing or unknown, or the run's model has no adapter.
+        DataError: the run holds no draws, or a draw is corrupt.
+    """
+    from omegaconf import OmegaConf
+
+    from bayeslora.build import build
+    from bayeslora.posterior import Posterior
+    from bayeslora.posterior.export import export_adapters
+    from bayeslora.rundir import RunDirectory
+
+    unknown = sorted(set(cfg) - KEYS)
+    if unknown:
+        raise ConfigError(f"unknown key {', '.join(unknown)}: export takes {', '.join(sorted(KEYS))}")
+    missing = [key for key in ("run_dir", "out_dir") if OmegaConf.is_missing(cfg, key)]
+    require(not missing, f"{' and '.join(missing)} missing: give run_dir=outputs/… of a run and out_dir=FOLDER")
+    run = RunDirectory(cfg.run_dir)
+    setup = build(run.recorded())
+    posterior = Posterior.load(run.root, setup.model())
+    draws = list(posterior.draws(cfg.chain))
+    if not draws:
+        raise DataError(f"{run.root} holds no draws{'' if cfg.chain is None else f' of chain {cfg.chain}'}")
+    if cfg.last is not None:
+        draws = list(islice(draws, max(0, len(draws) - cfg.last), None))
+    folders = export_adapters(posterior.model, draws, cfg.out_dir, facts(run, setup))
+    print(f"{len(folders)} adapters in {cfg.out_dir}; PeftModel.from_pretrained(base, FOLDER) loads each", flush=True)  # noqa: T201
+    return folders
+
+
+def facts(run: RunDirectory, setup: Setup) -> dict[str, str]:
+    """The lines of an adapter's model card: what was sampled, how, and what came of it."""
+    import json
+
+    from bayeslora.report.describe import settings, title
+
+    lines: dict[str, Any] = {"title": title(setup)} | dict(settings(setup))
+    if run.metrics_file.is_file():
+        metrics = json.loads(run.metrics_file.read_text())
+        for label, key in (("MAP", "map"), ("Ensemble of all draws", "ensemble")):
+            if metrics.get(key):
+                lines[label] = ", ".join(f"{name} {value:.4g}" for name, value in metrics[key].items())
+    return lines
+
+
+def main() -> None:
+    """Entry point."""
+    run_command("export", lambda cfg: export(cfg) and None)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,147 @@
+"""Draws as ordinary PEFT adapters: a folder each, which `PeftModel.from_pretrained` loads onto the base model."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from bayeslora.errors import DataError, require
+from bayeslora.files import write_atomically
+from bayeslora.models.fingerprint import base_fingerprint, frozen_tensors, is_head
+from bayeslora.posterior.store import Draw, load_into
+
+ORIGIN = "bayeslora.json"
+"""A file beside the adapter: which draw it is, and the fingerprint of the base model it belongs to."""
+
+CARD = """---
+base_model: {base}
+library_name: peft
+tags: [lora, bayesian, bayeslora]
+---
+
+# Draw {index} of chain {chain}: {title}
+
+One draw from a posterior over LoRA adapters, not a point estimate: average the *probabilities* of many draws.
+
+```python
+from peft import PeftModel
+{load}
+model = PeftModel.from_pretrained(base, "{folder}")
+```
+
+| | |
+|---|---|
+{facts}
+"""
+
+
+def export_adapters(
+    model: Any, draws: Iterable[Draw], out_dir: Path | str, facts: Mapping[str, str] | None = None
+) -> list[Path]:
+    """Write draws as PEFT adapter folders `chain-<k>_draw-<index>`: configuration, safetensors, model card.
+
+    A folder is there whole or not at all; one that is there already is replaced.
+
+    Args:
+        model: a `LoraClassifier`; it is left with the last draw's tensors.
+        draws: of a posterior of that model.
+        out_dir: made if missing.
+        facts: label and text of each line of the model card; `title` is its heading.
+
+    Returns:
+        The folders, in the draws' order.
+
+    Raises:
+        DataError: the model has no adapter, or a draw is of another model.
+    """
+    require(hasattr(model, "peft"), "only draws of a LoRA model can be exported as adapters")
+    out, described = Path(out_dir), dict(facts or {})
+    fingerprint = base_fingerprint(frozen_tensors(model.peft))
+    folders = []
+    for draw in draws:
+        load_into(model, draw.tensors, f"draw {draw.index} of chain {draw.chain}")
+        target = out / f"chain-{draw.chain}_draw-{draw.index:06d}"
+        temporary = target.with_name(f".{target.name}.tmp")
+        shutil.rmtree(temporary, ignore_errors=True)
+        model.peft.save_pretrained(temporary, save_embedding_layers=False)
+        write_atomically(temporary / "README.md", _card(model, draw, target.name, described).encode())
+        origin = {"chain": draw.chain, "index": draw.index, "step": draw.step, "base_sha256": fingerprint}
+        write_atomically(temporary / ORIGIN, json.dumps(origin, indent=2).encode())
+        shutil.rmtree(target, ignore_errors=True)
+        temporary.rename(target)
+        folders.append(target)
+    return folders
+
+
+def load_adapter(base: Any, folder: Path | str) -> Any:
+    """An exported draw on its base model: what `PeftModel.from_pretrained` gives, but that another base is refused.
+
+    Args:
+        base: the model without an adapter, e.g. from `AutoModelForSequenceClassification.from_pretrained`, or
+            `bayeslora.models.load_base`.
+        folder: what `export_adapters` wrote.
+
+    Raises:
+        DataError: the folder holds no exported adapter, one that is corrupt, or one of another base.
+    """
+    from peft import PeftModel
+    from safetensors import SafetensorError
+
+    path = Path(folder)
+    recorded = read_origin(path)["base_sha256"]
+    found = base_fingerprint(tensor for name, tensor in base.named_parameters() if not is_head(name))
+    if found != recorded:
+        named = json.loads((path / "adapter_config.json").read_text()).get("base_model_name_or_path")
+        raise DataError(
+            f"{path} is an adapter of another base model ({named}): its weights have fingerprint {recorded[:12]}, these"
+            f" have {found[:12]}"
+        )
+    try:
+        return PeftModel.from_pretrained(base, str(path), local_files_only=True)
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise DataError(f"the adapter in {path} is corrupt ({str(error).splitlines()[0]}); export it again") from error
+
+
+def read_origin(folder: Path) -> dict[str, Any]:
+    """What `bayeslora.json` says of an exported draw.
+
+    Raises:
+        DataError: it is missing or not what was written.
+    """
+    try:
+        origin = json.loads((folder / ORIGIN).read_text())
+        whole = isinstance(origin, dict) and isinstance(origin.get("base_sha256"), str)
+    except (OSError, ValueError, RecursionError):
+        whole = False
+    if not whole or not (folder / "adapter_model.safetensors").is_file():
+        raise DataError(f"{folder} holds no adapter that bayeslora exported ({ORIGIN}, adapter_model.safetensors)")
+    return origin
+
+
+def _card(model: Any, draw: Draw, folder: str, facts: dict[str, str]) -> str:
+    """The model card."""
+    from bayeslora.models.bi_encoder import BiEncoder
+
+    name, labels = model.base.name_or_path, model.num_classes
+    if isinstance(model.base, BiEncoder):
+        load = f'from bayeslora.models import load_base\nbase = load_base("{name}", "separate", {labels})'
+    else:
+        load = (
+            "from transformers import AutoModelForSequenceClassification\n"
+            f'base = AutoModelForSequenceClassification.from_pretrained("{name}", num_labels={labels})'
+        )
+    rows = {"Chain, draw, step": f"{draw.chain}, {draw.index}, {draw.step:,}"}
+    rows |= {label: text for label, text in facts.items() if label != "title"}
+    rows |= {f"This draw's {scalar.replace('_', ' ')}": f"{value:.6g}" for scalar, value in draw.scalars.items()}
+    return CARD.format(
+        base=name,
+        title=facts.get("title", "a LoRA posterior"),
+        index=draw.index,
+        chain=draw.chain,
+        load=load,
+        folder=folder,
+        facts="\n".join(f"| {label} | {text.replace('|', '/')} |" for label, text in rows.items()),
+    )

@@ -1,0 +1,77 @@
+"""Parameter groups with step sizes of their own, and models that give two answers to one batch."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from bayeslora.chains.module import SamplingModule, parameter_groups
+from bayeslora.chains.plan import Plan
+from bayeslora.chains.stack import Stack
+from bayeslora.errors import ConfigError
+from bayeslora.potential import Potential, Prior
+from bayeslora.samplers import SGLD
+
+
+def module(model: nn.Module, **settings: object) -> SamplingModule:
+    return SamplingModule(
+        model,
+        Potential(Prior(1.0), 100),
+        lambda params, **chain: SGLD(params, lr=0.1, **chain),
+        lambda params: torch.optim.SGD(params, lr=0.2),
+        Plan(1, 1, 1, 1),
+        temperature=1.0,
+        seed=0,
+        chain=settings.pop("chain", 0),
+        **settings,
+    )
+
+
+def test_the_last_matching_factor_counts_and_order_is_kept():
+    params = {name: torch.zeros(1) for name in ("a.weight", "a.bias", "head.weight", "head.bias")}
+    groups = parameter_groups(params, {"head": 10.0, "*.bias": 0.5})
+    assert [(group["factor"], len(group["params"])) for group in groups] == [(1.0, 1), (0.5, 2), (10.0, 1)]
+    assert groups[1]["params"][0] is params["a.bias"]
+    assert groups[2]["params"][0] is params["head.weight"]
+
+
+@pytest.mark.parametrize("factor", [0.0, -1.0, float("nan"), float("inf")])
+def test_impossible_factors_are_refused(factor: float):
+    with pytest.raises(ConfigError, match=r"chain.lr_factors\[head\]"):
+        parameter_groups({"head.weight": torch.zeros(1)}, {"head": factor})
+
+
+def test_factors_reach_the_sampler_and_not_the_warm_up():
+    net = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    warmup, sampler = module(net, lr_factors={"1": 10.0}).configure_optimizers()
+    assert [group["lr"] for group in sampler.param_groups] == [0.1, 1.0]
+    assert [group["lr"] for group in warmup.param_groups] == [0.2]
+    expected = torch.tensor([0.1] * 6 + [1.0] * 6)
+    torch.testing.assert_close(sampler.lr, expected)
+
+
+def test_a_model_that_is_random_in_training_is_refused():
+    class Random(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(3, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.linear(torch.nn.functional.dropout(x, 0.5, training=True))
+
+    batch = torch.randn(16, 3), torch.zeros(16, dtype=torch.int64)
+    with pytest.raises(ConfigError, match="Random gives two answers to one batch"):
+        module(Random())._check_repeatable(batch)
+    module(nn.Linear(3, 2))._check_repeatable(batch)
+
+
+def test_norms_and_energies_are_each_chains_own_in_a_stack():
+    nets = [nn.Linear(3, 2) for _ in range(2)]
+    stacked = module(Stack(nets), chain=[0, 1])
+    alone = [module(net) for net in nets]
+    torch.testing.assert_close(stacked.l2_norm(), torch.stack([m.l2_norm() for m in alone]))
+    torch.testing.assert_close(stacked.prior_energy(), torch.stack([m.prior_energy() for m in alone]))
+    x, y = torch.randn(5, 3), torch.randint(2, (5,))
+    torch.testing.assert_close(stacked.nll(x, y), torch.stack([m.nll(x, y) for m in alone]))
+    assert [sorted(state) for state in stacked.states()] == [["bias", "weight"]] * 2
