@@ -70,16 +70,21 @@ def test_logits_have_one_column_a_class_and_every_parameter_gets_a_gradient(net:
 def test_without_affine_only_directions_of_convolutions_matter(norm: str) -> None:
     model = resnet_small(10, 1, norm=norm, width=4, affine=False, stem_stride=2).double()
     assert {name for name, p in model.named_parameters() if p.ndim < 2} == {"head.bias"}
+    scale_convolutions(model, 100.0)  # far above the norms' epsilon
     before = model(images())
+    scale_convolutions(model, 10.0)
+    torch.testing.assert_close(model(images()), before, rtol=1e-3, atol=1e-4)
+
+
+def scale_convolutions(model: nn.Module, factor: float) -> None:
     with torch.no_grad():
         for module in model.modules():
             if isinstance(module, nn.Conv2d):
-                module.weight *= 100.0
-    torch.testing.assert_close(model(images()), before, rtol=1e-3, atol=1e-4)  # norms have an epsilon
+                module.weight *= factor
 
 
 def test_frn_without_affine_is_refused() -> None:
-    with pytest.raises(ConfigError, match="choose norm=group or batch"):
+    with pytest.raises(ConfigError, match=r"choose model\.norm=group or batch"):
         resnet_small(10, 1, affine=False)
 
 
