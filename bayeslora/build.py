@@ -9,7 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import Tensor, nn
 
 from bayeslora.chains.plan import Plan
@@ -32,7 +32,8 @@ BatchAt = Callable[[int], tuple[Tensor, Tensor]]
 """The training batch (inputs, targets) of a step."""
 
 
-PARALLEL = ("sequential", "stacked")
+PARALLEL = ("sequential", "stacked", "processes")
+ON_DIVERGENCE = ("stop", "retry")
 
 
 @dataclass
@@ -46,6 +47,21 @@ class Setup:
     make_sampler: Callable[..., Any]
     make_warmup: Callable[..., Any]
     device: torch.device
+
+    @property
+    def chains(self) -> list[int]:
+        """Numbers of the chains to run: `chain.index`, or all."""
+        index = self.cfg.chain.index
+        if index is None:
+            return list(range(self.cfg.chain.num_chains))
+        return [index] if isinstance(index, int) else list(index)
+
+    @property
+    def map_step(self) -> int:
+        """Steps after which a chain is at the MAP baseline: its warm-up's, or all of them where all is at T = 0."""
+        kT = self.potential.kT(self.cfg.temperature)
+        cold = self.make_sampler([nn.Parameter(torch.zeros(1))], kT=kT, seed=0, chain=0).kT == 0
+        return self.plan.total if cold else self.plan.warmup
 
     def model(self, chain: int = 0) -> nn.Module:
         """The model with the initial weights of one chain, on the run's device."""
@@ -75,6 +91,7 @@ class Setup:
             lr_factors=plain(cfg.chain).get("lr_factors"),
             full_data=self.loader(self.data.train) if cfg.sampler.get("control_variates") else None,
             compile_model=cfg.trainer.compile,
+            max_potential=cfg.chain.max_potential,
         )
 
     def batches(self, chain: int | Sequence[int]) -> BatchAt:
@@ -125,16 +142,17 @@ class Setup:
 
 @dataclass
 class Steps:
-    """A chain's batches as an iterable over its plan, for Lightning's loop."""
+    """A chain's batches as an iterable over what is left of its plan, for Lightning's loop."""
 
     batches: BatchAt
     total: int
+    start: int = 0
 
     def __len__(self) -> int:
-        return self.total
+        return self.total - self.start
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        return (self.batches(step) for step in range(self.total))
+        return (self.batches(step) for step in range(self.start, self.total))
 
 
 def build(cfg: DictConfig, run: RunDirectory | None = None) -> Setup:
@@ -264,6 +282,12 @@ def _check_values(cfg: DictConfig, problems: Problems) -> None:
             cfg.chain.parallel in PARALLEL,
             f"chain.parallel={cfg.chain.parallel} is unknown; choose one of {', '.join(PARALLEL)}",
         ),
+        (
+            cfg.chain.on_divergence in ON_DIVERGENCE,
+            f"chain.on_divergence={cfg.chain.on_divergence} is unknown; choose {' or '.join(ON_DIVERGENCE)}",
+        ),
+        (cfg.chain.max_potential > 0, f"chain.max_potential={cfg.chain.max_potential} must be positive"),
+        (cfg.chain.resume_every >= 0, f"chain.resume_every={cfg.chain.resume_every} must be at least 0 (seconds)"),
         (cfg.chain.num_chains >= 1, f"chain.num_chains={cfg.chain.num_chains} must be at least 1"),
         (cfg.chain.probe_size >= 1, f"chain.probe_size={cfg.chain.probe_size} must be at least 1"),
         (cfg.evaluate.batch_size >= 1, f"evaluate.batch_size={cfg.evaluate.batch_size} must be at least 1"),
@@ -281,10 +305,22 @@ def _check_values(cfg: DictConfig, problems: Problems) -> None:
         ),
     ]
     problems.add(*(message for holds, message in checks if not holds))
+    problems.add(*_index_problems(cfg.chain.index, cfg.chain.num_chains))
     with problems.collect():
         check_precision(cfg.trainer.precision)
     with problems.collect():
         Potential(Prior(), 1).kT(cfg.temperature)
+
+
+def _index_problems(index: Any, num_chains: int) -> Iterator[str]:
+    """What is wrong with `chain.index`."""
+    chosen = [index] if isinstance(index, int) else index
+    if chosen is None:
+        return
+    if not isinstance(chosen, Sequence | ListConfig) or not all(isinstance(one, int) for one in chosen) or not chosen:
+        yield f"chain.index={index} must be the number of a chain, or a list of such, or null for all"
+    elif not all(0 <= one < num_chains for one in chosen) or len(set(chosen)) < len(chosen):
+        yield f"chain.index={index} names chains from 0 to {num_chains - 1}, each once (chain.num_chains={num_chains})"
 
 
 def _check_against_data(cfg: DictConfig, data: Data, problems: Problems) -> None:

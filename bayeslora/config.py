@@ -37,6 +37,7 @@ class ChainConfig:
 
     num_chains: int = 4
     parallel: str = "sequential"
+    index: Any = None
     batch_size: int | None = 128
     bucket: int = 1
     warmup: WarmupConfig = field(default_factory=WarmupConfig)
@@ -49,6 +50,9 @@ class ChainConfig:
     cycles: int = 0
     exploration: float = 0.8
     probe_size: int = 1000
+    on_divergence: str = "stop"
+    max_potential: float = 1e6
+    resume_every: float = 60.0
 
 
 @dataclass
@@ -78,6 +82,7 @@ class RootConfig:
     seed: int = 0
     temperature: float = 1.0
     run_dir: str = ""
+    resume: bool = False
     dataset: Any = None
     model: Any = None
     sampler: Any = None

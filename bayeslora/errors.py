@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 
 class BayesloraError(Exception):
@@ -31,9 +32,55 @@ class DataError(ConfigError):
 
 
 class DivergedError(BayesloraError):
-    """The potential left the finite numbers; the draws kept so far stay readable."""
+    """The potential left the finite numbers; the draws kept so far stay readable.
+
+    Args:
+        message: what happened, and the fix.
+        chains: numbers of the chains that diverged, where that is known.
+        step: of the plan, counted from 1, where that is known.
+    """
 
     exit_code = 3
+
+    def __init__(self, message: str, chains: Sequence[int] = (), step: int = 0) -> None:
+        super().__init__(message)
+        self.chains, self.step = list(chains), step
+
+
+class StorageError(BayesloraError):
+    """A file cannot be written; what was there before is as it was.
+
+    Args:
+        path: the file.
+        cause: what the system said.
+    """
+
+    exit_code = 1
+
+    def __init__(self, path: Path, cause: OSError) -> None:
+        super().__init__(
+            f"cannot write {path}: {cause.strerror or cause}. Nothing kept so far is lost: make room, or mend the"
+            " folder's permissions, and repeat the command with run_dir=… of this run to go on"
+        )
+
+
+class WorkerError(BayesloraError):
+    """A process that ran a chain ended without finishing it; the others have finished theirs.
+
+    Args:
+        message: how it ended.
+        chains: numbers of the unfinished chains.
+    """
+
+    def __init__(self, message: str, chains: Sequence[int]) -> None:
+        super().__init__(message)
+        self.chains = list(chains)
+
+
+class InterruptedRunError(BayesloraError):
+    """The run was asked to stop (Ctrl-C, SIGTERM, a time limit) and has written its resume point."""
+
+    exit_code = 130
 
 
 class Problems:

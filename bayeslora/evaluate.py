@@ -66,14 +66,14 @@ def evaluate(run: RunDirectory, setup: Setup) -> dict[str, Any]:
     posterior = Posterior.load(run.root, setup.model())
     if not len(posterior):
         raise DataError(f"{run.root} holds no draws yet; repeat the training command with run_dir={run.root}")
-    predictions = predict(posterior, setup)
-    series = scalar_series(posterior)
-    provenance = run.config.get("provenance", {})
-    metrics = summarise(predictions, series) | {
-        "provenance": provenance | {"split": setup.cfg.evaluate.split, "draws": len(posterior), "chains": len(series)}
-    }
-    run.write_metrics(metrics)
-    _write_report(run, setup, predictions, series, metrics)
+    with run.evaluating():
+        predictions = predict(posterior, setup)
+        series = scalar_series(posterior)
+        provenance = run.config.get("provenance", {})
+        counts = {"split": setup.cfg.evaluate.split, "draws": len(posterior), "chains": len(series)}
+        metrics = summarise(predictions, series) | {"provenance": provenance | counts}
+        run.write_metrics(metrics)
+        _write_report(run, setup, predictions, series, metrics)
     return metrics
 
 
@@ -168,7 +168,7 @@ def _write_report(
 
     from bayeslora.diagnostics.convergence import to_inference_data
     from bayeslora.diagnostics.metrics import reliability
-    from bayeslora.report.describe import notes, settings, title
+    from bayeslora.report.describe import settings, title
     from bayeslora.report.page import ReportData, write_report
     from bayeslora.report.table import metrics_table
 
@@ -183,7 +183,7 @@ def _write_report(
         l2_norm=[s["l2_norm"] for s in series],
         cumulative=predictions.cumulative,
         reliability={name: reliability(p, predictions.targets) for name, p in diagrams.items() if p is not None},
-        notes=notes(setup, {chain: len(run.store(chain)) for chain in range(setup.cfg.chain.num_chains)}),
+        notes=_notes(run, setup),
     )
     page = write_report(data, run.report)
     console = Console()
@@ -191,6 +191,15 @@ def _write_report(
         console.width = 120  # a file has no width; the table must not be cut to a guess of it
     console.print(metrics_table(metrics))
     console.print(f"report: {page}", soft_wrap=True, highlight=False)
+
+
+def _notes(run: RunDirectory, setup: Setup) -> list[str]:
+    """What a reader must know before the numbers."""
+    from bayeslora.report.describe import notes
+
+    stores = [run.store(chain) for chain in range(setup.cfg.chain.num_chains)]
+    diverged = {s.chain: e["step"] for s in stores for e in s.events() if e["event"] == "diverged" and "step" in e}
+    return notes(setup, {store.chain: len(store) for store in stores}, diverged)
 
 
 def evaluate_run(cfg: DictConfig) -> dict[str, Any]:

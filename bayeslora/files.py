@@ -2,24 +2,34 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from bayeslora.errors import ConfigError, StorageError
 
 
 @contextmanager
 def replaced(path: Path) -> Iterator[Path]:
-    """A temporary path to write to; when the block ends well it is fsynced and takes the place of `path`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """A temporary path to write to; when the block ends well it is fsynced and takes the place of `path`.
+
+    Raises:
+        StorageError: it cannot be written (disk full, no permission); `path` is as it was.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         _fsync(temporary, os.O_RDWR)
         temporary.replace(path)
         _fsync(path.parent, os.O_RDONLY)
+    except OSError as error:
+        raise StorageError(path, error) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def write_atomically(path: Path, content: bytes) -> Path:
@@ -27,6 +37,41 @@ def write_atomically(path: Path, content: bytes) -> Path:
     with replaced(path) as temporary:
         temporary.write_bytes(content)
     return path
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove temporary files that a killed process left in a folder; call it only where no other process writes."""
+    for file in folder.glob(".*.tmp"):
+        if file.is_file():
+            file.unlink(missing_ok=True)
+
+
+@contextmanager
+def locked(path: Path, busy: str, wait: bool = False) -> Iterator[None]:
+    """Hold a lock on a file inside the block. The system lets go of it when the process ends, however it ends.
+
+    Args:
+        path: the lock's file; made if missing, and left there.
+        busy: the message where another process holds the lock.
+        wait: wait for that process instead.
+
+    Raises:
+        ConfigError: another process holds the lock.
+        StorageError: the file cannot be made.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise StorageError(path, error) from error
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            raise ConfigError(busy) from None
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _fsync(path: Path, flags: int) -> None:

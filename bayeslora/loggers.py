@@ -13,10 +13,11 @@ from omegaconf import DictConfig
 from bayeslora.config import accepted, instantiate
 
 
-def make_loggers(cfg: DictConfig, chain: int) -> list[Logger]:
-    """The configured loggers of one chain; each gets a name or version of its own for the chain."""
+def make_loggers(cfg: DictConfig, chain: int, step: int = 0) -> list[Logger]:
+    """The configured loggers of one chain from a step on; each gets a name or version of its own for them."""
     os.environ.setdefault("WANDB_SILENT", "true")
-    own = {"version": f"chain_{chain}", "name": f"{cfg.name}/chain_{chain}", "offline": not has_wandb_account()}
+    part = f"chain_{chain}" + (f"_from_{step}" if step else "")
+    own = {"version": part, "name": f"{cfg.name}/{part}", "offline": not has_wandb_account()}
     return [instantiate(node, **accepted(node, **own)) for node in (cfg.logger or {}).values()]
 
 

@@ -7,6 +7,7 @@ import platform
 import shlex
 import subprocess
 import sys
+from contextlib import AbstractContextManager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,21 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from bayeslora.config import differences
-from bayeslora.errors import ConfigError, DataError
-from bayeslora.files import write_atomically
+from bayeslora.errors import ConfigError, DataError, StorageError
+from bayeslora.files import locked, write_atomically
 from bayeslora.posterior.store import DrawStore
 
 PACKAGES = ("bayeslora", "torch", "lightning", "hydra-core", "torchvision", "transformers", "peft", "arviz")
-FREE_TO_CHANGE = {"provenance", "run_dir", "logger", "callbacks", "evaluate", "trainer"}
-"""Settings that may differ when a command is repeated on the same run directory: they do not change the target."""
+FREE_TO_CHANGE = {
+    "provenance", "run_dir", "resume", "logger", "callbacks", "evaluate", "trainer",
+    "chain.index", "chain.parallel", "chain.resume_every",
+}  # fmt: skip
+"""Settings that may differ when a command is repeated on the same run directory: they do not change the draws."""
+
+SCHEDULES_WITHOUT_END = ("constant", "polynomial", "exponential")
+"""Step-size schedules that do not depend on how many draws are to come."""
+HOUSEKEEPING = {"multirun.yaml"}
+"""Files that a sweep leaves in a folder before its jobs begin."""
 
 
 class RunDirectory:
@@ -36,9 +45,28 @@ class RunDirectory:
         self.diagnostics_file = self.root / "diagnostics.nc"
         self.report = self.root / "report"
 
+    def chain(self, chain: int) -> Path:
+        """The folder of one chain."""
+        return self.root / "chains" / str(chain)
+
     def store(self, chain: int) -> DrawStore:
         """The draws of one chain."""
-        return DrawStore(self.root / "chains" / str(chain), chain)
+        return DrawStore(self.chain(chain), chain)
+
+    def locked(self, chain: int) -> AbstractContextManager[None]:
+        """Hold a chain: no other process may run it meanwhile. A process that died holds nothing.
+
+        Raises:
+            ConfigError: another process runs it.
+        """
+        busy = (
+            f"run_dir={self.root}: another process runs chain {chain}; wait for it, or choose another run_dir"
+        )
+        return locked(self.chain(chain) / "lock", busy)
+
+    def evaluating(self) -> AbstractContextManager[None]:
+        """Hold the evaluation, waiting for another process that evaluates the same run."""
+        return locked(self.root / "evaluate.lock", busy="", wait=True)
 
     @property
     def config(self) -> dict[str, Any]:
@@ -73,28 +101,45 @@ class RunDirectory:
         if not self.root.is_dir():
             raise ConfigError(f"run_dir={self.root} is a file; choose a folder")
         if not self.config_file.exists():
-            if any(self.root.iterdir()):
+            if any(not (f.name.startswith(".") or f.name in HOUSEKEEPING) for f in self.root.iterdir()):
                 raise ConfigError(f"run_dir={self.root} holds files but no run; choose another run_dir")
             return
-        changed = list(differences(_fixed(config), _fixed(self.config)))
+        recorded = self.config
+        changed = list(differences(fixed(config), fixed(recorded)))
         if changed:
             raise ConfigError(
                 f"run_dir={self.root} already holds a run with another configuration: {'; '.join(changed[:8])}. "
                 "Choose another run_dir, or repeat the settings of the run that is there"
             )
+        wanted, there = (c["chain"]["num_draws"] for c in (config, recorded))
+        if wanted < there:
+            raise ConfigError(
+                f"chain.num_draws={wanted}, but the run in {self.root} was to have {there}: it can be made longer, not"
+                " shorter"
+            )
+        if wanted > there and (schedule := config["chain"]["schedule"]) not in SCHEDULES_WITHOUT_END:
+            raise ConfigError(
+                f"chain.num_draws={wanted}: the run in {self.root} was planned for {there} draws, on which the"
+                f" step sizes of its {schedule} schedule depend; choose another run_dir for a longer run"
+            )
 
     def open(self, config: dict[str, Any]) -> None:
-        """Make the folder and record the configuration, once.
+        """Make the folder and record the configuration, once; a longer plan replaces the one recorded.
 
         Raises:
-            ConfigError: the folder cannot be written to.
+            ConfigError: the folder cannot be written to, or another process was first with another configuration.
         """
-        if self.config_file.exists():
-            return
         recorded = config | {"provenance": provenance()}
         try:
-            write_atomically(self.config_file, yaml.safe_dump(recorded, sort_keys=False).encode())
-        except OSError as error:
+            with locked(self.root / "config.lock", busy="", wait=True):
+                if self.config_file.exists():
+                    self.check(config)
+                    there = self.config
+                    if there["chain"]["num_draws"] >= config["chain"]["num_draws"]:
+                        return
+                    recorded = there | {"chain": there["chain"] | {"num_draws": config["chain"]["num_draws"]}}
+                write_atomically(self.config_file, yaml.safe_dump(recorded, sort_keys=False).encode())
+        except StorageError as error:
             raise ConfigError(f"run_dir={self.root} cannot be written to ({error}); choose another one") from error
 
     def write_metrics(self, metrics: dict[str, Any]) -> None:
@@ -102,8 +147,11 @@ class RunDirectory:
         write_atomically(self.metrics_file, (json.dumps(metrics, indent=2, allow_nan=False) + "\n").encode())
 
 
-def _fixed(config: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in config.items() if key not in FREE_TO_CHANGE}
+def fixed(config: dict[str, Any]) -> dict[str, Any]:
+    """The settings that a run keeps: all that decides which draws it has, but their number."""
+    kept = {key: value for key, value in config.items() if key not in FREE_TO_CHANGE}
+    free = {key.removeprefix("chain.") for key in FREE_TO_CHANGE if key.startswith("chain.")} | {"num_draws"}
+    return kept | {"chain": {key: value for key, value in config["chain"].items() if key not in free}}
 
 
 def provenance() -> dict[str, Any]:

@@ -29,16 +29,22 @@ class DrawCollector(Callback):
         stores: where the draws go, one store a chain, in the module's order.
         probe: the probe set, a fixed subset of the training data.
         map_file: where the MAP baseline goes, the first chain's; None for chains that do not write it.
+        map_step: after how many steps the state is the MAP baseline.
     """
 
-    def __init__(self, stores: Sequence[DrawStore], probe: Probe, map_file: Path | None = None) -> None:
-        self.stores, self.probe, self.map_file = list(stores), probe, map_file
+    def __init__(
+        self, stores: Sequence[DrawStore], probe: Probe, map_file: Path | None = None, map_step: int = 0
+    ) -> None:
+        self.stores, self.probe, self.map_file, self.map_step = list(stores), probe, map_file, map_step
         self.kept = 0
+
+    def on_train_start(self, trainer: Trainer, module: SamplingModule) -> None:  # type: ignore[override]  # noqa: ARG002
+        self.kept = module.plan.draws_by(module.steps_taken)
 
     def on_train_batch_end(self, trainer: Trainer, module: SamplingModule, *_: Any) -> None:  # type: ignore[override]
         """Keep what the plan wants kept after this step."""
-        taken = trainer.global_step
-        index, map_file = module.plan.draw_after(taken), self.map_file if taken == map_step(module) else None
+        taken = module.steps_taken
+        index, map_file = module.plan.draw_after(taken), self.map_file if taken == self.map_step else None
         if index is None and map_file is None:
             return
         scalars, states = self.scalars(trainer, module), module.states()
@@ -80,12 +86,11 @@ class DrawCollector(Callback):
         chains = len(self.stores)
         rows = {name: torch.as_tensor(column).expand(chains).tolist() for name, column in columns.items()}
         scalars = [{name: row[place] for name, row in rows.items()} for place in range(chains)]
-        wrong = [f"{name} {v:g}" for values in scalars for name, v in values.items() if not math.isfinite(v)]
-        if wrong:
-            raise module.diverged(", ".join(wrong), trainer.global_step)
+        wrong = {
+            chain: [f"{name} {value:g}" for name, value in values.items() if not math.isfinite(value)]
+            for chain, values in zip(module.chains, scalars, strict=True)
+        }
+        bad = [chain for chain, names in wrong.items() if names]
+        if bad:
+            raise module.diverged(", ".join(wrong[bad[0]]), module.steps_taken, bad)
         return scalars
-
-
-def map_step(module: SamplingModule) -> int:
-    """Steps after which the state is the MAP baseline: the warm-up's end, or the plan's where all of it is at T = 0."""
-    return module.plan.total if module.temperature == 0 or module.sampler.kT == 0 else module.plan.warmup

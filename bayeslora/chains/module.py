@@ -47,6 +47,7 @@ class SamplingModule(LightningModule):
             match wins.
         full_data: starts a pass over all training data, in batches; needed for control variates.
         compile_model: run the forward pass through `torch.compile`.
+        max_potential: Ũ in nats per example beyond which a chain counts as diverged.
     """
 
     automatic_optimization = False
@@ -68,6 +69,7 @@ class SamplingModule(LightningModule):
         lr_factors: Mapping[str, float] | None = None,
         full_data: Callable[[], Iterable[Batch]] | None = None,
         compile_model: bool = False,
+        max_potential: float = 1e6,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -84,6 +86,9 @@ class SamplingModule(LightningModule):
         if compile_model and can_compile():
             self._forward = torch.compile(model)
         self.last_potential = torch.tensor(float("nan"))
+        self.max_potential = max_potential
+        self.start = 0
+        self.lr_scale = 1.0
 
     @property
     def params(self) -> dict[str, Tensor]:
@@ -104,8 +109,8 @@ class SamplingModule(LightningModule):
 
     @property
     def steps_taken(self) -> int:
-        """Steps of the plan taken so far."""
-        return self.trainer.global_step
+        """Steps of the plan taken so far: by this run of Lightning's loop, and before it."""
+        return self.start + self.trainer.global_step
 
     @property
     def phase(self) -> Phase:
@@ -153,13 +158,31 @@ class SamplingModule(LightningModule):
             self.steps_taken - (0 if warming_up else self.plan.warmup)
         )
         for group, rate in zip(optimizer.param_groups, self._base_rates[number], strict=True):
-            group["lr"] = rate * factor
+            group["lr"] = rate * factor * self.lr_scale
         try:
             self.last_potential = optimizer.step(self._closure(batch, optimizer)).detach()
         except DivergedError as error:
-            value = float(self.last_potential.max())  # NaN where one is
-            what = "its gradient is not finite" if math.isfinite(value) else "it is not finite"
-            raise self.diverged(f"potential {value:g}, {what}", self.steps_taken + 1) from error
+            chains = self._at_fault()
+            raise self.diverged(self._why(chains), self.steps_taken + 1, chains) from error
+
+    def _at_fault(self) -> list[int]:
+        """Numbers of the chains whose potential, or gradient, is why the last step could not be taken."""
+        bad = ~(self.last_potential.reshape(-1).abs() <= self.max_potential)
+        if not bad.any():
+            gradients = [p.grad for p in self.params.values() if p.grad is not None]
+            rows = len(self.chains) if isinstance(self.model, Stack) else 1
+            bad = torch.stack([~g.reshape(rows, -1).isfinite().all(-1) for g in gradients]).any(0)
+        return [chain for chain, at_fault in zip(self.chains, bad.tolist(), strict=True) if at_fault]
+
+    def _why(self, chains: list[int]) -> str:
+        """What was wrong with the potential of the first of these chains."""
+        potentials = dict(zip(self.chains, self.last_potential.reshape(-1).tolist(), strict=True))
+        value = potentials[chains[0]] if chains else float("nan")
+        if not math.isfinite(value):
+            return f"potential {value:g}, it is not finite"
+        if abs(value) > self.max_potential:
+            return f"potential {value:g}, beyond chain.max_potential={self.max_potential:g}"
+        return f"potential {value:g}, its gradient is not finite"
 
     @torch.no_grad()
     def _check_repeatable(self, batch: Batch) -> None:
@@ -203,12 +226,17 @@ class SamplingModule(LightningModule):
 
     def states(self) -> list[dict[str, Tensor]]:
         """What a draw holds, one dictionary a chain: sampled parameters and the buffers that go with them, detached."""
+        held = {name: tensor.detach() for name, tensor in self.held().items()}
+        if not isinstance(self.model, Stack):
+            return [held]
+        return [{name: tensor[place] for name, tensor in held.items()} for place in range(len(self.chains))]
+
+    def held(self) -> dict[str, Tensor]:
+        """Sampled parameters and the buffers that go with them; each [K, …] in a stack."""
         if isinstance(self.model, Stack):
-            rows = [self.model.row(place) for place in range(len(self.chains))]
-        else:
-            saved = set(self.model.state_dict())
-            rows = [self.params | {name: b for name, b in self.model.named_buffers() if name in saved}]
-        return [{name: tensor.detach() for name, tensor in row.items()} for row in rows]
+            return self.model.held()
+        saved = set(self.model.state_dict())
+        return self.params | {name: b for name, b in self.model.named_buffers() if name in saved}
 
     def prior_energy(self) -> Tensor:
         """−log p(θ) up to its constant, in nats: scalar, or [K]."""
@@ -229,19 +257,19 @@ class SamplingModule(LightningModule):
             with nullcontext() if next(runs) == 0 else frozen_statistics(self.network):
                 potential = self.potential(categorical_nll(self._forward(inputs), targets), self.params)
             self.last_potential = potential.detach()
-            if not torch.isfinite(potential).all():
+            if not (potential.detach().abs() <= self.max_potential).all():
                 raise DivergedError(f"the potential is {potential.tolist()}")
             self.manual_backward(potential.sum())
             return potential
 
         return closure
 
-    def diverged(self, what: str, step: int) -> DivergedError:
+    def diverged(self, what: str, step: int, chains: list[int]) -> DivergedError:
         """The error for what left the finite numbers in a step (the first is number 1), with the fix."""
         phase = self.plan.phase(step - 1)
         fix = "chain.warmup.optimizer.lr smaller" if phase == "warm-up" else "sampler.lr smaller or the warm-up longer"
-        which = ", ".join(map(str, self.chains))
-        return DivergedError(f"chain {which} diverged in step {step:,} ({phase}): {what}. Make {fix}")
+        which = ", ".join(map(str, chains or self.chains))
+        return DivergedError(f"chain {which} diverged in step {step:,} ({phase}): {what}. Make {fix}", chains, step)
 
 
 def parameter_groups(params: Mapping[str, Tensor], factors: Mapping[str, float]) -> list[dict[str, Any]]:

@@ -94,3 +94,9 @@ class Plan:
         if sampled <= 0 or sampled % self.thin:
             return None
         return (cycle * self.kept_length + sampled) // self.thin - 1
+
+    def draws_by(self, steps: int) -> int:
+        """How many draws are kept when `steps` steps have been taken."""
+        over, within = divmod(max(0, steps - self.burnt_in), self.cycle_length)
+        sampled = max(0, within - (self.cycle_length - self.kept_length))
+        return (over * self.kept_length + sampled) // self.thin

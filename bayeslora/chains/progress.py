@@ -31,13 +31,13 @@ class Progress(Callback):
         self._shown = self._started = 0.0
 
     def on_train_start(self, trainer: Trainer, module: SamplingModule) -> None:  # type: ignore[override]  # noqa: ARG002
-        self._started, self._shown, self._first = time.monotonic(), 0.0, trainer.global_step
+        self._started, self._shown, self._first = time.monotonic(), 0.0, module.steps_taken
         if self.console.is_terminal:
             self._live = Live(console=self.console, auto_refresh=False, transient=True)
             self._live.start()
 
     def on_train_batch_end(self, trainer: Trainer, module: SamplingModule, *_: Any) -> None:  # type: ignore[override]
-        taken, last = trainer.global_step, trainer.global_step == module.plan.total
+        taken, last = module.steps_taken, module.steps_taken == module.plan.total
         if taken % self.log_every == 0 or last:
             values = {"train/potential": float(module.last_potential.mean()), "train/lr": module.step_size}
             for logger in trainer.loggers:
@@ -65,12 +65,12 @@ class Progress(Callback):
             self.console.print(f"{place}  {numbers}", highlight=False, soft_wrap=True)
             return
         bar = Table.grid(padding=(0, 1))
-        bar.add_row(place, ProgressBar(module.plan.total, trainer.global_step, width=24))
+        bar.add_row(place, ProgressBar(module.plan.total, module.steps_taken, width=24))
         self._live.update(Group(bar, numbers), refresh=True)
 
     def _words(self, trainer: Trainer, module: SamplingModule) -> tuple[str, str]:
         """Where the chain is, and what its numbers are."""
-        taken, plan = trainer.global_step, module.plan
+        taken, plan = module.steps_taken, module.plan
         kept = next((c.kept for c in trainer.callbacks if isinstance(c, DrawCollector)), 0)  # type: ignore[attr-defined]
         rate = (time.monotonic() - self._started) / max(1, taken - self._first)
         first, last = module.chains[0] + 1, module.chains[-1] + 1

@@ -61,10 +61,6 @@ class Stack(nn.Module):
         """What a draw holds of all chains: sampled parameters and saved buffers, each [K, …]."""
         return self.sampled() | {name: getattr(self, _key(name)) for name in self.buffer_names}
 
-    def row(self, chain: int) -> dict[str, Tensor]:
-        """What a draw holds of one chain, by its place in the stack."""
-        return {name: tensor[chain] for name, tensor in self.held().items()}
-
     def forward(self, inputs: Any, shared_inputs: bool = False) -> Tensor:
         """Inputs [K, B, …], each chain's own (or [B, …] for all, if `shared_inputs`) -> logits [K, B, C]."""
         if self.flat:

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 from torch import Tensor
 
-from bayeslora.errors import DataError
-from bayeslora.files import write_atomically
+from bayeslora.errors import DataError, StorageError
+from bayeslora.files import remove_leftovers, write_atomically
 
 
 @dataclass(frozen=True)
@@ -78,16 +78,38 @@ class DrawStore:
         content = serialise(state, {"chain": self.chain, "index": index, "step": step})
         path = self.path(index)
         record = Record(index, step, hashlib.sha256(content).hexdigest(), len(content), dict(scalars or {}))
-        if self._records().get(index) == record and self._intact(record):
-            return path
-        write_atomically(path, content)
-        with self.manifest.open("ab") as file:
-            if file.tell() and not _ends_with_newline(self.manifest):
-                file.write(b"\n")
-            file.write(json.dumps(asdict(record), sort_keys=True).encode() + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
+        listed = self._records().get(index) == record
+        if not (listed and self.intact(record)):
+            write_atomically(path, content)
+        if not listed:
+            self._append_line(asdict(record))
         return path
+
+    def note(self, event: Mapping[str, Any]) -> None:
+        """Record in the manifest what happened to the chain, e.g. `{"event": "retry", …}`; the same event once."""
+        if dict(event) not in self.events():
+            self._append_line(dict(event))
+
+    def events(self) -> list[dict[str, Any]]:
+        """What `note` recorded."""
+        lines = (_parse_json(line) for line in self._lines())
+        return [line for line in lines if isinstance(line, dict) and "event" in line]
+
+    def repair(self) -> None:
+        """Remove what a killed process left half written: temporary files, and a manifest's last line that was cut."""
+        remove_leftovers(self.folder)
+        remove_leftovers(self.folder / "draws")
+        if self.manifest.exists() and not _ends_with_newline(self.manifest):
+            lines = self.manifest.read_bytes().splitlines(keepends=True)
+            write_atomically(self.manifest, b"".join(line for line in lines if line.endswith(b"\n")))
+
+    def intact(self, record: Record) -> bool:
+        """Whether a draw's file is what the manifest says."""
+        path = self.path(record.index)
+        if not path.is_file() or path.stat().st_size != record.size:
+            return False
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest() == record.sha256
 
     def __len__(self) -> int:
         """Draws kept without a gap from the first."""
@@ -105,38 +127,54 @@ class DrawStore:
             DataError: the file is missing, or is not what the manifest's checksum says.
         """
         path = self.path(record.index)
-        if not self._intact(record):
+        if not self.intact(record):
             state = "is missing" if not path.exists() else "does not match its checksum in manifest.jsonl"
-            raise DataError(f"draw {path} {state}; delete the chain's folder and run the same command again")
+            raise DataError(
+                f"draw {path} {state}; repeat the training command with run_dir=… of this run to compute it again"
+            )
         return Draw(self.chain, record.index, record.step, read_tensors(path), record.scalars)
 
     def __iter__(self) -> Iterator[Draw]:
         return (self.load(record) for record in self.records())
 
     def _records(self) -> dict[int, Record]:
-        if not self.manifest.exists():
-            return {}
-        lines = (parse_record(line) for line in self.manifest.read_bytes().splitlines())
-        return {record.index: record for record in lines if record is not None}
+        records = (parse_record(line) for line in self._lines())
+        return {record.index: record for record in records if record is not None}
 
-    def _intact(self, record: Record) -> bool:
-        path = self.path(record.index)
-        if not path.is_file() or path.stat().st_size != record.size:
-            return False
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest() == record.sha256
+    def _lines(self) -> list[bytes]:
+        return self.manifest.read_bytes().splitlines() if self.manifest.exists() else []
+
+    def _append_line(self, fields: Mapping[str, Any]) -> None:
+        """Add a line to the manifest, and see it on disk."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with self.manifest.open("ab") as file:
+                if file.tell() and not _ends_with_newline(self.manifest):
+                    file.write(b"\n")
+                file.write(json.dumps(fields, sort_keys=True).encode() + b"\n")
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise StorageError(self.manifest, error) from error
 
 
 def parse_record(line: bytes) -> Record | None:
     """A manifest line, or None for one that was cut off or is no record."""
     try:
-        fields = json.loads(line)
-        record = Record(**fields)
-    except (ValueError, TypeError):
+        record = Record(**_parse_json(line))
+    except TypeError:
         return None
     whole = all(isinstance(v, int) and v >= 0 for v in (record.index, record.step, record.size))
     numbers = isinstance(record.scalars, dict) and all(isinstance(v, int | float) for v in record.scalars.values())
     return record if whole and numbers and isinstance(record.sha256, str) else None
+
+
+def _parse_json(line: bytes) -> Any:
+    """What a line says, or None if it is no JSON."""
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError):
+        return None
 
 
 def write_tensors(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
@@ -163,6 +201,23 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         return load_safetensors(path.read_bytes())
     except (OSError, SafetensorError, KeyError) as error:
         raise DataError(f"cannot read {path} ({error}); it is missing or corrupt") from error
+
+
+def parse_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read what `serialise` wrote: tensors and metadata.
+
+    Raises:
+        DataError: missing or corrupt.
+    """
+    tensors = read_tensors(path)
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = json.loads((file.metadata() or {})["bayeslora"])
+    except (OSError, SafetensorError, KeyError, ValueError, RecursionError) as error:
+        raise DataError(f"{path} does not say what it holds ({error})") from error
+    if not isinstance(metadata, dict):
+        raise DataError(f"{path} does not say what it holds")
+    return tensors, metadata
 
 
 def load_into(model: torch.nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:

@@ -35,16 +35,24 @@ def settings(setup: Setup) -> list[tuple[str, str]]:
     ]  # fmt: skip
 
 
-def notes(setup: Setup, draws: Mapping[int, int]) -> list[str]:
-    """What a reader must know before the numbers; `draws` is the number kept by chain."""
-    return list(_notes(setup, draws))
+def notes(setup: Setup, draws: Mapping[int, int], diverged: Mapping[int, int] | None = None) -> list[str]:
+    """What a reader must know before the numbers.
+
+    Args:
+        setup: the run's parts.
+        draws: the number kept, by chain.
+        diverged: of chains that diverged, in which step.
+    """
+    return list(_notes(setup, draws, diverged or {}))
 
 
-def _notes(setup: Setup, draws: Mapping[int, int]) -> Iterator[str]:
+def _notes(setup: Setup, draws: Mapping[int, int], diverged: Mapping[int, int]) -> Iterator[str]:
     wanted = setup.plan.num_draws
     for chain, kept in draws.items():
         if kept < wanted:
-            yield f"Chain {chain} has {kept} of {wanted} draws: the run is not finished."
+            step = diverged.get(chain)
+            why = "the run is not finished" if step is None else f"it diverged in step {step:,}"
+            yield f"Chain {chain} has {kept} of {wanted} draws: {why}."
     if setup.cfg.temperature not in (0.0, 1.0):
         yield f"Temperature {setup.cfg.temperature:g}: a tempered posterior, not the Bayes posterior (T = 1)."
     if setup.data.augment is not None:

@@ -52,6 +52,7 @@ class SGLD(Sampler):
     ) -> None:
         self.integrator, self.control_variates = integrator, control_variates
         self.gradients_per_step = 2 if control_variates else 1
+        self._ahead: tuple[int, Tensor | None] = (0, None)
         super().__init__(params, lr, kT, seed, chain)
 
     def check(self, group: dict[str, Any]) -> None:
@@ -88,8 +89,8 @@ class SGLD(Sampler):
         """(ξₙ, ξₙ₊₁); ξₙ is kept from the last step, or drawn again after a restart."""
         if self.kT == 0:
             return None
-        kept = self.memory.pop("noise", None)
-        before = self.draw(theta) if kept is None else kept
+        step, kept = self._ahead
+        before = kept if step == self.steps and kept is not None else self.draw(theta)
         after = self.draw(theta, step=self.steps + 1)
-        self.memory["noise"] = after
+        self._ahead = self.steps + 1, after
         return before, after

@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 import torchvision
 from PIL import Image
 
@@ -278,9 +279,8 @@ def test_a_spoilt_draw_is_named_and_the_advice_helps(
     contents[-1] ^= 1
     file.write_bytes(contents) if spoil == "changed" else file.unlink()
     state = "does not match its checksum" if spoil == "changed" else "is missing"
-    advice = "delete the chain's folder and run the same command again"
+    advice = "repeat the training command with run_dir="
     before_work(command("evaluate", f"run_dir={folder}"), str(file), state, advice)
-    shutil.rmtree(folder / "chains" / "1")
     assert command("train", *TINY, f"run_dir={folder}").code == 0
     assert digests(folder) == digests(finished)
 
@@ -290,8 +290,8 @@ def test_a_spoilt_draw_is_named_and_the_advice_helps(
 
 def test_a_step_size_that_is_far_too_large_ends_with_3(tmp_path: Path) -> None:
     result = ended(process("train", *TINY, "sampler.lr=1e9", f"run_dir={tmp_path / 'run'}"))
-    words = ("chain 0 diverged in step ", ": potential ", "not finite. Make sampler.lr smaller or the warm-up longer")
-    assert refused(result, *words, "other settings need another run_dir", code=3)
+    words = ("chain 0 diverged in step ", ": potential ", "Make sampler.lr smaller or the warm-up longer")
+    assert refused(result, *words, "chain 1 diverged in", "other settings need another run_dir", code=3)
     assert (tmp_path / "run" / "map.safetensors").exists()
 
 
@@ -301,36 +301,65 @@ def test_draws_kept_before_a_divergence_stay_readable_and_are_evaluated(
 ) -> None:
     """The sampler's first step is step 4 of the plan; a draw is due after step 13."""
     folder = tmp_path / "run"
-    sampler = ("sampler._target_=run.tools.Exploding", f"sampler.at={at}")
+    sampler = ("sampler._target_=run.tools.Exploding", f"sampler.at={at}", "chain.num_chains=1")
     result = command("train", *TINY, *sampler, f"run_dir={folder}")
-    advice = f"Draws kept before this: {kept}; python -m bayeslora.evaluate run_dir={folder}"
+    advice = f"Draws kept: {kept}; python -m bayeslora.evaluate run_dir={folder}"
     refused(
         result,
         f"chain 0 diverged in {where} ({'sampling' if kept else 'burn-in'}): ",
         advice if kept else "No draw had been kept",
         code=3,
     )
-    assert [record["step"] for record in manifest(folder, 0)] == STEPS[:kept] if kept else True
-    assert not (folder / "metrics.json").exists()
+    assert [record["step"] for record in manifest(folder, 0) if "index" in record] == STEPS[:kept]
+    (event,) = [line for line in manifest(folder, 0) if "event" in line]
+    assert (event["event"], event["step"]) == ("diverged", int(where.removeprefix("step ")))
+    assert (folder / "metrics.json").exists() is (kept > 0)
     if not kept:
         before_work(command("evaluate", f"run_dir={folder}"), "holds no draws yet")
         return
     for index in range(kept):
         assert same(draw(folder, 0, index), draw(finished, 0, index))
     assert len(list(Posterior.load(folder).draws())) == kept
-    assert command("evaluate", f"run_dir={folder}").code == 0
     page = (folder / "report" / "index.html").read_text()
-    assert f"Chain 0 has {kept} of 5 draws: the run is not finished." in page
-    assert "Chain 1 has 0 of 5 draws: the run is not finished." in page
+    assert f"Chain 0 has {kept} of 5 draws: it diverged in step 13." in page
+    assert command("evaluate", f"run_dir={folder}").code == 0
 
 
-def test_a_chain_that_diverges_leaves_the_chains_before_it(command: Command, tmp_path: Path, finished: Path) -> None:
+@pytest.mark.parametrize("parallel", ["sequential", "stacked", "processes"])
+def test_a_chain_that_diverges_leaves_the_others(
+    command: Command, tmp_path: Path, finished: Path, parallel: str
+) -> None:
+    """Chain 0 explodes after its first draw; chain 1 gets all of its draws, and both are evaluated."""
     folder = tmp_path / "run"
-    sampler = ("sampler._target_=run.tools.Exploding", "sampler.at=4", "sampler.only=1")
+    sampler = ("sampler._target_=run.tools.Exploding", "sampler.at=4", f"chain.parallel={parallel}")
     result = command("train", *TINY, *sampler, f"run_dir={folder}")
-    refused(result, "chain 1 diverged in step 9", "Draws kept before this: 6", code=3)
-    assert digests(folder, 1) == digests(finished, 1)
-    assert len(DrawStore(folder / "chains" / "1", 1)) == 1
+    refused(result, "chain 0 diverged in step 9", "Draws kept: 6", code=3)
+    assert [len(DrawStore(folder / "chains" / str(chain), chain)) for chain in (0, 1)] == [1, 5]
+    for index in range(5):
+        one, other = draw(folder, 1, index), draw(finished, 1, index)
+        assert same(one, other) if parallel != "stacked" else all(torch.allclose(one[n], other[n]) for n in one)
+    assert "Chain 0 has 1 of 5 draws: it diverged in step 9." in (folder / "report" / "index.html").read_text()
+
+
+@pytest.mark.parametrize("parallel", ["sequential", "stacked"])
+def test_a_chain_that_diverges_may_be_tried_again_at_half_the_step(
+    command: Command, tmp_path: Path, finished: Path, parallel: str
+) -> None:
+    """It explodes at the full step size only, after its second draw: two draws stay, three at half the step follow."""
+    folder = tmp_path / "run"
+    sampler = ("sampler._target_=run.tools.Exploding", "sampler.at=7", "sampler.above=0.0075")
+    settings = ("chain.on_divergence=retry", f"chain.parallel={parallel}")
+    result = command("train", *TINY, *sampler, *settings, f"run_dir={folder}")
+    assert result.code == 0, result.err
+    assert "chain 1: chain 0 diverged in step 11" in result.out
+    assert "Trying again from step 9 at 0.5 of the step size" in result.out
+    records = manifest(folder, 0)
+    assert [r["step"] for r in records if "index" in r] == STEPS
+    assert [r["scalars"]["lr"] for r in records if "index" in r] == pytest.approx([0.01] * 2 + [0.005] * 3)
+    assert [r for r in records if "event" in r] == [{"event": "retry", "from": 9, "lr_scale": 0.5, "step": 11}]
+    again = command("train", *TINY, *sampler, *settings, f"run_dir={folder}")
+    assert again.code == 0
+    assert manifest(folder, 0) == records
 
 
 def test_a_warm_up_that_ends_in_nonsense_leaves_no_baseline(command: Command, tmp_path: Path) -> None:
@@ -347,7 +376,7 @@ def test_a_terminal_gets_its_cursor_back(tmp_path: Path, command: Command, monke
     sampler = ("sampler._target_=run.tools.Exploding", "sampler.at=4")
     out = command("train", *TINY, *sampler, f"run_dir={tmp_path / 'run'}").out
     hide, show = "\x1b[?25l", "\x1b[?25h"
-    assert out.count(hide) == out.count(show) == 1
+    assert out.count(hide) == out.count(show) == 2
     assert out.rindex(show) > out.rindex(hide)
     assert "step" in out
     assert "draws" in out

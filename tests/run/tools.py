@@ -131,7 +131,7 @@ def draw(folder: Path, chain: int, index: int) -> dict[str, Tensor]:
 
 
 class Exploding(SGLD):
-    """SGLD that leaves the finite numbers in step `at` of chain `only`."""
+    """SGLD whose chain `only` leaves the finite numbers in step `at`, if its step size is above `above`."""
 
     def __init__(
         self,
@@ -143,14 +143,17 @@ class Exploding(SGLD):
         *,
         at: int = 0,
         only: int = 0,
+        above: float = 0.0,
         **settings: Any,
     ) -> None:
-        self.at, self.only = at, only
+        self.at, self.only, self.above = at, only, above
         super().__init__(params, lr, kT, seed, chain, **settings)
 
     def update(self, theta: Tensor, evaluate: Any) -> tuple[Tensor, Tensor]:
         potential, moved = super().update(theta, evaluate)
-        return potential, moved * float("inf") if (self.steps, self.chains) == (self.at, [self.only]) else moved
+        if self.steps == self.at and self.only in self.chains and self.param_groups[0]["lr"] > self.above:
+            moved.view(len(self.chains), -1)[self.chains.index(self.only)] = float("inf")
+        return potential, moved
 
 
 class DropoutNet(nn.Module):

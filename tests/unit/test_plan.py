@@ -69,3 +69,13 @@ def test_schedules_are_what_their_equations_say():
 def test_schedules_refuse_impossible_settings(name, settings):
     with pytest.raises(ConfigError):
         schedules.make(name, 10, **settings)
+
+
+@pytest.mark.parametrize("cycles", [0, 2])
+def test_draws_by_a_step_are_those_kept_until_then(cycles: int) -> None:
+    plan = Plan(3, 2, 4, 3, cycles=cycles, exploration=0.5)
+    kept = 0
+    for steps in range(plan.total + 1):
+        kept += plan.draw_after(steps) is not None
+        assert plan.draws_by(steps) == kept
+    assert kept == 4

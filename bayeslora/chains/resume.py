@@ -1,0 +1,176 @@
+"""Resume points on disk, and the callback that writes them."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import signal
+import threading
+import time
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning import Callback, Trainer
+
+from bayeslora.chains.module import SamplingModule
+from bayeslora.chains.snapshot import Snapshot, capture, restore
+from bayeslora.errors import DataError, InterruptedRunError
+from bayeslora.files import write_atomically
+from bayeslora.posterior.store import parse_tensors, serialise
+
+KEEP = 2
+"""Newest resume points kept: should one be damaged, the one before it serves."""
+NAME = re.compile(r"(\d{12})-([0-9a-f]{16})\.safetensors")
+
+
+class ResumePoints:
+    """The resume points of one chain, in `folder`: safetensors files named by step and checksum, the newest ones.
+
+    Reading never executes code; a file whose content is not what its name says is passed over.
+
+    Args:
+        folder: the chain's folder for them; made when the first is written.
+        lasting: of the steps for which this holds, the newest is kept however old it is.
+    """
+
+    def __init__(self, folder: Path, lasting: Callable[[int], bool] = lambda _step: False) -> None:
+        self.folder, self.lasting = folder, lasting
+
+    def write(self, snapshot: Snapshot) -> Path:
+        """Keep a snapshot and the one before it, and remove older ones."""
+        content = serialise(snapshot.tensors, {"step": snapshot.step, "values": snapshot.values})
+        digest = hashlib.sha256(content).hexdigest()[:16]
+        path = write_atomically(self.folder / f"{snapshot.step:012d}-{digest}.safetensors", content)
+        steps = sorted({step for step, _ in self._files()}, reverse=True)
+        kept = {*steps[:KEEP], *[step for step in steps if self.lasting(step)][:1]}
+        for step, old in self._files():
+            if step not in kept or (step == snapshot.step and old != path):
+                old.unlink(missing_ok=True)
+        return path
+
+    def steps(self) -> list[int]:
+        """Steps after which there are points that are what they should be, newest first."""
+        return [step for step, file in self._files() if _intact(file)]
+
+    def read(self, step: int) -> Snapshot:
+        """The snapshot taken after so many steps.
+
+        Raises:
+            DataError: there is none, or it is damaged.
+        """
+        for found, file in self._files():
+            if found == step and _intact(file):
+                tensors, metadata = parse_tensors(file)
+                try:
+                    return Snapshot(int(metadata["step"]), tensors, dict(metadata["values"]))
+                except (KeyError, TypeError, ValueError) as error:
+                    raise DataError(f"{file} is no resume point ({error})") from error
+        raise DataError(f"{self.folder} holds no whole resume point after {step} steps")
+
+    def _files(self) -> list[tuple[int, Path]]:
+        """Steps and files, newest first."""
+        entries = self.folder.iterdir() if self.folder.is_dir() else []
+        found = [(int(match[1]), file) for file in entries if (match := NAME.fullmatch(file.name))]
+        return sorted(found, reverse=True)
+
+
+def _intact(file: Path) -> bool:
+    """Whether a resume point's content is what its name says."""
+    match = NAME.fullmatch(file.name)
+    try:
+        content = hashlib.file_digest(file.open("rb"), "sha256").hexdigest()
+    except OSError:
+        return False
+    return match is not None and content.startswith(match[2])
+
+
+class Restore(Callback):
+    """Puts a module's chains where their snapshots were taken, before the first step.
+
+    Args:
+        start: a snapshot of each chain in the module's order; none for the beginning.
+    """
+
+    def __init__(self, start: Sequence[Snapshot]) -> None:
+        self.start = list(start)
+
+    def on_train_start(self, trainer: Trainer, module: SamplingModule) -> None:  # type: ignore[override]  # noqa: ARG002
+        if self.start:
+            restore(module, self.start)
+
+
+class KeepResumePoints(Callback):
+    """Writes resume points: every so often, at the end, and when the run is asked to stop. Comes last of the callbacks.
+
+    SIGINT (Ctrl-C), SIGTERM, SIGUSR1 and SIGUSR2 (time limits of schedulers) let the step end, write the resume point
+    and end the run, or are then handed to the handler that was there before (a scheduler's requeueing). A second
+    Ctrl-C ends the run at once.
+
+    Args:
+        points: of each chain, in the module's order.
+        every: seconds between resume points; 0 writes one after every step.
+        at_draws: write one with each draw too, from which a chain that diverges may be tried again.
+        advice: what to do to go on, for the message.
+    """
+
+    def __init__(
+        self, points: Sequence[ResumePoints], *, every: float = 60.0, at_draws: bool = False, advice: str = ""
+    ) -> None:
+        self.points, self.every, self.at_draws, self.advice = list(points), every, at_draws, advice
+        self.asked: int | None = None
+        self._before: dict[int, Any] = {}
+        self._written = time.monotonic()
+
+    def on_train_start(self, trainer: Trainer, module: SamplingModule) -> None:  # type: ignore[override]  # noqa: ARG002
+        self._listen()
+
+    def on_train_batch_end(self, trainer: Trainer, module: SamplingModule, *_: Any) -> None:  # type: ignore[override]  # noqa: ARG002
+        taken = module.steps_taken
+        last = taken == module.plan.total
+        drawn = self.at_draws and module.plan.draw_after(taken) is not None
+        if self.asked is not None or last or drawn or time.monotonic() - self._written >= self.every:
+            self.write(module)
+        if self.asked is not None and not last:
+            self._stop(self.asked, taken)
+
+    def write(self, module: SamplingModule, but: Collection[int] = ()) -> None:
+        """Write a resume point of every chain, `but` those of these numbers."""
+        for chain, points, snapshot in zip(module.chains, self.points, capture(module), strict=True):
+            if chain not in but:
+                points.write(snapshot)
+        self._written = time.monotonic()
+
+    def on_train_end(self, trainer: Trainer, module: SamplingModule) -> None:  # type: ignore[override]  # noqa: ARG002
+        self._ignore()
+
+    def on_exception(self, trainer: Trainer, module: SamplingModule, exception: BaseException) -> None:  # type: ignore[override]  # noqa: ARG002
+        self._ignore()
+
+    # -- signals ----------------------------------------------------------------------------------------------
+
+    def _listen(self) -> None:
+        """Take over the signals that ask a run to stop (only the main thread may)."""
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+                self._before[number] = signal.signal(number, self._note)
+
+    def _note(self, number: int, frame: Any) -> None:  # noqa: ARG002
+        if self.asked == number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.asked = number
+
+    def _ignore(self) -> None:
+        """Give the signals back to those who had them."""
+        while self._before:
+            number, handler = self._before.popitem()
+            signal.signal(number, handler)
+
+    def _stop(self, number: int, step: int) -> None:
+        """End the run, or hand the signal on to a scheduler's handler."""
+        handler: Callable[[int, Any], Any] | Any = self._before.get(number)
+        self._ignore()
+        if number in (signal.SIGUSR1, signal.SIGUSR2) and callable(handler):
+            handler(number, None)
+        name = signal.Signals(number).name
+        raise InterruptedRunError(f"stopped by {name} after step {step:,}; nothing is lost. {self.advice}")

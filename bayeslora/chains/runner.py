@@ -1,0 +1,192 @@
+"""Runs the chains of a run directory: which go together, where each goes on, what becomes of those that diverge."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from bayeslora.chains.resume import KeepResumePoints, Restore, ResumePoints
+from bayeslora.chains.snapshot import Snapshot
+from bayeslora.errors import DataError, DivergedError
+
+if TYPE_CHECKING:
+    from bayeslora.build import Setup
+    from bayeslora.rundir import RunDirectory
+
+SMALLEST_SCALE = 1 / 64
+"""Retries halve the step size down to this factor; then the chain is given up."""
+
+
+class ChainRunner:
+    """Runs chains of one run directory until each has its draws, or has diverged for good.
+
+    Args:
+        setup: the run's parts.
+        run: its directory, open.
+    """
+
+    def __init__(self, setup: Setup, run: RunDirectory) -> None:
+        self.setup, self.run = setup, run
+
+    def run_all(self, chains: Sequence[int]) -> dict[int, str]:
+        """Run chains, each under its own lock; returns those that diverged and what happened to them.
+
+        Raises:
+            ConfigError: another process runs one of them.
+            InterruptedRunError: the run was asked to stop; resume points are written.
+            StorageError: a file could not be written; nothing that was kept is lost.
+        """
+        stopped: dict[int, str] = {}
+        with ExitStack() as locks:
+            for chain in chains:
+                locks.enter_context(self.run.locked(chain))
+                self.run.store(chain).repair()
+            todo = [chain for chain in chains if not self.finished(chain)]
+            waiting = self._groups(todo)
+            while waiting:
+                group = waiting.pop(0)
+                try:
+                    self._run_group(group)
+                except DivergedError as error:
+                    failed = [chain for chain in group if chain in error.chains] or group
+                    healthy = [chain for chain in group if chain not in failed]
+                    again = [[chain] for chain in failed if self._retry(chain, error)]
+                    stopped |= {chain: str(error) for chain in failed if [chain] not in again}
+                    waiting = [*([healthy] if healthy else []), *again, *waiting]
+        return stopped
+
+    def _groups(self, chains: list[int]) -> list[list[int]]:
+        """Which chains run together: all in a stack but those that were tried again, whose step size is their own."""
+        alone = [chain for chain in chains if self._scale(chain, self.setup.plan.total) < 1]
+        together = [chain for chain in chains if chain not in alone]
+        if self.setup.cfg.chain.parallel != "stacked":
+            return [[chain] for chain in chains]
+        return [*([together] if together else []), *([chain] for chain in alone)]
+
+    def finished(self, chain: int) -> bool:
+        """Whether all that a chain has to leave is on disk and whole; says so."""
+        plan, store = self.setup.plan, self.run.store(chain)
+        records = store.records()
+        if len(records) < plan.num_draws or not all(map(store.intact, records[: plan.num_draws])):
+            return False
+        if self._lacks_map(chain, plan.total):
+            return False
+        of = self.setup.cfg.chain.num_chains
+        print(f"chain {chain + 1}/{of}: all {plan.num_draws} draws are on disk", flush=True)  # noqa: T201
+        return True
+
+    def start(self, chains: Sequence[int]) -> list[Snapshot]:
+        """Where chains can go on together: the newest resume point that all have and before which nothing is missing.
+
+        Returns:
+            A snapshot of each, or none, where they begin at the beginning.
+        """
+        steps = [{step for step in self.points(chain).steps() if self._sound(chain, step)} for chain in chains]
+        for step in sorted(set.intersection(*steps), reverse=True):
+            try:
+                found = [self.points(chain).read(step) for chain in chains]
+            except DataError:
+                continue
+            scales = [(s.values.get("lr_scale"), self._scale(c, step - 1)) for c, s in zip(chains, found, strict=True)]
+            if all(kept == wanted for kept, wanted in scales):
+                values = [s.values | {"lr_scale": self._scale(c, step)} for c, s in zip(chains, found, strict=True)]
+                return [replace(s, values=v) for s, v in zip(found, values, strict=True)]
+        return []
+
+    def points(self, chain: int) -> ResumePoints:
+        """The resume points of a chain; of those with a draw, the newest is kept however old it is."""
+        return ResumePoints(self.run.chain(chain) / "resume", lambda step: self.setup.plan.draw_after(step) is not None)
+
+    def _run_group(self, chains: list[int]) -> None:
+        """Run one chain, or several stacked, from where they are to their last draw."""
+        from lightning import Trainer
+        from lightning.pytorch.plugins.environments import LightningEnvironment
+
+        from bayeslora.build import Steps
+        from bayeslora.chains.collector import DrawCollector
+        from bayeslora.config import accepted, instantiate
+        from bayeslora.loggers import close, make_loggers, quiet_lightning
+
+        setup, cfg = self.setup, self.setup.cfg
+        start = self.start(chains)
+        step = start[0].step if start else 0
+        which = chains[0] if len(chains) == 1 else chains
+        module = setup.module(which)
+        module.lr_scale = self._scale(chains[0], 0)
+        quiet_lightning()
+        loggers = make_loggers(cfg, chains[0], step)
+        stores = [self.run.store(chain) for chain in chains]
+        keep = KeepResumePoints(
+            [self.points(chain) for chain in chains],
+            every=cfg.chain.resume_every,
+            at_draws=cfg.chain.on_divergence == "retry",
+            advice=f"Repeat the command with run_dir={self.run.root} to go on",
+        )
+        own = [
+            instantiate(node, **accepted(node, num_chains=cfg.chain.num_chains))
+            for node in (cfg.callbacks or {}).values()
+        ]
+        trainer = Trainer(
+            accelerator=cfg.trainer.accelerator,
+            devices=1,
+            precision=cfg.trainer.precision,
+            max_epochs=1,
+            logger=loggers,
+            callbacks=[
+                Restore(start),
+                DrawCollector(stores, setup.probe(), self.run.map_file if chains[0] == 0 else None, setup.map_step),
+                *own,
+                keep,
+            ],
+            plugins=[LightningEnvironment()],
+            default_root_dir=self.run.root,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+        )
+        try:
+            trainer.fit(module, train_dataloaders=Steps(setup.batches(which), setup.plan.total, step))
+        except DivergedError as error:
+            keep.write(module, but=error.chains or chains)  # the step was not taken: the others go on from here
+            raise
+        finally:
+            close(loggers)
+
+    def _sound(self, chain: int, step: int) -> bool:
+        """Whether all that a chain leaves in its first `step` steps is on disk."""
+        plan, store = self.setup.plan, self.run.store(chain)
+        records = store.records()[: plan.draws_by(step)]
+        whole = len(records) == plan.draws_by(step) and all(map(store.intact, records))
+        return whole and step <= plan.total and not self._lacks_map(chain, step)
+
+    def _lacks_map(self, chain: int, step: int) -> bool:
+        """Whether the MAP baseline should be there after `step` steps and is not."""
+        due = self.setup.map_step
+        return chain == 0 and due > 0 and step >= due and not self.run.map_file.exists()
+
+    def _scale(self, chain: int, step: int) -> float:
+        """The factor that retries have put on the step size from a step on."""
+        retries = [event for event in self.run.store(chain).events() if event.get("event") == "retry"]
+        return min([event["lr_scale"] for event in retries if event["from"] <= step], default=1.0)
+
+    def _retry(self, chain: int, error: DivergedError) -> bool:
+        """Note that a chain diverged, and whether it is to be tried again at half the step size from its last draw."""
+        store, step = self.run.store(chain), error.step
+        plan = self.setup.plan
+        good = next((s for s in self.points(chain).steps() if plan.draw_after(s) is not None and s < step), 0)
+        scale = self._scale(chain, good) / 2
+        if self.setup.cfg.chain.on_divergence != "retry" or scale < SMALLEST_SCALE:
+            store.note({"event": "diverged", "step": step, "message": str(error)})
+            return False
+        store.note({"event": "retry", "step": step, "from": good, "lr_scale": scale})
+        print(f"chain {chain + 1}: {error}. Trying again from step {good:,} at {scale:g} of the step size", flush=True)  # noqa: T201
+        return True
+
+
+def exit_signal(code: int) -> str:
+    """How a process ended, in words: its exit code, or the signal that killed it."""
+    return f"exit code {code}" if code >= 0 else f"killed by {signal.Signals(-code).name}"

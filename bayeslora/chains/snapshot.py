@@ -1,0 +1,106 @@
+"""The whole state of a chain at a step: what it takes to go on to the very same draws."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from bayeslora.chains.module import SamplingModule
+from bayeslora.chains.stack import Stack
+from bayeslora.errors import DataError
+from bayeslora.samplers import Sampler
+
+MODEL, WARMUP, SAMPLER = "model/", "warm-up/", "sampler/"
+"""First parts of the names of a snapshot's tensors."""
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """One chain after `step` steps of its plan. Random numbers are functions of the step, so there are none to keep.
+
+    Attributes:
+        step: steps taken.
+        tensors: sampled parameters and buffers, the warm-up's and the sampler's memory, by name.
+        values: the sampler's numbers and marks, and `lr_scale`, the factor that retries have put on the step size.
+    """
+
+    step: int
+    tensors: dict[str, Tensor]
+    values: dict[str, Any]
+
+
+def capture(module: SamplingModule) -> list[Snapshot]:
+    """The present state of every chain of a module; rows of a stack are the same as the chain's own, run alone."""
+    warmup, sampler = _optimizers(module)
+    stacked = isinstance(module.model, Stack)
+    step = module.steps_taken
+    shared = dict(_warmup_tensors(warmup)) if step < module.plan.warmup else {}
+    shared |= {SAMPLER + name: value for name, value in sampler.memory.items() if isinstance(value, Tensor)}
+    values = {name: value for name, value in sampler.memory.items() if not isinstance(value, Tensor)}
+    values["lr_scale"] = module.lr_scale
+    snapshots = []
+    for place, state in enumerate(module.states()):
+        memory = {name: t[place] if stacked and t.ndim else t for name, t in shared.items()}
+        tensors = {MODEL + name: tensor for name, tensor in state.items()} | memory
+        snapshots.append(Snapshot(step, {name: t.detach().cpu() for name, t in tensors.items()}, dict(values)))
+    return snapshots
+
+
+@torch.no_grad()
+def restore(module: SamplingModule, snapshots: Sequence[Snapshot]) -> None:
+    """Put a module's chains where their snapshots were taken, all after the same number of steps.
+
+    Raises:
+        DataError: a snapshot lacks a tensor of the model, or has it in another shape.
+    """
+    warmup, sampler = _optimizers(module)
+    stacked = isinstance(module.model, Stack)
+
+    def joined(name: str) -> Tensor:
+        rows = [snapshot.tensors[name] for snapshot in snapshots]
+        return (torch.stack(rows) if stacked else rows[0]).to(module.device)
+
+    held = module.held()
+    for name, tensor in held.items():
+        key = MODEL + name
+        if any(key not in s.tensors or s.tensors[key].shape != tensor.shape[stacked:] for s in snapshots):
+            raise DataError(f"a resume point does not fit the model: {name} is missing or has another shape")
+        tensor.copy_(joined(key))
+    names = snapshots[0].tensors
+    sampler.memory.clear()
+    sampler.memory.update({k: v for k, v in snapshots[0].values.items() if k != "lr_scale"})
+    sampler.memory.update({n.removeprefix(SAMPLER): joined(n) for n in names if n.startswith(SAMPLER)})
+    for name in names:
+        if name.startswith(WARMUP):
+            place, _, key = name.removeprefix(WARMUP).partition("/")
+            scalar = snapshots[0].tensors[name].ndim == 0
+            value = snapshots[0].tensors[name].clone() if scalar else joined(name)
+            warmup.state[_params(warmup)[int(place)]][key] = value
+    module.start, module.lr_scale = snapshots[0].step, snapshots[0].values["lr_scale"]
+
+
+def _optimizers(module: SamplingModule) -> tuple[Optimizer, Sampler]:
+    """The warm-up's optimizer and the sampler, without Lightning's wrappers."""
+    return module.optimizers()[0].optimizer, module.sampler  # type: ignore[index]
+
+
+def _params(optimizer: Optimizer) -> list[Tensor]:
+    return [p for group in optimizer.param_groups for p in group["params"]]
+
+
+def _warmup_tensors(warmup: Optimizer) -> Iterator[tuple[str, Tensor]]:
+    """The memory of the warm-up's optimizer, by number of the parameter and its own name."""
+    for place, p in enumerate(_params(warmup)):
+        for key, value in warmup.state[p].items():
+            if isinstance(value, Tensor):
+                yield f"{WARMUP}{place}/{key}", value
+            elif value is not None:
+                raise DataError(
+                    f"the warm-up's optimizer {type(warmup).__name__} keeps {key}, which is no tensor: its state cannot"
+                    " be saved; choose another one"
+                )
