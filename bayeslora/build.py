@@ -125,6 +125,11 @@ class Setup:
         """Passes over the probe set: a fixed subset of the training data, the same for every chain."""
         return self.loader(self._probe_split())
 
+    def validation_probe(self) -> Loader | None:
+        """Passes over the validation set, at most as much of it as of the probe set; None where there is none."""
+        split = self.data.validation.take(slice(self.cfg.chain.probe_size))
+        return self.loader(split.to(self.device)) if len(split) else None
+
     def function_probe(self) -> Loader:
         """Passes over those of the probe set on whose predictions chains are compared: about 2,000 numbers a draw."""
         examples = max(20, MAX_ENTRIES // self.data.num_classes)

@@ -12,6 +12,8 @@ from lightning import Callback, Trainer
 from torch import Tensor
 
 from bayeslora.chains.module import SamplingModule
+from bayeslora.chains.scalars import block_norms, projections
+from bayeslora.loggers import ChainLoggers
 from bayeslora.models.modes import set_sampling_mode
 from bayeslora.posterior.store import DrawStore, write_tensors
 
@@ -23,19 +25,31 @@ class DrawCollector(Callback):
     """Keeps a draw of every chain wherever the plan says so, with its scalars, and the MAP baseline after the warm-up.
 
     Scalars of a draw: `potential` (U in nats, its data term estimated on the probe set), `nll` (mean over the probe
-    set, nats), `prior` (prior energy, nats), `l2_norm` (‖θ‖) and `lr` (ε).
+    set, nats), `prior` (prior energy, nats), `l2_norm` (‖θ‖), `lr` (ε), what the sampler says of itself, norms by block
+    (`norm/…`), ten random projections (`projection/…`), and scores on the validation set, if there is one
+    (`validation/…`).
 
     Args:
         stores: where the draws go, one store a chain, in the module's order.
         probe: the probe set, a fixed subset of the training data.
         map_file: where the MAP baseline goes, the first chain's; None for chains that do not write it.
         map_step: after how many steps the state is the MAP baseline.
+        validation: held-out examples on which every draw is scored, or None.
+        loggers: to whom every draw's scalars go too, or None.
     """
 
     def __init__(
-        self, stores: Sequence[DrawStore], probe: Probe, map_file: Path | None = None, map_step: int = 0
+        self,
+        stores: Sequence[DrawStore],
+        probe: Probe,
+        map_file: Path | None = None,
+        map_step: int = 0,
+        validation: Probe | None = None,
+        loggers: ChainLoggers | None = None,
     ) -> None:
-        self.stores, self.probe, self.map_file, self.map_step = list(stores), probe, map_file, map_step
+        self.stores, self.probe, self.validation = list(stores), probe, validation
+        self.map_file, self.map_step = map_file, map_step
+        self.loggers = loggers or ChainLoggers()
         self.kept = 0
 
     def on_train_start(self, trainer: Trainer, module: SamplingModule) -> None:  # type: ignore[override]  # noqa: ARG002
@@ -55,14 +69,13 @@ class DrawCollector(Callback):
         for store, state, values in zip(self.stores, states, scalars, strict=True):
             store.put(index, state, step=taken, scalars=values)
         self.kept = index + 1
-        self._log(trainer, scalars, taken)
+        self._log(scalars, taken)
 
-    def _log(self, trainer: Trainer, scalars: list[dict[str, float]], taken: int) -> None:
-        """Hand the scalars to the loggers, stacked chains told apart by their numbers."""
+    def _log(self, scalars: list[dict[str, float]], taken: int) -> None:
+        """Hand the scalars and the number of draws kept to the loggers."""
         for store, values in zip(self.stores, scalars, strict=True):
-            prefix = "draw" if len(self.stores) == 1 else f"chain_{store.chain}/draw"
-            for logger in trainer.loggers:
-                logger.log_metrics({f"{prefix}/{name}": value for name, value in values.items()}, step=taken)
+            drawn = {f"draw/{name}": value for name, value in values.items()}
+            self.loggers.log(store.chain, drawn | {"draws": self.kept}, taken)
 
     @torch.no_grad()
     def scalars(self, trainer: Trainer, module: SamplingModule) -> list[dict[str, float]]:
@@ -74,15 +87,22 @@ class DrawCollector(Callback):
         module.network.eval()
         with trainer.precision_plugin.forward_context():
             nll = torch.cat([module.nll(x, y) for x, y in self.probe()], dim=-1).mean(-1)
+            validation = self._validation(module)
         set_sampling_mode(module.network)
         prior = module.prior_energy()
-        columns = {
+        blocks = block_norms(module.params, module.chain_axes)
+        directions = projections(module.params, module.chain_axes).unbind(-1)
+        columns: dict[str, Any] = {
             "potential": module.potential.num_data * nll + prior,
             "nll": nll,
             "prior": prior,
             "l2_norm": module.l2_norm(),
             "lr": torch.tensor(module.step_size, dtype=torch.float64),
-        } | module.sampler.diagnostics()
+            **module.sampler.diagnostics(),
+            **{f"norm/{block}": norm for block, norm in blocks.items()},
+            **{f"projection/{i}": value for i, value in enumerate(directions)},
+            **validation,
+        }
         chains = len(self.stores)
         rows = {name: torch.as_tensor(column).expand(chains).tolist() for name, column in columns.items()}
         scalars = [{name: row[place] for name, row in rows.items()} for place in range(chains)]
@@ -94,3 +114,15 @@ class DrawCollector(Callback):
         if bad:
             raise module.diverged(", ".join(wrong[bad[0]]), module.steps_taken, bad)
         return scalars
+
+    def _validation(self, module: SamplingModule) -> dict[str, list[float]]:
+        """Accuracy, NLL and ECE on the validation set, each by chain; nothing where there is none."""
+        if self.validation is None:
+            return {}
+        from bayeslora.diagnostics.metrics import metrics
+
+        batches = [(module.logits(x).float().log_softmax(-1), y) for x, y in self.validation()]
+        log_probs = torch.cat([logits for logits, _ in batches], dim=-2).cpu()
+        targets = torch.cat([y for _, y in batches]).cpu()
+        rows = [metrics(row, targets) for row in log_probs.reshape(-1, *log_probs.shape[-2:])]
+        return {f"validation/{name}": [row[name] for row in rows] for name in ("accuracy", "nll", "ece")}

@@ -218,11 +218,14 @@ class SamplingModule(LightningModule):
                 total = total + share.detach()
         return total
 
+    def logits(self, inputs: Any) -> Tensor:
+        """Logits of inputs [B, …] that all chains share: [B, C], or [K, B, C] in a stack."""
+        return self._forward(inputs, shared_inputs=True) if isinstance(self.model, Stack) else self._forward(inputs)
+
     def nll(self, inputs: Any, targets: Tensor) -> Tensor:
         """−log p(y|x, θ) in nats of inputs [B, …] and targets [B] that all chains share: [B], or [K, B] in a stack."""
-        if not isinstance(self.model, Stack):
-            return categorical_nll(self._forward(inputs), targets)
-        return categorical_nll(self._forward(inputs, shared_inputs=True), targets.expand(len(self.chains), -1))
+        logits = self.logits(inputs)
+        return categorical_nll(logits, targets.expand(logits.shape[:-1]))
 
     def states(self) -> list[dict[str, Tensor]]:
         """What a draw holds, one dictionary a chain: sampled parameters and the buffers that go with them, detached."""
@@ -238,14 +241,18 @@ class SamplingModule(LightningModule):
         saved = set(self.model.state_dict())
         return self.params | {name: b for name, b in self.model.named_buffers() if name in saved}
 
+    @property
+    def chain_axes(self) -> int:
+        """Leading axes of the sampled parameters that count chains: 1 in a stack, else 0."""
+        return int(isinstance(self.model, Stack))
+
     def prior_energy(self) -> Tensor:
         """−log p(θ) up to its constant, in nats: scalar, or [K]."""
-        return self.potential.prior.energy(self.params, chain_axes=int(isinstance(self.model, Stack)))
+        return self.potential.prior.energy(self.params, chain_axes=self.chain_axes)
 
     def l2_norm(self) -> Tensor:
         """‖θ‖ over all sampled parameters: scalar, or [K]."""
-        axes = int(isinstance(self.model, Stack))
-        return torch.stack([p.flatten(axes).square().sum(-1) for p in self.params.values()]).sum(0).sqrt()
+        return torch.stack([p.flatten(self.chain_axes).square().sum(-1) for p in self.params.values()]).sum(0).sqrt()
 
     def _closure(self, batch: Batch, optimizer: Any) -> Callable[[], Tensor]:
         """Ũ and its gradient on one batch. Runs after the first leave BatchNorm's running statistics alone."""

@@ -108,7 +108,7 @@ class ChainRunner:
         from bayeslora.build import Steps
         from bayeslora.chains.collector import DrawCollector
         from bayeslora.config import accepted, instantiate
-        from bayeslora.loggers import close, make_loggers, quiet_lightning
+        from bayeslora.loggers import make_loggers, quiet_lightning
 
         setup, cfg = self.setup, self.setup.cfg
         start = self.start(chains)
@@ -117,7 +117,7 @@ class ChainRunner:
         module = setup.module(which)
         module.lr_scale = self._scale(chains[0], 0)
         quiet_lightning()
-        loggers = make_loggers(cfg, chains[0], step)
+        loggers = make_loggers(cfg, chains, step)
         stores = [self.run.store(chain) for chain in chains]
         keep = KeepResumePoints(
             [self.points(chain) for chain in chains],
@@ -126,7 +126,7 @@ class ChainRunner:
             advice=f"Repeat the command with run_dir={self.run.root} to go on",
         )
         own = [
-            instantiate(node, **accepted(node, num_chains=cfg.chain.num_chains))
+            instantiate(node, **accepted(node, num_chains=cfg.chain.num_chains, loggers=loggers))
             for node in (cfg.callbacks or {}).values()
         ]
         trainer = Trainer(
@@ -134,10 +134,17 @@ class ChainRunner:
             devices=1,
             precision=cfg.trainer.precision,
             max_epochs=1,
-            logger=loggers,
+            logger=False,  # Lightning knows of no chains: the callbacks log themselves
             callbacks=[
                 Restore(start),
-                DrawCollector(stores, setup.probe(), self.run.map_file if chains[0] == 0 else None, setup.map_step),
+                DrawCollector(
+                    stores,
+                    setup.probe(),
+                    self.run.map_file if chains[0] == 0 else None,
+                    setup.map_step,
+                    setup.validation_probe(),
+                    loggers,
+                ),
                 *own,
                 keep,
             ],
@@ -148,13 +155,12 @@ class ChainRunner:
             enable_model_summary=False,
             num_sanity_val_steps=0,
         )
-        try:
-            trainer.fit(module, train_dataloaders=Steps(setup.batches(which), setup.plan.total, step))
-        except DivergedError as error:
-            keep.write(module, but=error.chains or chains)  # the step was not taken: the others go on from here
-            raise
-        finally:
-            close(loggers)
+        with loggers:
+            try:
+                trainer.fit(module, train_dataloaders=Steps(setup.batches(which), setup.plan.total, step))
+            except DivergedError as error:
+                keep.write(module, but=error.chains or chains)  # the step was not taken: the others go on from here
+                raise
 
     def _sound(self, chain: int, step: int) -> bool:
         """Whether all that a chain leaves in its first `step` steps is on disk."""

@@ -134,26 +134,49 @@ def _per_entry(draws: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     )
 
 
-def to_inference_data(scalars: Mapping[str, Sequence[np.ndarray]], path: Path) -> None:
-    """Write scalars to a netCDF file that `arviz.from_netcdf` opens: group `posterior`, dimensions [chain, draw].
+def to_inference_data(
+    scalars: Mapping[str, Sequence[np.ndarray]], path: Path, probes: Sequence[np.ndarray] | None = None
+) -> None:
+    """Write a netCDF file that `arviz.from_netcdf` opens: group `posterior`, dimensions [chain, draw, …].
 
-    The format is rectangular, so all chains of all scalars are cut to the shortest. The file appears whole or not at
-    all.
+    Scalars called `group/item` become one variable `group` with a further dimension of that name, whose coordinates are
+    the items. The format is rectangular, so all chains are cut to the shortest. The file appears whole or not at all.
 
     Args:
         scalars: by name, one array [draws] a chain.
         path: the file, usually `diagnostics.nc`; its folder is made if missing.
+        probes: log-probabilities on part of the probe set, one array [draws, P, C] a chain; they become the variable
+            `probe_log_prob` [chain, draw, example, class].
     """
     shortest = min((len(chain) for chains in scalars.values() for chain in chains), default=0)
-    posterior = {
-        name: np.stack([np.asarray(chain)[:shortest] for chain in chains]) for name, chains in scalars.items() if chains
-    }
+    posterior: dict[str, np.ndarray] = {}
+    dims: dict[str, list[str]] = {}
+    coords: dict[str, list[str]] = {}
+    for name, items in _grouped(scalars).items():
+        series = [np.stack([np.asarray(chain)[:shortest] for chain in scalars[key]]) for key in items.values()]
+        plain = list(items) == [name]
+        posterior[name] = series[0] if plain else np.stack(series, axis=-1)
+        if not plain:
+            dims[name], coords[f"{name}_of"] = [f"{name}_of"], list(items)
+    if probes:
+        posterior["probe_log_prob"] = np.stack([chain[:shortest] for chain in probes])
+        dims["probe_log_prob"] = ["example", "class"]
     arviz = _arviz()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="More chains", category=UserWarning)
-        data = arviz.from_dict(posterior=posterior)
+        data = arviz.from_dict(posterior=posterior, dims=dims, coords=coords)
     with replaced(path) as temporary:
         data.to_netcdf(str(temporary))
+
+
+def _grouped(scalars: Mapping[str, Sequence[np.ndarray]]) -> dict[str, dict[str, str]]:
+    """Names by variable: `group/item` under `group` as item -> name, others under themselves."""
+    groups: dict[str, dict[str, str]] = {}
+    for name, chains in scalars.items():
+        group, slash, item = name.partition("/")
+        if chains:
+            groups.setdefault(group, {})[item if slash else name] = name
+    return groups
 
 
 def _arviz() -> ModuleType:

@@ -47,7 +47,9 @@ def test_the_run_directory_holds_what_the_design_says(finished: Path) -> None:
         records = manifest(finished, chain)
         assert [record["index"] for record in records] == [0, 1, 2, 3, 4]
         assert [record["step"] for record in records] == STEPS
-        assert all(set(record["scalars"]) == {"potential", "nll", "prior", "l2_norm", "lr"} for record in records)
+        blocks = {f"norm/{block}" for block in ("stem.0", "stem.1", "blocks.0", "blocks.1", "blocks.2", "head")}
+        names = {"potential", "nll", "prior", "l2_norm", "lr"} | blocks | {f"projection/{i}" for i in range(10)}
+        assert all(set(record["scalars"]) == names for record in records)
         assert (finished / "logs" / f"chain_{chain}" / "metrics.csv").read_text().count("\n") > 5
     assert not list(finished.rglob("*.tmp"))
 
@@ -87,7 +89,7 @@ def test_the_diagnostics_file_opens_in_arviz(finished: Path) -> None:
 def test_the_report_is_one_page_with_pictures(finished: Path) -> None:
     page = (finished / "report" / "index.html").read_text()
     assert not re.search(r'(src|href)="(?!data:|#)', page)
-    for words in ("quickstart", "the Bayes posterior", "Augmentation", "none", "fan-in", "Ensemble", "MAP"):
+    for words in ("quickstart", "the Bayes posterior", "Augmentation", "none", "variance 0.03; head: 4", "Ensemble", "MAP"):
         assert words in page
     assert "not finished" not in page
     pictures = sorted((finished / "report").glob("*.png"))
