@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from bayeslora.chains.plan import Plan
 from bayeslora.chains.stack import StackedBatches
 from bayeslora.config import accepted, check_precision, first_line, gather, instantiate
-from bayeslora.datasets.base import Data, Split
+from bayeslora.datasets.base import Data, Split, Transform
 from bayeslora.datasets.batches import Batches, evaluation_batches
 from bayeslora.diagnostics.convergence import MAX_ENTRIES
 from bayeslora.errors import ConfigError, Problems, require
@@ -86,6 +86,7 @@ class Setup:
             seed=cfg.seed,
             chain=chain,
             warmup_schedule=cfg.chain.warmup.schedule,
+            warmup_schedule_settings=plain(cfg.chain.warmup).get("schedule_settings"),
             schedule=cfg.chain.schedule,
             schedule_settings=plain(cfg.chain).get("schedule_settings"),
             lr_factors=plain(cfg.chain).get("lr_factors"),
@@ -109,13 +110,13 @@ class Setup:
         )
         return make(chain) if isinstance(chain, int) else StackedBatches([make(one) for one in chain])
 
-    def loader(self, split: Split) -> Loader:
-        """Passes over a split in evaluation batches."""
+    def loader(self, split: Split, transform: Transform | None = None) -> Loader:
+        """Passes over a split in evaluation batches, through the dataset's transform or another one."""
         cfg = self.cfg
         return partial(
             evaluation_batches,
             split,
-            self.data.transform,
+            self.data.transform if transform is None else transform,
             cfg.evaluate.batch_size,
             self.device,
             cfg.trainer.channels_last,
@@ -124,6 +125,18 @@ class Setup:
     def probe(self) -> Loader:
         """Passes over the probe set: a fixed subset of the training data, the same for every chain."""
         return self.loader(self._probe_split())
+
+    def validation_set(self) -> tuple[Loader, Tensor] | None:
+        """Passes over the validation set and its targets; None where there is none, or where it is evaluated itself."""
+        split = self.data.validation
+        if not len(split) or self.cfg.evaluate.split == "validation":
+            return None
+        return self.loader(split.to(self.device)), split.targets
+
+    def gradients(self, chains: Sequence[int]) -> int:
+        """Minibatch gradients that the sampler takes from the warm-up's end to the last draw, summed over chains."""
+        each = self.make_sampler([nn.Parameter(torch.zeros(1))], kT=1.0, seed=0, chain=0).gradients_per_step
+        return each * len(chains) * (self.plan.total - self.plan.warmup)
 
     def validation_probe(self) -> Loader | None:
         """Passes over the validation set, at most as much of it as of the probe set; None where there is none."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,8 @@ from bayeslora.errors import BayesloraError, ConfigError
 def run_command(config_name: str, job: Callable[[Any], Any]) -> None:
     """Compose `conf/<config_name>.yaml` with the command line, run `job(cfg)` and end the process.
 
-    Exit codes: 0 done, 2 wrong configuration or data, 3 the run diverged, 130 interrupted. Errors are one message on
+    Exit codes: 0 done, 1 a file could not be written, 2 wrong configuration or data, 3 a chain diverged, 4 a criterion
+    was not met (`--strict`), 130 interrupted. Errors are one message on
     stderr, without a traceback (set BAYESLORA_TRACEBACK=1 to see it).
     """
     import hydra
@@ -26,7 +28,9 @@ def run_command(config_name: str, job: Callable[[Any], Any]) -> None:
     from omegaconf.errors import OmegaConfBaseException
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # hand exceptions to us instead of printing them
-    sys.argv[1:] = [forced(argument) for argument in sys.argv[1:]]
+    warnings.filterwarnings("ignore", message=r"\s*'hydra/launcher/\w+' is validated against ConfigStore schema")
+    strict = "++evaluate.strict=true" if config_name == "train" else "++strict=true"
+    sys.argv[1:] = [strict if argument == "--strict" else forced(argument) for argument in sys.argv[1:]]
     failures: list[Exception] = []
 
     def task(cfg: Any) -> None:

@@ -29,6 +29,7 @@ class WarmupConfig:
     steps: int = 0
     optimizer: Any = None
     schedule: str = "cosine"
+    schedule_settings: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -67,11 +68,32 @@ class TrainerConfig:
 
 
 @dataclass
+class CriteriaConfig:
+    """`evaluate.criteria`: limits by name of `evaluation.criteria.CRITERIA`; null leaves one out."""
+
+    potential_rhat: float | None = 1.01
+    function_space_rhat: float | None = 1.01
+    l2_norm_rhat: float | None = 1.05
+    potential_ess: float | None = 200.0
+    l2_norm_ess: float | None = 200.0
+    nll_above_map: float | None = 0.0
+    ece_above_map: float | None = 0.0
+    accuracy_below_map: float | None = 0.003
+
+
+@dataclass
 class EvaluateConfig:
-    """`evaluate`: which split is predicted, and in what batches."""
+    """`evaluate`: which split is predicted, in what batches, against what, and the limits to meet."""
 
     split: str = "test"
     batch_size: int = 500
+    reference: str | None = None
+    ood: str | None = None
+    ood_path: str | None = None
+    corruptions: bool = False
+    corruption_examples: int = 1000
+    strict: bool = False
+    criteria: CriteriaConfig = field(default_factory=CriteriaConfig)
 
 
 @dataclass
@@ -94,7 +116,7 @@ class RootConfig:
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
 
 
-GROUPS = ("experiment", "size")
+GROUPS = ("experiment", "search", "size", "optimizer")
 """Groups that are chosen on the command line and leave no key of their own."""
 
 INJECTED = {"num_classes", "in_channels", "params", "kT", "seed", "chain"}

@@ -47,6 +47,16 @@ class DivergedError(BayesloraError):
         self.chains, self.step = list(chains), step
 
 
+class CriteriaError(BayesloraError):
+    """A run does not meet its criteria, and was to meet them (`--strict`). Holds one sentence each."""
+
+    exit_code = 4
+
+    def __init__(self, *problems: str) -> None:
+        self.problems = list(problems)
+        super().__init__(f"the run does not meet its criteria: {'; '.join(problems)}")
+
+
 class StorageError(BayesloraError):
     """A file cannot be written; what was there before is as it was.
 

@@ -5,51 +5,24 @@ Works on finished and half-finished runs; repeating it writes the same numbers a
 Examples:
     python -m bayeslora.evaluate run_dir=outputs/quickstart/2026-11-24_12-00-00
     python -m bayeslora.evaluate run_dir=… split=validation
+    python -m bayeslora.evaluate run_dir=… reference=predictive.npz ood=cifar100 ood_path=DATA/cifar100 corruptions=true
+    python -m bayeslora.evaluate run_dir=… --strict          exit code 4 unless every criterion is met
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from bayeslora.cli import run_command
-from bayeslora.errors import ConfigError, DataError, require
+from bayeslora.errors import ConfigError, CriteriaError, DataError, require
 
 if TYPE_CHECKING:
-    import numpy as np
     from omegaconf import DictConfig
-    from torch import Tensor
 
     from bayeslora.build import Setup
-    from bayeslora.diagnostics.uncertainty import Entropy
+    from bayeslora.evaluation.predictions import Predictions
     from bayeslora.posterior import Posterior
     from bayeslora.rundir import RunDirectory
-
-
-@dataclass
-class Predictions:
-    """What one streamed pass over all draws leaves.
-
-    Attributes:
-        targets: true classes [N].
-        map: log p [N, C] of the MAP baseline, or None.
-        ensemble: log p [N, C] of all draws.
-        chains: metrics of each chain's ensemble.
-        draws: metrics of the single draws of each chain, by name: [draws].
-        cumulative: metrics of the ensemble of the first so many draws (in rounds over the chains).
-        probes: log p of each chain's draws on part of the probe set, [draws, P, C].
-        entropy: the ensemble's predictive entropy and its parts, [N] each.
-    """
-
-    targets: Tensor
-    map: Tensor | None
-    ensemble: Tensor
-    chains: list[dict[str, float]]
-    draws: list[dict[str, list[float]]]
-    cumulative: dict[str, list[float]] = field(default_factory=dict)
-    probes: list[np.ndarray] = field(default_factory=list)
-    entropy: Entropy | None = None
 
 
 def evaluate(run: RunDirectory, setup: Setup) -> dict[str, Any]:
@@ -59,94 +32,51 @@ def evaluate(run: RunDirectory, setup: Setup) -> dict[str, Any]:
         The content of `metrics.json`.
 
     Raises:
-        DataError: the run holds no draws, or a draw is corrupt or of another model.
+        DataError: the run holds no draws, or a draw is corrupt or of another model; a reference or a second dataset
+            does not fit.
+        CriteriaError: `evaluate.strict` and a criterion is not met; all is written before.
     """
+    from bayeslora.evaluation.beyond import further_views, load_fitting_reference
+    from bayeslora.evaluation.criteria import failed, judge
+    from bayeslora.evaluation.predictions import Pass, predict
+    from bayeslora.loggers import log_evaluation
     from bayeslora.posterior import Posterior
 
     posterior = Posterior.load(run.root, setup.model())
     if not len(posterior):
         raise DataError(f"{run.root} holds no draws yet; repeat the training command with run_dir={run.root}")
     with run.evaluating():
-        predictions = predict(posterior, setup)
+        split = setup.evaluation_split()
+        targets, loader = split.targets.cpu(), setup.loader(split)
+        asked = Pass(
+            targets, loader, setup.function_probe(), further_views(setup), load_fitting_reference(setup, targets)
+        )
+        predictions = predict(posterior, asked, setup.validation_set())
         series = scalar_series(posterior)
-        provenance = run.config.get("provenance", {})
-        counts = {"split": setup.cfg.evaluate.split, "draws": len(posterior), "chains": len(series)}
-        metrics = summarise(predictions, series) | {"provenance": provenance | counts}
+        metrics = _metrics(run, setup, predictions, series)
+        metrics |= {"criteria": judge(metrics, setup.cfg.evaluate.criteria)}
         run.write_metrics(metrics)
         _write_report(run, setup, predictions, series, metrics)
+        log_evaluation(setup.cfg, run, metrics)
+    problems = failed(metrics["criteria"])
+    if setup.cfg.evaluate.strict and problems:
+        raise CriteriaError(*problems)
     return metrics
 
 
-def predict(posterior: Posterior, setup: Setup) -> Predictions:
-    """One pass over all draws; holds one [N, C] tensor a chain, and of each draw some 2,000 predictions."""
-    import numpy as np
+def _metrics(run: RunDirectory, setup: Setup, predictions: Predictions, series: list[dict[str, Any]]) -> dict[str, Any]:
+    """The content of `metrics.json` but for its criteria."""
+    from bayeslora.evaluation.beyond import beyond
+    from bayeslora.evaluation.summary import summarise
 
-    from bayeslora.diagnostics.metrics import metrics
-    from bayeslora.diagnostics.uncertainty import EntropySplit
-    from bayeslora.posterior import Mixture
-    from bayeslora.posterior.predictive import log_probs as predicted
-
-    split = setup.evaluation_split()
-    loader, targets = setup.loader(split), split.targets.cpu()
-    whole, chains = Mixture(), {store.chain: Mixture() for store in posterior.stores}
-    singles: dict[int, dict[str, list[float]]] = {chain: defaultdict(list) for chain in chains}
-    curve: dict[str, list[float]] = defaultdict(list)
-    entropy = EntropySplit()
-    probe_loader, probes = setup.function_probe(), {chain: [] for chain in chains}  # type: ignore[var-annotated]
-    for draws in posterior.rounds():
-        for draw in draws:
-            model = posterior.model_of(draw)
-            log_probs = predicted(model, loader())
-            probes[draw.chain].append(predicted(model, probe_loader()).numpy())
-            chains[draw.chain].add(log_probs)
-            whole.add(log_probs)
-            entropy.add(log_probs)
-            for name, value in metrics(log_probs, targets).items():
-                singles[draw.chain][name].append(value)
-        for name, value in ({"draws": whole.count} | metrics(whole.log_probs, targets)).items():
-            curve[name].append(value)
-    per_chain = [metrics(mixture.log_probs, targets) for mixture in chains.values()]
-    baseline = posterior.predict_map(loader)
-    stacked = [np.stack(rows) for rows in probes.values()]
-    return Predictions(
-        targets, baseline, whole.log_probs, per_chain, list(singles.values()), curve, stacked, entropy.entropy
-    )
-
-
-def summarise(predictions: Predictions, series: list[dict[str, Any]]) -> dict[str, Any]:
-    """The content of `metrics.json` but for its provenance."""
-    import numpy as np
-
-    from bayeslora.diagnostics.convergence import convergence, function_space
-    from bayeslora.diagnostics.metrics import metrics
-
-    def single(name: str) -> dict[str, float | None]:
-        chains = [np.array(draws[name]) for draws in predictions.draws]
-        values = np.concatenate(chains)
-        sd = float(values.std(ddof=1)) if len(values) > 1 else None
-        return {"mean": float(values.mean()), "sd": sd, "mcse": convergence(chains).mcse_mean}
-
-    return {
-        "map": None if predictions.map is None else metrics(predictions.map, predictions.targets),
-        "draw": {name: single(name) for name in predictions.draws[0]},
-        "ensemble": metrics(predictions.ensemble, predictions.targets),
-        "uncertainty": _uncertainty(predictions),
-        "chains": predictions.chains,
-        "diagnostics": {name: convergence([s[name] for s in series]).to_json() for name in ("potential", "l2_norm")}
-        | {"function_space": function_space(predictions.probes).to_json()},
-    }
-
-
-def _uncertainty(predictions: Predictions) -> dict[str, Any]:
-    """Mean predictive entropies in nats: MAP's, the ensemble's, and the latter split into its two parts."""
-    from bayeslora.diagnostics.uncertainty import predictive_entropy
-
-    entropy, baseline = predictions.entropy, predictions.map
-    parts = ("total", "aleatoric", "mutual_information")
-    return {
-        "map": None if baseline is None else {"total": predictive_entropy(baseline).mean().item()},
-        "ensemble": None if entropy is None else {name: getattr(entropy, name).mean().item() for name in parts},
-    }
+    summary = summarise(predictions, series, setup.gradients(predictions.chains))
+    seconds = run.phase_seconds()
+    sampling = sum(spent for phase, spent in seconds.items() if phase != "warm-up")
+    ess = summary["diagnostics"]["potential"]["ess_bulk"]
+    timing = {"seconds": seconds, "ess_per_second": ess / sampling if ess is not None and sampling else None}
+    counts = {"split": setup.cfg.evaluate.split, "draws": sum(len(s["step"]) for s in series), "chains": len(series)}
+    provenance = run.config.get("provenance", {}) | counts | timing
+    return summary | beyond(setup, predictions) | {"provenance": provenance}
 
 
 def scalar_series(posterior: Posterior) -> list[dict[str, Any]]:
@@ -163,34 +93,23 @@ def scalar_series(posterior: Posterior) -> list[dict[str, Any]]:
 def _write_report(
     run: RunDirectory, setup: Setup, predictions: Predictions, series: list[dict[str, Any]], metrics: dict[str, Any]
 ) -> None:
-    """Write `diagnostics.nc` and `report/`; print the table and where the report is."""
+    """Write `diagnostics.nc` and `report/`; print the table, what became of the criteria, and where the report is."""
     from rich.console import Console
 
     from bayeslora.diagnostics.convergence import to_inference_data
-    from bayeslora.diagnostics.metrics import reliability
-    from bayeslora.report.describe import settings, title
-    from bayeslora.report.page import ReportData, write_report
-    from bayeslora.report.table import metrics_table
+    from bayeslora.report.gather import report_data
+    from bayeslora.report.page import write_report
+    from bayeslora.report.table import criteria_lines, metrics_table
 
-    to_inference_data({name: [s[name] for s in series] for name in series[0] if name != "step"}, run.diagnostics_file)
-    diagrams = {"MAP": predictions.map, "Ensemble": predictions.ensemble}
-    data = ReportData(
-        title=title(setup),
-        settings=settings(setup),
-        metrics=metrics,
-        steps=[s["step"] for s in series],
-        potential=[s["potential"] for s in series],
-        l2_norm=[s["l2_norm"] for s in series],
-        cumulative=predictions.cumulative,
-        reliability={name: reliability(p, predictions.targets) for name, p in diagrams.items() if p is not None},
-        notes=_notes(run, setup),
-    )
+    data = report_data(setup, predictions, series, metrics, _notes(run, setup))
+    to_inference_data(data.series, run.diagnostics_file, predictions.probes)
     page = write_report(data, run.report)
     console = Console()
     if not console.is_terminal:
         console.width = 120  # a file has no width; the table must not be cut to a guess of it
     console.print(metrics_table(metrics))
-    console.print(f"report: {page}", soft_wrap=True, highlight=False)
+    for line in (*criteria_lines(metrics), f"report: {page}"):
+        console.print(line, soft_wrap=True, highlight=False, markup=False)
 
 
 def _notes(run: RunDirectory, setup: Setup) -> list[str]:
@@ -202,6 +121,10 @@ def _notes(run: RunDirectory, setup: Setup) -> list[str]:
     return notes(setup, {store.chain: len(store) for store in stores}, diverged)
 
 
+OVERRIDES = ("split", "batch_size", "reference", "ood", "ood_path", "corruptions", "corruption_examples", "strict")
+"""Settings of `evaluate` that the command takes; None leaves them as the run has them."""
+
+
 def evaluate_run(cfg: DictConfig) -> dict[str, Any]:
     """Evaluate the run that `cfg.run_dir` names, with `split` and `batch_size` as given."""
     from omegaconf import OmegaConf
@@ -209,13 +132,13 @@ def evaluate_run(cfg: DictConfig) -> dict[str, Any]:
     from bayeslora.build import build
     from bayeslora.rundir import RunDirectory
 
-    unknown = sorted(set(cfg) - {"run_dir", "split", "batch_size"})
+    unknown = sorted(set(cfg) - {"run_dir", *OVERRIDES})
     if unknown:
-        raise ConfigError(f"unknown key {', '.join(unknown)}: evaluate takes run_dir, split and batch_size")
+        raise ConfigError(f"unknown key {', '.join(unknown)}: evaluate takes run_dir, {', '.join(OVERRIDES)}")
     require(not OmegaConf.is_missing(cfg, "run_dir"), "which run? Give its folder: run_dir=outputs/…")
     run = RunDirectory(cfg.run_dir)
     recorded = run.recorded()
-    for key in ("split", "batch_size"):
+    for key in OVERRIDES:
         if cfg[key] is not None:
             recorded.evaluate[key] = cfg[key]
     return evaluate(run, build(recorded))

@@ -1,46 +1,324 @@
-"""Lightning's loggers, one a chain: csv by default, TensorBoard, or W&B (offline where there is no account)."""
+"""Loggers, each chain's apart: csv by default, TensorBoard, or W&B (offline where there is no account)."""
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import netrc
 import os
+import re
 import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from itertools import count
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Protocol
+from urllib.parse import urlsplit
+from uuid import uuid4
 
-from lightning.pytorch.loggers import Logger, WandbLogger
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
-from bayeslora.config import accepted, instantiate
+from bayeslora.config import accepted, first_line, instantiate
+from bayeslora.files import locked, write_atomically
+from bayeslora.rundir import RunDirectory
+
+if TYPE_CHECKING:
+    from wandb import Artifact, Run
+
+Metrics = Mapping[str, Any]
+"""The content of `metrics.json`."""
 
 
-def make_loggers(cfg: DictConfig, chain: int, step: int = 0) -> list[Logger]:
-    """The configured loggers of one chain from a step on; each gets a name or version of its own for them."""
-    os.environ.setdefault("WANDB_SILENT", "true")
-    part = f"chain_{chain}" + (f"_from_{step}" if step else "")
-    own = {"version": part, "name": f"{cfg.name}/{part}", "offline": not has_wandb_account()}
-    return [instantiate(node, **accepted(node, **own)) for node in (cfg.logger or {}).values()]
+class Logger(Protocol):
+    """What is asked of a logger; Lightning's offer it."""
+
+    def log_metrics(self, metrics: dict[str, float], step: int) -> None:
+        """Record values by key."""
+
+    def save(self) -> None:
+        """Write out what is pending."""
+
+    def finalize(self, status: str) -> None:
+        """End with the status `success` or `failed`."""
 
 
-def close(loggers: list[Logger]) -> None:
-    """Write out what is pending and end W&B's run, so that the next chain or sweep job starts its own."""
-    for logger in loggers:
-        logger.save()
-        if isinstance(logger, WandbLogger):
-            logger.experiment.finish()
+class ChainLoggers:
+    """The loggers of chains that run together, each chain's apart. A context that ends them when the chains end.
+
+    Args:
+        of: loggers by number of the chain; for chains that are not named nothing is logged.
+    """
+
+    def __init__(self, of: Mapping[int, Sequence[Logger]] | None = None) -> None:
+        self.of = dict(of or {})
+
+    def log(self, chain: int, values: Mapping[str, float], step: int) -> None:
+        """Record values of a chain after `step` steps of its plan. Their keys are those of `bayeslora.dashboard`."""
+        for logger in self.of.get(chain, ()):
+            logger.log_metrics(dict(values), step=step)
+
+    def close(self, status: str = "success") -> None:
+        """End all loggers, also where one of them fails to; `status` is `success` or `failed`."""
+        with ExitStack() as ending:
+            for loggers in self.of.values():
+                for logger in loggers:
+                    ending.callback(logger.finalize, status)
+                    ending.callback(logger.save)
+        self.of = {}
+
+    def __enter__(self) -> ChainLoggers:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close("success" if kind is None else "failed")
+
+
+def make_loggers(cfg: DictConfig, chains: Sequence[int], step: int = 0) -> ChainLoggers:
+    """The configured loggers of each of these chains, from a step on. Earlier logs of a chain stay as they are."""
+    nodes = cfg.logger or {}
+
+    def of(chain: int) -> list[Logger]:
+        part = f"chain_{chain}"
+        version = part + (f"_from_{step}" if step else "")
+        return [_make(node, cfg, part, _free(node, version)) for node in nodes.values()]
+
+    return ChainLoggers({chain: of(chain) for chain in chains})
+
+
+def log_evaluation(cfg: DictConfig, run: RunDirectory, metrics: Metrics) -> None:
+    """Log what an evaluation found, as a part `evaluation` beside the chains; its steps count draws.
+
+    All loggers get the final scalars, W&B also the tables, the plots, the report and the posterior.
+    """
+    here = OmegaConf.create({"name": cfg.name, "run_dir": str(run.root), "logger": relocated(cfg, run.root).logger})
+    if not here.logger:
+        return
+    quiet_lightning()
+    loggers = [_make(node, here, "evaluation", "evaluation") for node in here.logger.values()]
+    with ChainLoggers({0: loggers}) as opened:
+        for draws, values in _growth(metrics):
+            opened.log(0, values, draws)
+        opened.log(0, final_scalars(metrics), metrics["provenance"]["draws"])
+        for logger in loggers:
+            if isinstance(logger, WandbRun):
+                logger.log_report(run, metrics)
+
+
+def relocated(cfg: DictConfig, folder: Path | str) -> DictConfig:
+    """A resolved copy of a configuration whose run lies in `folder`: whatever lies in the run directory moves along."""
+    before = Path(cfg.run_dir)
+
+    def moved(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: moved(entry) for key, entry in value.items()}
+        if isinstance(value, list):
+            return [moved(entry) for entry in value]
+        if isinstance(value, str) and Path(value).is_relative_to(before):
+            return str(Path(folder, Path(value).relative_to(before)))
+        return value
+
+    plain: Any = OmegaConf.to_container(cfg, resolve=True)
+    parts = {key: moved(plain[key]) for key in ("logger", "callbacks", "run_dir") if key in plain}
+    return OmegaConf.create(plain | parts)
+
+
+def final_scalars(metrics: Metrics) -> dict[str, float]:
+    """The scalars of `metrics.json` that are logged, by their key: `evaluation/` and where they lie in the file."""
+    from bayeslora.dashboard import KEYS
+
+    found = {}
+    for key in KEYS:
+        kind, *path = key.split("/")
+        value: Any = metrics if kind == "evaluation" else None
+        for name in path:
+            value = value.get(name) if isinstance(value, Mapping) else None
+        if isinstance(value, int | float):
+            found[key] = float(value)
+    return found
+
+
+def _growth(metrics: Metrics) -> Iterator[tuple[int, dict[str, float]]]:
+    """The metrics of the ensemble of the first so many draws, where `metrics.json` holds them."""
+    from bayeslora.report.table import columns
+
+    curve = metrics.get("cumulative") or {}
+    for place, draws in enumerate(curve.get("draws", ())):
+        values = {f"cumulative/{c.key}": curve[c.key][place] for c in columns(metrics) if c.key in curve}
+        yield int(draws), {key: value for key, value in values.items() if value is not None}
+
+
+def _make(node: DictConfig, cfg: DictConfig, part: str, version: str) -> Logger:
+    """A configured logger for a part of a run, told what it takes of these and its node leaves open."""
+    own = {
+        "version": version,
+        "name": f"{cfg.name}/{part}",
+        "flush_logs_every_n_steps": 1,
+        "offline": not has_wandb_account(),
+        "part": part,
+        "run_dir": cfg.run_dir,
+    }
+    logger: Logger = instantiate(node, **accepted(node, **own))
+    return logger
+
+
+def _free(node: DictConfig, version: str) -> str:
+    """The version, or the first of `version_2`, `version_3`, … where another process has logged under it before."""
+    folder = Path(node.get("save_dir") or "", node.get("name") or "")
+    names = (version if number == 1 else f"{version}_{number}" for number in count(1))
+    return next(name for name in names if not node.get("save_dir") or not (folder / name).exists())
+
+
+class WandbRun:
+    """A run of W&B for a part of a run directory: a chain, or the evaluation. It starts when something is logged.
+
+    A part keeps its W&B run however often it is continued. Without an account, or where W&B cannot be reached, it is
+    written to `run_dir/wandb`, and `wandb sync run_dir/wandb` uploads it later.
+
+    Args:
+        project, entity, group: where W&B files it; runs of one experiment are grouped.
+        log_posterior: hand over the draws as an artifact when the run is evaluated.
+        run_dir, part, name: the application fills these in.
+    """
+
+    def __init__(
+        self,
+        project: str = "bayeslora",
+        entity: str | None = None,
+        group: str | None = None,
+        log_posterior: bool = True,
+        *,
+        run_dir: str,
+        part: str,
+        name: str,
+    ) -> None:
+        self.filed = {"project": project, "entity": entity, "group": group, "name": name}
+        self.log_posterior, self.folder, self.part = log_posterior, Path(run_dir), part
+        self._run: Run | None = None
+
+    @property
+    def run(self) -> Run:
+        """W&B's own object."""
+        if self._run is None:
+            self._run = self._start()
+        return self._run
+
+    def log_metrics(self, metrics: dict[str, float], step: int) -> None:
+        """Record values by key. `step` is one of them: W&B's own cannot go back, as a chain does when it is resumed."""
+        self.run.log(metrics | {"step": step})
+
+    def save(self) -> None:
+        """Nothing: W&B writes as it goes."""
+
+    def finalize(self, status: str) -> None:
+        """End the run, so that the next chain or sweep job starts its own."""
+        if self._run is not None:
+            self._run.finish(exit_code=int(status != "success"))
+            self._run = None
+
+    def log_report(self, run: RunDirectory, metrics: Metrics) -> None:
+        """Log tables, plots, the report's page and the posterior of a run that was evaluated."""
+        import wandb
+
+        for key, (headings, rows) in tables(metrics).items():
+            self.run.log({key: wandb.Table(columns=list(headings), data=[list(row) for row in rows])})
+        for file in sorted(run.report.glob("*.png")):
+            self.run.log({f"report/{file.stem}": wandb.Image(str(file))})
+        self.run.log({"report/page": wandb.Html(str(run.report / "index.html"), inject=False)})
+        if self.log_posterior:
+            self.run.log_artifact(self.posterior(run, metrics))
+        where = self.run.url or f"offline; `wandb sync {self.folder / 'wandb'}` uploads it"
+        print(f"W&B: {where}", flush=True)  # noqa: T201
+
+    def posterior(self, run: RunDirectory, metrics: Metrics) -> Artifact:
+        """The draws that are listed, their manifests, MAP and the configuration: a folder for `Posterior.load`."""
+        import wandb
+
+        facts = {key: metrics["provenance"].get(key) for key in ("draws", "chains", "split")}
+        artifact = wandb.Artifact(f"posterior-{self.run.id}", "posterior", metadata=facts)
+
+        def add(file: Path, policy: Any) -> None:
+            artifact.add_file(str(file), name=str(file.relative_to(run.root)), policy=policy)
+
+        for file in (run.config_file, run.metrics_file, *run.root.glob("chains/*/manifest.jsonl")):
+            add(file, "mutable")
+        if run.map_file.exists():
+            add(run.map_file, "immutable")
+        for folder in run.root.glob("chains/*"):
+            store = run.store(int(folder.name))
+            for record in store.records():
+                add(store.path(record.index), "immutable")  # uploaded from where they lie, without a copy
+        return artifact
+
+    def _start(self) -> Run:
+        """Begin the run, or go on with it; offline where there is no account or no way to W&B."""
+        os.environ.setdefault("WANDB_SILENT", "true")
+        import wandb
+
+        settings: dict[str, Any] = self.filed | {
+            "dir": str(self.folder),
+            "id": wandb_id(self.folder, self.part),
+            "job_type": re.sub(r"_\d+$", "", self.part),
+            "config": RunDirectory(self.folder).config,
+            "resume": "allow",
+            "reinit": "create_new",  # stacked chains have their runs side by side
+        }
+        mode: Any = os.environ.get("WANDB_MODE") or (None if has_wandb_account() else "offline")
+        try:
+            run = wandb.init(mode=mode, **settings)
+        except wandb.Error as error:
+            advice = f"offline now; `wandb sync {self.folder / 'wandb'}` uploads it later"
+            print(f"W&B: {first_line(error)}; {advice}", flush=True)  # noqa: T201
+            os.environ["WANDB_MODE"] = "offline"  # nor will it work for the other chains
+            settings["id"] += "-offline"  # W&B holds the other one, which has failed, until the process ends
+            run = wandb.init(mode="offline", **settings)
+        run.define_metric("step")
+        run.define_metric("*", step_metric="step")
+        return run
+
+
+def tables(metrics: Metrics) -> dict[str, tuple[Sequence[str], list[Sequence[str]]]]:
+    """The report's tables by their key: headings and rows."""
+    from bayeslora.report.scalars import convergence_rows
+    from bayeslora.report.table import columns, criteria_rows, rows
+
+    shown = columns(metrics)
+    found: dict[str, tuple[Sequence[str], list[Sequence[str]]]] = {
+        "report/predictions": (
+            ("of", *(column.title for column in shown)),
+            [(row.label, *(cell.text for cell in row.cells)) for row in rows(metrics, shown)],
+        ),
+        "report/convergence": (
+            ("of", "R-hat", "Bulk ESS", "Tail ESS", "reading"),
+            [*convergence_rows(metrics)],
+        ),
+        "report/criteria": (("criterion", "value", "limit", "passed"), [*criteria_rows(metrics)]),
+    }
+    return {key: table for key, table in found.items() if table[1]}
+
+
+def wandb_id(run_dir: Path, part: str) -> str:
+    """W&B's id for a part of a run directory: the same for as long as the directory is there, also if it is moved."""
+    file = run_dir / "wandb" / "id"
+    with locked(file.with_name("id.lock"), busy="", wait=True):
+        if not file.exists():
+            write_atomically(file, uuid4().hex.encode())
+    return hashlib.sha256(f"{file.read_text()}/{part}".encode()).hexdigest()[:16]
 
 
 def has_wandb_account() -> bool:
-    """Whether W&B has a key to log in with: WANDB_API_KEY or an entry in ~/.netrc."""
+    """Whether W&B has a key to log in with: WANDB_API_KEY, or an entry for its host in ~/.netrc (or $NETRC)."""
     if os.environ.get("WANDB_API_KEY"):
         return True
+    host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).netloc
     try:
-        return netrc.netrc().authenticators("api.wandb.ai") is not None
+        return netrc.netrc(os.environ.get("NETRC")).authenticators(host) is not None
     except (OSError, netrc.NetrcParseError):
         return False
 
 
 def quiet_lightning() -> None:
-    """Silence Lightning's advice on data loaders and hardware, which does not apply to data held in memory."""
+    """Silence Lightning's advice on data loaders, hardware and log folders, which does not apply here."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="lightning.*")

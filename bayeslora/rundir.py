@@ -7,7 +7,7 @@ import platform
 import shlex
 import subprocess
 import sys
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -59,9 +59,7 @@ class RunDirectory:
         Raises:
             ConfigError: another process runs it.
         """
-        busy = (
-            f"run_dir={self.root}: another process runs chain {chain}; wait for it, or choose another run_dir"
-        )
+        busy = f"run_dir={self.root}: another process runs chain {chain}; wait for it, or choose another run_dir"
         return locked(self.chain(chain) / "lock", busy)
 
     def evaluating(self) -> AbstractContextManager[None]:
@@ -141,6 +139,16 @@ class RunDirectory:
                 write_atomically(self.config_file, yaml.safe_dump(recorded, sort_keys=False).encode())
         except StorageError as error:
             raise ConfigError(f"run_dir={self.root} cannot be written to ({error}); choose another one") from error
+
+    def phase_seconds(self) -> dict[str, float]:
+        """Seconds by phase, summed over chains, as the chains noted them; empty where they did not."""
+        found: dict[str, float] = {}
+        for file in self.root.glob("chains/*/timing.jsonl"):
+            for line in file.read_bytes().splitlines():
+                with suppress(ValueError, TypeError, KeyError, AttributeError):
+                    entry = json.loads(line)
+                    found[str(entry["phase"])] = found.get(str(entry["phase"]), 0.0) + float(entry["seconds"])
+        return found
 
     def write_metrics(self, metrics: dict[str, Any]) -> None:
         """Write `metrics.json`."""

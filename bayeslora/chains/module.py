@@ -42,7 +42,7 @@ class SamplingModule(LightningModule):
         seed: of the noise.
         chain: the chain's number, or those of the K chains of a `Stack`.
         warmup_schedule, schedule: step-size schedules of the two parts, by name.
-        schedule_settings: further arguments of `schedule`.
+        warmup_schedule_settings, schedule_settings: their further arguments.
         lr_factors: factors on the sampler's step size by parameter name, as `potential.matches` reads it; the last
             match wins.
         full_data: starts a pass over all training data, in batches; needed for control variates.
@@ -64,6 +64,7 @@ class SamplingModule(LightningModule):
         seed: int,
         chain: int | Sequence[int],
         warmup_schedule: str = "cosine",
+        warmup_schedule_settings: dict[str, Any] | None = None,
         schedule: str = "constant",
         schedule_settings: dict[str, Any] | None = None,
         lr_factors: Mapping[str, float] | None = None,
@@ -77,7 +78,7 @@ class SamplingModule(LightningModule):
         self.temperature, self.seed, self.chain = temperature, seed, chain
         self._make_sampler, self._make_warmup = sampler, warmup
         self._factors = {
-            "warm-up": schedules.make(warmup_schedule, plan.warmup),
+            "warm-up": schedules.make(warmup_schedule, plan.warmup, **warmup_schedule_settings or {}),
             "sampler": _sampler_schedule(schedule, plan, schedule_settings or {}),
         }
         self.lr_factors = dict(lr_factors or {})

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from bayeslora.chains.collector import DrawCollector
 from bayeslora.chains.module import SamplingModule
+from bayeslora.loggers import ChainLoggers
 
 
 class Progress(Callback):
@@ -22,10 +23,14 @@ class Progress(Callback):
         num_chains: how many chains the run has.
         every: seconds between plain lines where there is no terminal.
         log_every: steps between logged values.
+        loggers: to whom they go, or None.
     """
 
-    def __init__(self, num_chains: int = 1, every: float = 5.0, log_every: int = 50) -> None:
+    def __init__(
+        self, num_chains: int = 1, every: float = 5.0, log_every: int = 50, loggers: ChainLoggers | None = None
+    ) -> None:
         self.num_chains, self.every, self.log_every = num_chains, every, log_every
+        self.loggers = loggers or ChainLoggers()
         self.console = Console()
         self._live: Live | None = None
         self._shown = self._started = 0.0
@@ -39,9 +44,8 @@ class Progress(Callback):
     def on_train_batch_end(self, trainer: Trainer, module: SamplingModule, *_: Any) -> None:  # type: ignore[override]
         taken, last = module.steps_taken, module.steps_taken == module.plan.total
         if taken % self.log_every == 0 or last:
-            values = {"train/potential": float(module.last_potential.mean()), "train/lr": module.step_size}
-            for logger in trainer.loggers:
-                logger.log_metrics(values, step=taken)
+            for chain, potential in zip(module.chains, module.last_potential.reshape(-1).tolist(), strict=True):
+                self.loggers.log(chain, {"train/potential": potential, "train/lr": module.step_size}, taken)
         pause = 0.2 if self._live else self.every
         if last or time.monotonic() - self._shown > pause:
             self._shown = time.monotonic()

@@ -14,7 +14,7 @@ from typing import Any
 from lightning import Callback, Trainer
 
 from bayeslora.chains.module import SamplingModule
-from bayeslora.chains.snapshot import Snapshot, capture, restore
+from bayeslora.chains.snapshot import Extra, Snapshot, capture, restore
 from bayeslora.errors import DataError, InterruptedRunError
 from bayeslora.files import write_atomically
 from bayeslora.posterior.store import parse_tensors, serialise
@@ -90,14 +90,15 @@ class Restore(Callback):
 
     Args:
         start: a snapshot of each chain in the module's order; none for the beginning.
+        extras: what else goes on from there.
     """
 
-    def __init__(self, start: Sequence[Snapshot]) -> None:
-        self.start = list(start)
+    def __init__(self, start: Sequence[Snapshot], extras: Sequence[Extra] = ()) -> None:
+        self.start, self.extras = list(start), list(extras)
 
     def on_train_start(self, trainer: Trainer, module: SamplingModule) -> None:  # type: ignore[override]  # noqa: ARG002
         if self.start:
-            restore(module, self.start)
+            restore(module, self.start, self.extras)
 
 
 class KeepResumePoints(Callback):
@@ -112,11 +113,19 @@ class KeepResumePoints(Callback):
         every: seconds between resume points; 0 writes one after every step.
         at_draws: write one with each draw too, from which a chain that diverges may be tried again.
         advice: what to do to go on, for the message.
+        extras: what else is kept with the chains' states.
     """
 
     def __init__(
-        self, points: Sequence[ResumePoints], *, every: float = 60.0, at_draws: bool = False, advice: str = ""
+        self,
+        points: Sequence[ResumePoints],
+        *,
+        every: float = 60.0,
+        at_draws: bool = False,
+        advice: str = "",
+        extras: Sequence[Extra] = (),
     ) -> None:
+        self.extras = list(extras)
         self.points, self.every, self.at_draws, self.advice = list(points), every, at_draws, advice
         self.asked: int | None = None
         self._before: dict[int, Any] = {}
@@ -136,7 +145,7 @@ class KeepResumePoints(Callback):
 
     def write(self, module: SamplingModule, but: Collection[int] = ()) -> None:
         """Write a resume point of every chain, `but` those of these numbers."""
-        for chain, points, snapshot in zip(module.chains, self.points, capture(module), strict=True):
+        for chain, points, snapshot in zip(module.chains, self.points, capture(module, self.extras), strict=True):
             if chain not in but:
                 points.write(snapshot)
         self._written = time.monotonic()

@@ -9,11 +9,14 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from bayeslora.chains.resume import KeepResumePoints, Restore, ResumePoints
-from bayeslora.chains.snapshot import Snapshot
+from bayeslora.chains.snapshot import Extra, Snapshot
 from bayeslora.errors import DataError, DivergedError
 
 if TYPE_CHECKING:
+    from lightning import Callback
+
     from bayeslora.build import Setup
+    from bayeslora.loggers import ChainLoggers
     from bayeslora.rundir import RunDirectory
 
 SMALLEST_SCALE = 1 / 64
@@ -106,8 +109,6 @@ class ChainRunner:
         from lightning.pytorch.plugins.environments import LightningEnvironment
 
         from bayeslora.build import Steps
-        from bayeslora.chains.collector import DrawCollector
-        from bayeslora.config import accepted, instantiate
         from bayeslora.loggers import make_loggers, quiet_lightning
 
         setup, cfg = self.setup, self.setup.cfg
@@ -118,36 +119,14 @@ class ChainRunner:
         module.lr_scale = self._scale(chains[0], 0)
         quiet_lightning()
         loggers = make_loggers(cfg, chains, step)
-        stores = [self.run.store(chain) for chain in chains]
-        keep = KeepResumePoints(
-            [self.points(chain) for chain in chains],
-            every=cfg.chain.resume_every,
-            at_draws=cfg.chain.on_divergence == "retry",
-            advice=f"Repeat the command with run_dir={self.run.root} to go on",
-        )
-        own = [
-            instantiate(node, **accepted(node, num_chains=cfg.chain.num_chains, loggers=loggers))
-            for node in (cfg.callbacks or {}).values()
-        ]
+        callbacks = self._callbacks(chains, start, loggers)
         trainer = Trainer(
             accelerator=cfg.trainer.accelerator,
             devices=1,
             precision=cfg.trainer.precision,
             max_epochs=1,
             logger=False,  # Lightning knows of no chains: the callbacks log themselves
-            callbacks=[
-                Restore(start),
-                DrawCollector(
-                    stores,
-                    setup.probe(),
-                    self.run.map_file if chains[0] == 0 else None,
-                    setup.map_step,
-                    setup.validation_probe(),
-                    loggers,
-                ),
-                *own,
-                keep,
-            ],
+            callbacks=callbacks,
             plugins=[LightningEnvironment()],
             default_root_dir=self.run.root,
             enable_checkpointing=False,
@@ -159,8 +138,39 @@ class ChainRunner:
             try:
                 trainer.fit(module, train_dataloaders=Steps(setup.batches(which), setup.plan.total, step))
             except DivergedError as error:
+                keep = callbacks[-1]
+                assert isinstance(keep, KeepResumePoints)
                 keep.write(module, but=error.chains or chains)  # the step was not taken: the others go on from here
                 raise
+
+    def _callbacks(self, chains: list[int], start: list[Snapshot], loggers: ChainLoggers) -> list[Callback]:
+        """What accompanies chains: first what puts them where they were, last what writes their resume points."""
+        from bayeslora.chains.collector import DrawCollector
+        from bayeslora.chains.timing import Timing
+        from bayeslora.config import accepted, instantiate
+
+        setup, cfg = self.setup, self.setup.cfg
+        folders = [self.run.chain(chain) for chain in chains]
+        offered = {"num_chains": cfg.chain.num_chains, "loggers": loggers, "folders": folders}
+        own = [instantiate(node, **accepted(node, **offered)) for node in (cfg.callbacks or {}).values()]
+        extras = [callback for callback in own if isinstance(callback, Extra)]
+        collector = DrawCollector(
+            [self.run.store(chain) for chain in chains],
+            setup.probe(),
+            self.run.map_file if chains[0] == 0 else None,
+            setup.map_step,
+            setup.validation_probe(),
+            loggers,
+        )
+        keep = KeepResumePoints(
+            [self.points(chain) for chain in chains],
+            every=cfg.chain.resume_every,
+            at_draws=cfg.chain.on_divergence == "retry",
+            advice=f"Repeat the command with run_dir={self.run.root} to go on",
+            extras=extras,
+        )
+        timing = Timing([folder / "timing.jsonl" for folder in folders])
+        return [Restore(start, extras), collector, timing, *own, keep]
 
     def _sound(self, chain: int, step: int) -> bool:
         """Whether all that a chain leaves in its first `step` steps is on disk."""

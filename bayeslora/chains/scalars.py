@@ -23,7 +23,7 @@ def block_of(name: str) -> str:
     """The block a parameter belongs to: its numbered layer (`blocks.2`, `layer.5`), else the first part of its name.
 
     Example:
-        >>> [block_of(n) for n in ("blocks.2.conv1.weight", "head.bias", "peft.base_model.encoder.layer.5.query.lora_A")]
+        >>> [block_of(name) for name in ("blocks.2.conv1.weight", "head.bias", "peft.base_model.layer.5.query.lora_A")]
         ['blocks.2', 'head', 'layer.5']
     """
     parts = [part for part in name.split(".") if part not in WRAPPERS]

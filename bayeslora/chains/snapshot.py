@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,8 +15,20 @@ from bayeslora.chains.stack import Stack
 from bayeslora.errors import DataError
 from bayeslora.samplers import Sampler
 
-MODEL, WARMUP, SAMPLER = "model/", "warm-up/", "sampler/"
+MODEL, WARMUP, SAMPLER, EXTRA = "model/", "warm-up/", "sampler/", "extra/"
 """First parts of the names of a snapshot's tensors."""
+
+
+class Extra:
+    """Something beside the module whose state goes with the chains': a callback that keeps running estimates."""
+
+    def rows(self) -> list[dict[str, Tensor]]:
+        """The state of each chain, in the module's order."""
+        raise NotImplementedError
+
+    def load_rows(self, rows: Sequence[Mapping[str, Tensor]]) -> None:
+        """Go on from what `rows` gave."""
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)
@@ -34,7 +46,7 @@ class Snapshot:
     values: dict[str, Any]
 
 
-def capture(module: SamplingModule) -> list[Snapshot]:
+def capture(module: SamplingModule, extras: Sequence[Extra] = ()) -> list[Snapshot]:
     """The present state of every chain of a module; rows of a stack are the same as the chain's own, run alone."""
     warmup, sampler = _optimizers(module)
     stacked = isinstance(module.model, Stack)
@@ -47,12 +59,13 @@ def capture(module: SamplingModule) -> list[Snapshot]:
     for place, state in enumerate(module.states()):
         memory = {name: t[place] if stacked and t.ndim else t for name, t in shared.items()}
         tensors = {MODEL + name: tensor for name, tensor in state.items()} | memory
+        tensors |= {f"{EXTRA}{i}/{n}": t for i, extra in enumerate(extras) for n, t in extra.rows()[place].items()}
         snapshots.append(Snapshot(step, {name: t.detach().cpu() for name, t in tensors.items()}, dict(values)))
     return snapshots
 
 
 @torch.no_grad()
-def restore(module: SamplingModule, snapshots: Sequence[Snapshot]) -> None:
+def restore(module: SamplingModule, snapshots: Sequence[Snapshot], extras: Sequence[Extra] = ()) -> None:
     """Put a module's chains where their snapshots were taken, all after the same number of steps.
 
     Raises:
@@ -81,7 +94,14 @@ def restore(module: SamplingModule, snapshots: Sequence[Snapshot]) -> None:
             scalar = snapshots[0].tensors[name].ndim == 0
             value = snapshots[0].tensors[name].clone() if scalar else joined(name)
             warmup.state[_params(warmup)[int(place)]][key] = value
+    for i, extra in enumerate(extras):
+        extra.load_rows([_under(f"{EXTRA}{i}/", snapshot.tensors) for snapshot in snapshots])
     module.start, module.lr_scale = snapshots[0].step, snapshots[0].values["lr_scale"]
+
+
+def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors whose names begin so, by the rest of their names."""
+    return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
 
 
 def _optimizers(module: SamplingModule) -> tuple[Optimizer, Sampler]:

@@ -94,13 +94,14 @@ MAX_ENTRIES = 2000
 """Predictions looked at: arviz takes about a millisecond for each."""
 
 
-def function_space(log_probs: Sequence[np.ndarray]) -> FunctionSpace:
+def function_space(log_probs: Sequence[np.ndarray], limit: int = MAX_ENTRIES) -> FunctionSpace:
     """R-hat and ESS of predictions on a fixed set of examples, in which relabelled networks are one function.
 
     An entry that is constant in every chain has no R-hat and counts as not agreeing.
 
     Args:
-        log_probs: one array [draws, P, C] a chain; chains are cut to the shortest, entries to `MAX_ENTRIES` evenly.
+        log_probs: one array [draws, P, C] a chain; chains are cut to the shortest.
+        limit: at most so many entries are looked at, evenly spread.
 
     Source:
         Izmailov, Vikram, Hoffman, Wilson (2021), "What are Bayesian neural network posteriors really like?".
@@ -110,7 +111,7 @@ def function_space(log_probs: Sequence[np.ndarray]) -> FunctionSpace:
     if problem is not None:
         return FunctionSpace(reason=problem)
     draws = _stack(chains)
-    draws = draws[:, :, np.linspace(0, draws.shape[2] - 1, min(draws.shape[2], MAX_ENTRIES)).astype(int)]
+    draws = draws[:, :, np.linspace(0, draws.shape[2] - 1, min(draws.shape[2], limit)).astype(int)]
     with np.errstate(divide="ignore", invalid="ignore"):
         rhat, ess = (np.nan_to_num(values, nan=bad) for values, bad in zip(_per_entry(draws), (np.inf, 0), strict=True))
     return FunctionSpace(
@@ -132,6 +133,67 @@ def _per_entry(draws: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         np.array([float(arviz.rhat(entry)) for entry in entries]),
         np.array([float(arviz.ess(entry, method="bulk")) for entry in entries]),
     )
+
+
+def growth(series: Sequence[np.ndarray], points: int = 20) -> dict[str, list[float | None]]:
+    """Diagnostics of one scalar from the first draws of every chain, ever more of them.
+
+    Args:
+        series: one array [draws] a chain; chains are cut to the shortest.
+        points: at most so many parts of the chains, evenly spread, the whole among them.
+
+    Returns:
+        `draws` (over all chains), `ess_bulk`, `ess_tail`, `mcse_mean`: lists of one length, with None for what cannot
+        be computed of a part; empty for chains of fewer than `MIN_DRAWS` draws.
+    """
+    chains = [np.asarray(chain, dtype=np.float64).ravel() for chain in series]
+    shortest = min((len(chain) for chain in chains), default=0)
+    spread = np.linspace(MIN_DRAWS, max(MIN_DRAWS, shortest), points).round().astype(int)
+    ends = [int(end) for end in np.unique(spread) if end <= shortest]
+    found = [convergence([chain[:end] for chain in chains]) for end in ends]
+    names = ("ess_bulk", "ess_tail", "mcse_mean")
+    return {"draws": [float(end * len(chains)) for end in ends]} | {
+        name: [getattr(one, name) for one in found] for name in names
+    }
+
+
+def autocorrelation(series: Sequence[np.ndarray], max_lag: int = 100) -> list[np.ndarray]:
+    """Autocorrelation of each chain at lags 0, 1, … up to half its draws and `max_lag`.
+
+    Returns:
+        One array [lags] a chain; empty for a chain that is too short, constant or not finite.
+    """
+    arviz = _arviz()
+    chains = [np.asarray(chain, dtype=np.float64).ravel() for chain in series]
+    return [
+        np.empty(0) if _problem([chain]) else np.asarray(arviz.autocorr(chain))[: min(max_lag, len(chain) // 2) + 1]
+        for chain in chains
+    ]
+
+
+def rank_counts(series: Sequence[np.ndarray], max_bins: int = 20) -> np.ndarray | None:
+    """How many draws of each chain rank where among all draws, in bins of equal width: [chain, bin].
+
+    Chains of one distribution have about as many in every bin.
+
+    Args:
+        series: one array [draws] a chain; chains are cut to the shortest.
+        max_bins: fewer are used where a bin would expect fewer than five draws.
+
+    Returns:
+        The counts, or None where `convergence` has no R-hat either.
+
+    Source: Vehtari, Gelman, Simpson, Carpenter, Bürkner (2021), "Rank-normalization, folding, and localization".
+    """
+    from scipy.stats import rankdata
+
+    chains = [np.asarray(chain, dtype=np.float64).ravel() for chain in series]
+    if len(chains) < 2 or _problem(chains):
+        return None
+    draws = _stack(chains)
+    place = (rankdata(draws).reshape(draws.shape) - 0.5) / draws.size
+    bins = max(2, min(max_bins, draws.shape[1] // 5))
+    return np.stack([np.histogram(row, bins, range=(0, 1))[0] for row in place])
 
 
 def to_inference_data(

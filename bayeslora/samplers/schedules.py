@@ -27,6 +27,13 @@ def cosine(steps: int, end: float = 0.0) -> Schedule:
     return lambda step: end + (1 - end) * 0.5 * (1 + math.cos(math.pi * step / max(1, steps)))
 
 
+def linear(steps: int, rise: float = 0.0) -> Schedule:
+    """From 0 up to 1 over the first `rise` of the steps, then down to 0 along a line."""
+    require(0 <= rise < 1, f"schedule rise={rise} must lie in [0, 1)")
+    top = rise * steps
+    return lambda step: (step + 1) / (top + 1) if step < top else (steps - step) / max(1.0, steps - top)
+
+
 def polynomial(steps: int, power: float = 0.55, offset: float = 1.0) -> Schedule:  # noqa: ARG001
     """(1 + t/offset)^−power: Welling & Teh's a(b + t)^−γ, whose steps sum to infinity and their squares do not.
 
@@ -57,6 +64,7 @@ def cyclical(steps: int, cycle_length: int | None = None, end: float = 0.0) -> S
 SCHEDULES: dict[str, Callable[..., Schedule]] = {
     "constant": constant,
     "cosine": cosine,
+    "linear": linear,
     "polynomial": polynomial,
     "exponential": exponential,
     "cyclical": cyclical,

@@ -1,0 +1,119 @@
+"""The callback that follows convergence while chains run, from running state alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import Callback, Trainer
+from torch import Tensor
+
+from bayeslora.chains.module import SamplingModule
+from bayeslora.chains.snapshot import Extra
+from bayeslora.diagnostics.online import Estimate, OnlineSeries, is_milestone, summary
+from bayeslora.loggers import ChainLoggers
+
+SCALARS = ("potential", "l2_norm")
+"""Followed at every step of the sampling phase: Ũ on the minibatch (nats per example), and ‖θ‖."""
+
+
+class Online(Callback, Extra):
+    """Autocorrelation time, ESS and Monte Carlo error of the potential and the norm over every sampling step.
+
+    Memory is constant in the number of steps. At milestones (1, 2 or 5 times a power of ten steps, or those given) the
+    estimates are printed, logged and written to each chain's `online.jsonl`; R-hat then compares the chains that move
+    together and those that reached the same milestone before.
+
+    Args:
+        milestones: sampling steps at which to report; None: 1, 2 or 5 times a power of ten from 1,000 on.
+        folders: of the chains, in the module's order.
+        loggers: what logs the chains' numbers, or None.
+    """
+
+    def __init__(
+        self,
+        milestones: Sequence[int] | None = None,
+        folders: Sequence[Path] = (),
+        loggers: ChainLoggers | None = None,
+    ) -> None:
+        self.milestones = None if milestones is None else set(milestones)
+        self.folders, self.loggers = list(folders), loggers
+        self.series = [OnlineSeries(len(SCALARS)) for _ in self.folders]
+
+    def on_train_batch_end(self, trainer: Trainer, module: SamplingModule, *_: Any) -> None:  # type: ignore[override]  # noqa: ARG002
+        if module.plan.phase(module.steps_taken - 1) != "sampling":
+            return
+        potentials = module.last_potential.reshape(-1).tolist()
+        norms = module.l2_norm().reshape(-1).tolist()
+        for series, *values in zip(self.series, potentials, norms, strict=True):
+            series.update(values)
+        count = self.series[0].count
+        if is_milestone(count) if self.milestones is None else count in self.milestones:
+            self._report(module, count)
+
+    def _report(self, module: SamplingModule, count: int) -> None:
+        """Print, log and keep what is known after so many steps."""
+        estimates = [series.estimates() for series in self.series]
+        for folder, chain, known in zip(self.folders, module.chains, estimates, strict=True):
+            entry = {"count": count} | {name: vars(e) for name, e in zip(SCALARS, known, strict=True)}
+            _append_once(folder / "online.jsonl", entry)
+            if self.loggers is not None:
+                self.loggers.log(chain, _logged(known), module.steps_taken)
+        parts = []
+        for place, name in enumerate(SCALARS):
+            others = _reached(self.folders, count, name)
+            found = summary([known[place] for known in estimates] + others)
+            if self.loggers is not None and found.rhat is not None:
+                for chain in module.chains:
+                    self.loggers.log(chain, {f"online/{name}/rhat": found.rhat}, module.steps_taken)
+            known_values = {"R-hat": found.rhat, "ESS": found.ess, "tau": found.tau}
+            numbers = ", ".join(f"{k} {v:.4g}" for k, v in known_values.items() if v is not None)
+            parts.append(f"{name} {numbers or found.reason}")
+        print(f"milestone {count:,} sampling steps: {'; '.join(parts)}", flush=True)  # noqa: T201
+
+    # -- what a resume point keeps of it -------------------------------------------------------------------------
+
+    def rows(self) -> list[dict[str, Tensor]]:
+        """The estimators' state, by chain."""
+        return [
+            {name: torch.as_tensor(value, dtype=torch.float64).clone() for name, value in series.state_dict().items()}
+            for series in self.series
+        ]
+
+    def load_rows(self, rows: Sequence[Mapping[str, Tensor]]) -> None:
+        """Go on from `rows`."""
+        for series, row in zip(self.series, rows, strict=True):
+            series.load_state_dict({n: int(t) if n == "count" else t.numpy() for n, t in row.items()})
+
+
+def _logged(known: Sequence[Estimate]) -> dict[str, float]:
+    """The keys that loggers get of one chain."""
+    values = {
+        f"online/{name}/{key}": getattr(estimate, key)
+        for name, estimate in zip(SCALARS, known, strict=True)
+        for key in ("tau", "ess", "mcse")
+    }
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def _append_once(file: Path, entry: dict[str, Any]) -> None:
+    """Add a line to a file, unless it is there: a resumed chain passes its milestones again."""
+    line = json.dumps(entry, sort_keys=True)
+    if not file.exists() or line not in file.read_text().splitlines():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with file.open("a") as out:
+            out.write(line + "\n")
+
+
+def _reached(folders: Sequence[Path], count: int, name: str) -> list[Estimate]:
+    """What chains that do not move here knew at the same milestone."""
+    found = []
+    for file in sorted(folders[0].parent.glob("*/online.jsonl")):
+        if file.parent in folders:
+            continue
+        entries = [json.loads(line) for line in file.read_text().splitlines()]
+        found += [Estimate(**entry[name]) for entry in entries if entry["count"] == count][:1]
+    return found

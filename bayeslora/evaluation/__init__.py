@@ -1,0 +1,1 @@
+"""What is computed of a run's draws: predictions in one streamed pass, summaries, criteria."""

@@ -1,0 +1,195 @@
+"""One pass over all draws: each is loaded once and asked about every set of examples, in memory that stays the same."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from bayeslora.diagnostics.metrics import metrics
+from bayeslora.diagnostics.reference import Fidelity, MeanFidelity, Reference, fidelity
+from bayeslora.diagnostics.uncertainty import Entropy, EntropySplit
+from bayeslora.posterior import Mixture, Posterior
+from bayeslora.posterior.predictive import log_probs
+
+Loader = Callable[[], Iterable[tuple[Tensor, Tensor]]]
+
+
+@dataclass(frozen=True)
+class View:
+    """A further set of examples that MAP and every draw are asked about, e.g. corrupted images.
+
+    Attributes:
+        name: what to call it.
+        loader: passes over its batches.
+        targets: true classes [N], or None where they mean nothing (another dataset).
+    """
+
+    name: str
+    loader: Loader
+    targets: Tensor | None
+
+
+@dataclass
+class Seen:
+    """What MAP and the ensemble say of a view.
+
+    Attributes:
+        map: log p [N, C] of the MAP baseline, or None.
+        ensemble: log p [N, C] of all draws.
+        entropy: the ensemble's predictive entropy and its parts.
+    """
+
+    map: Tensor | None
+    ensemble: Tensor
+    entropy: Entropy
+
+
+@dataclass
+class Predictions:
+    """What one streamed pass over all draws leaves.
+
+    Attributes:
+        chains: numbers of the chains that have draws, in the order of the lists below.
+        targets: true classes [N] of the evaluated split.
+        map: log p [N, C] of the MAP baseline, or None.
+        map_validation: the same on the validation set, with its targets; None where there is no such set or baseline.
+        ensemble: log p [N, C] of all draws.
+        by_chain: log p [N, C] of each chain's draws.
+        draws: metrics of the single draws of each chain, by name: [draws].
+        cumulative: metrics of the ensemble of the first so many draws (in rounds over the chains), by name.
+        probes: log p of each chain's draws on part of the probe set, [draws, P, C].
+        entropy: the ensemble's predictive entropy and its parts, [N] each.
+        views: what is said of further sets of examples, by name.
+        fidelity: to a reference: `map`, `draw`, `chain <k>` and `ensemble`; empty without one.
+        fidelity_curve: of the ensemble of the first so many draws: `draws`, `agreement`, `total_variation`.
+    """
+
+    chains: list[int]
+    targets: Tensor
+    map: Tensor | None
+    map_validation: tuple[Tensor, Tensor] | None
+    ensemble: Tensor
+    by_chain: list[Tensor]
+    draws: list[dict[str, list[float]]]
+    cumulative: dict[str, list[float]]
+    probes: list[np.ndarray]
+    entropy: Entropy
+    views: dict[str, Seen] = field(default_factory=dict)
+    fidelity: dict[str, Fidelity] = field(default_factory=dict)
+    fidelity_curve: dict[str, list[float]] = field(default_factory=dict)
+
+
+class Pass:
+    """Takes in draws one at a time.
+
+    Args:
+        targets: true classes [N] of the evaluated split.
+        loader: passes over it.
+        probe: passes over the part of the probe set whose predictions are kept of every draw.
+        views: further sets of examples.
+        reference: predictions of a reference posterior on the evaluated split, or None.
+    """
+
+    def __init__(
+        self,
+        targets: Tensor,
+        loader: Loader,
+        probe: Loader,
+        views: Sequence[View] = (),
+        reference: Reference | None = None,
+    ) -> None:
+        self.targets, self.loader, self.probe = targets, loader, probe
+        self.views, self.reference = list(views), reference
+        self.whole, self.entropy = Mixture(), EntropySplit()
+        self.chains: dict[int, Mixture] = {}
+        self.singles: dict[int, dict[str, list[float]]] = {}
+        self.probes: dict[int, list[np.ndarray]] = {}
+        self.curve: dict[str, list[float]] = defaultdict(list)
+        self.fidelity_curve: dict[str, list[float]] = defaultdict(list)
+        self.draw_fidelity = None if reference is None else MeanFidelity(reference)
+        self.seen = {view.name: (Mixture(), EntropySplit()) for view in self.views}
+
+    def add(self, chain: int, model: nn.Module) -> None:
+        """Take in a draw, as the model that holds it."""
+        found = log_probs(model, self.loader())
+        self.whole.add(found)
+        self.entropy.add(found)
+        self.chains.setdefault(chain, Mixture()).add(found)
+        for name, value in metrics(found, self.targets).items():
+            self.singles.setdefault(chain, defaultdict(list))[name].append(value)
+        self.probes.setdefault(chain, []).append(log_probs(model, self.probe()).numpy())
+        if self.draw_fidelity is not None:
+            self.draw_fidelity.add(found)
+        for view in self.views:
+            mixture, entropy = self.seen[view.name]
+            said = log_probs(model, view.loader())
+            mixture.add(said)
+            entropy.add(said)
+
+    def end_round(self) -> None:
+        """Note the ensemble so far, when every chain has given another draw."""
+        point: dict[str, float] = {"draws": self.whole.count} | metrics(self.whole.log_probs, self.targets)
+        for name, value in point.items():
+            self.curve[name].append(value)
+        if self.reference is not None:
+            found = fidelity(self.whole.log_probs, self.reference)
+            for name, value in (("draws", self.whole.count), *vars(found).items()):
+                if not name.endswith("_se"):
+                    self.fidelity_curve[name].append(value)
+
+    def result(self, baseline: Tensor | None, validation: Any, seen_by_map: dict[str, Tensor | None]) -> Predictions:
+        """What all draws together leave, beside the MAP baseline's predictions."""
+        chains = sorted(self.chains)
+        mixtures = [self.chains[chain].log_probs for chain in chains]
+        views = {
+            name: Seen(seen_by_map.get(name), mixture.log_probs, entropy.entropy)
+            for name, (mixture, entropy) in self.seen.items()
+        }
+        return Predictions(
+            chains, self.targets, baseline, validation, self.whole.log_probs, mixtures,
+            [dict(self.singles[chain]) for chain in chains], dict(self.curve),
+            [np.stack(self.probes[chain]) for chain in chains], self.entropy.entropy, views,
+            self._fidelities(baseline, chains, mixtures), dict(self.fidelity_curve),
+        )  # fmt: skip
+
+    def _fidelities(self, baseline: Tensor | None, chains: list[int], mixtures: list[Tensor]) -> dict[str, Fidelity]:
+        if self.reference is None or self.draw_fidelity is None:
+            return {}
+        named = {"ensemble": self.whole.log_probs} | {
+            f"chain {k}": found for k, found in zip(chains, mixtures, strict=True)
+        }
+        if baseline is not None:
+            named = {"map": baseline} | named
+        return {name: fidelity(found, self.reference) for name, found in named.items()} | {
+            "draw": self.draw_fidelity.fidelity
+        }
+
+
+@torch.inference_mode()
+def predict(posterior: Posterior, run_through: Pass, validation: tuple[Loader, Tensor] | None) -> Predictions:
+    """Ask MAP and every draw of a posterior; draws in rounds, so that ensembles of part of them hold all chains.
+
+    Args:
+        posterior: with its model.
+        run_through: what to ask.
+        validation: passes over the validation set, which only MAP is asked about, and its targets.
+    """
+    for draws in posterior.rounds():
+        for draw in draws:
+            run_through.add(draw.chain, posterior.model_of(draw))
+        run_through.end_round()
+    baseline = posterior.predict_map(run_through.loader)
+    held_out = None
+    if baseline is not None and validation is not None:
+        loader, targets = validation
+        said = posterior.predict_map(loader)
+        assert said is not None
+        held_out = said, targets
+    by_map = {view.name: posterior.predict_map(view.loader) for view in run_through.views}
+    return run_through.result(baseline, held_out, by_map)
