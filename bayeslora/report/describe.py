@@ -1,9 +1,11 @@
-"""A run's settings in words, for the report."""
+"""A run's settings and provenance in words, for the report."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
+
+from bayeslora.report.words import MISSING, duration
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -22,7 +24,7 @@ def settings(setup: Setup) -> list[tuple[str, str]]:
     cfg, data, plan = setup.cfg, setup.data, setup.plan
     count = sum(p.numel() for p in setup.model().parameters() if p.requires_grad)
     return [
-        ("Temperature", temperature(0.0 if _class(cfg.sampler) == "MAP" else cfg.temperature)),
+        ("Temperature", temperature(run_temperature(setup))),
         ("Prior", prior(setup.potential.prior)),
         ("Augmentation", data.augmentation),
         ("Data", f"{data.name}: N = {len(data.train):,} training examples; evaluated on {cfg.evaluate.split}"),
@@ -33,6 +35,11 @@ def settings(setup: Setup) -> list[tuple[str, str]]:
         ("Precision", f"{cfg.trainer.precision} on {cfg.trainer.accelerator}"),
         ("Seed", str(cfg.seed)),
     ]  # fmt: skip
+
+
+def run_temperature(setup: Setup) -> float:
+    """T of a run, 0 for MAP."""
+    return 0.0 if _class(setup.cfg.sampler) == "MAP" else float(setup.cfg.temperature)
 
 
 def notes(setup: Setup, draws: Mapping[int, int], diverged: Mapping[int, int] | None = None) -> list[str]:
@@ -58,6 +65,45 @@ def _notes(setup: Setup, draws: Mapping[int, int], diverged: Mapping[int, int]) 
     if setup.data.augment is not None:
         yield "Training images were augmented, which softens the likelihood: the target is not the plain posterior."
     yield from setup.data.notes
+
+
+def provenance(recorded: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """(label, value) pairs on where the numbers come from, but for the command; what is not known here as it is."""
+    return list(_provenance(recorded))
+
+
+def _provenance(recorded: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    rest = {key: value for key, value in recorded.items() if key not in ("command", "seconds", "ess_per_second")}
+    if "commit" in rest:
+        yield "Commit", rest.pop("commit") or f"{MISSING} not a checkout of the repository"
+    if "hardware" in rest:
+        yield "Hardware", str(rest.pop("hardware"))
+    if {"split", "draws", "chains"} <= rest.keys():
+        chains = rest.pop("chains")
+        yield "Evaluated", f"{rest.pop('draws'):,} draws of {chains} chain{'s' * (chains != 1)}, on {rest.pop('split')}"
+    if "seconds" in recorded:
+        yield "Time", _time(recorded["seconds"])
+    if isinstance(rest.get("versions"), Mapping):
+        python = f"Python {rest.pop('python')}, " if "python" in rest else ""
+        yield "Versions", python + ", ".join(f"{name} {value}" for name, value in rest.pop("versions").items())
+    yield from _flat(rest)
+
+
+def _time(seconds: Mapping[str, float]) -> str:
+    """Time by phase."""
+    if not seconds:
+        return f"{MISSING} the chains noted none"
+    phases = ", ".join(f"{phase} {duration(spent)}" for phase, spent in seconds.items())
+    return f"{phases}; {duration(sum(seconds.values()))} in all, summed over chains"
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Nested entries as (dotted key, text) pairs."""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
 def temperature(value: float) -> str:

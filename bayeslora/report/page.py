@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import base64
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from matplotlib.figure import Figure
 
 from bayeslora.diagnostics.metrics import Reliability
 from bayeslora.files import write_atomically
-from bayeslora.report import plots, table
+from bayeslora.report import beyond, classes, scalars, table, verdict
+from bayeslora.report.classes import ClassRow
+from bayeslora.report.describe import provenance
+from bayeslora.report.examples import Gallery
+from bayeslora.report.figures import Plot, figures
 
 
 @dataclass
@@ -25,39 +27,42 @@ class ReportData:
         title: heading of the page.
         settings: (label, value) pairs in the order to show, e.g. `("Temperature", "1.0 (the Bayes posterior)")`.
         metrics: the content of `metrics.json`; `map` may be None.
+        temperature: T of the run, 0 for MAP; None if it is not known.
+        chains: numbers of the chains, in the order of the lists below; none: 0, 1, ….
         steps: step number of each draw, one array a chain.
-        potential: potential of each draw in nats, one array a chain.
-        l2_norm: norm of the sampled parameters of each draw, one array a chain.
-        cumulative: `draws`, `accuracy`, `nll`, `ece`, `brier` of ensembles of ever more draws, lists of one length.
+        series: scalars of each draw by name, e.g. `"potential"`: one array [draws] a chain.
+        singles: metrics of each single draw by name, e.g. `"nll"`: one array [draws] a chain.
+        gradients: minibatch gradients taken for the ensembles of `metrics["reference"]["curve"]`; may be empty.
         reliability: diagrams by name, in the order to show, e.g. `"MAP"` and `"Ensemble"`.
+        classes: how each class fares, in their order.
+        uncertain, errors: the examples that draws disagree about most, and the most confident errors.
         notes: warnings for the top of the page.
     """
 
     title: str
     settings: list[tuple[str, str]]
     metrics: dict[str, Any]
-    steps: list[np.ndarray]
-    potential: list[np.ndarray]
-    l2_norm: list[np.ndarray]
-    cumulative: dict[str, list[float]]
-    reliability: dict[str, Reliability]
+    temperature: float | None = None
+    chains: list[int] = field(default_factory=list)
+    steps: list[np.ndarray] = field(default_factory=list)
+    series: Mapping[str, list[np.ndarray]] = field(default_factory=dict)
+    singles: Mapping[str, list[np.ndarray]] = field(default_factory=dict)
+    gradients: list[float] = field(default_factory=list)
+    reliability: dict[str, Reliability] = field(default_factory=dict)
+    classes: list[ClassRow] = field(default_factory=list)
+    uncertain: Gallery = field(default_factory=lambda: Gallery(missing="no predictions were recorded"))
+    errors: Gallery = field(default_factory=lambda: Gallery(missing="no predictions were recorded"))
     notes: list[str] = field(default_factory=list)
 
-
-@dataclass(frozen=True)
-class Plot:
-    """A figure of the page: its file's name, caption and content; or, in words, why there is none."""
-
-    name: str
-    title: str
-    caption: str
-    png: bytes | None
-    missing: str
+    @property
+    def draws(self) -> int:
+        """Draws of all chains."""
+        return sum(len(steps) for steps in self.steps)
 
     @property
-    def source(self) -> str:
-        """The image as a data address."""
-        return f"data:image/png;base64,{base64.b64encode(self.png or b'').decode()}"
+    def chain_numbers(self) -> list[int]:
+        """The chains' numbers."""
+        return self.chains or list(range(len(self.steps)))
 
 
 def write_report(data: ReportData, folder: Path) -> Path:
@@ -70,92 +75,84 @@ def write_report(data: ReportData, folder: Path) -> Path:
         folder: where to write; made if missing.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    predictive, traces = _predictive(data), _traces(data)
-    for plot in (*predictive, *traces):
+    found = figures(data)
+    for plot in (plot for section in found.values() for plot in section):
         target = folder / f"{plot.name}.png"
         if plot.png is None:
             target.unlink(missing_ok=True)
         else:
             write_atomically(target, plot.png)
-    return write_atomically(folder / "index.html", _page(data, predictive, traces).encode())
+    return write_atomically(folder / "index.html", _page(data, found).encode())
 
 
-def _page(data: ReportData, predictive: list[Plot], traces: list[Plot]) -> str:
+def _page(data: ReportData, found: Mapping[str, list[Plot]]) -> str:
     """The page as HTML; all text is escaped."""
     loader = PackageLoader("bayeslora.report", ".")
     environment = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
+    recorded = data.metrics.get("provenance") or {}
     return environment.get_template("page.html.j2").render(
         data=data,
-        verdict=table.verdict(data.metrics, sum(len(steps) for steps in data.steps)),
-        agreement=table.convergence_verdict(data.metrics),
-        columns=table.COLUMNS,
-        rows=table.rows(data.metrics),
-        convergence=table.convergence_rows(data.metrics),
-        probes=table.probe_verdict(data.metrics),
-        limits={"rhat": table.RHAT_LIMIT, "ess": table.ESS_A_CHAIN},
-        criteria=table.criteria_rows(data.metrics),
-        provenance=list(_flat(data.metrics.get("provenance") or {})),
-        predictive=predictive,
-        traces=traces,
+        plots=found,
+        provenance=provenance(recorded),
+        command=recorded.get("command"),
+        **_header(data),
+        **_predictions(data),
+        **_convergence(data),
+        **_beyond(data),
     )
 
 
-def _predictive(data: ReportData) -> list[Plot]:
-    """The plots of what is predicted."""
-    return [
-        _plot(
-            "cumulative",
-            "The ensemble as it grows",
-            "The ensemble of the first draws of every chain. A curve still moving at the right wants more draws.",
-            plots.cumulative(data.cumulative, data.metrics.get("map")),
-            "no ensemble of part of the draws was evaluated",
-        ),
-        _plot(
-            "reliability",
-            "Reliability",
-            "Bars below the diagonal: overconfident; above: underconfident. Beneath: the share of examples a bar has.",
-            plots.reliability(data.reliability),
-            "no predictions were recorded",
-        ),
+def _header(data: ReportData) -> dict[str, Any]:
+    """What the top of the page says."""
+    met, count, problems = verdict.criteria_verdict(data.metrics)
+    sentences = [
+        verdict.verdict(data.metrics, data.draws),
+        verdict.tempered_verdict(data.metrics),
+        verdict.convergence_verdict(data.metrics),
+        verdict.temperature_verdict(data.metrics, data.temperature),
     ]
+    return {"met": met, "count": count, "problems": problems, "sentences": [words for words in sentences if words]}
 
 
-def _traces(data: ReportData) -> list[Plot]:
-    """The plots of scalars along the chains."""
-    scalars = [
-        ("trace_potential", "Potential of the draws", "potential (nats)", data.potential),
-        ("trace_l2_norm", "Norm of the sampled parameters", "parameter norm", data.l2_norm),
-    ]
-    caption = "One line a chain. Chains that agree cover the same band without drift.{}"
-    return [
-        _plot(
-            name,
-            title,
-            caption.format(_omitted(series)),
-            plots.trace(data.steps, series, label),
-            "no finite value was recorded",
-        )
-        for name, title, label, series in scalars
-    ]
+def _predictions(data: ReportData) -> dict[str, Any]:
+    """Tables of what is predicted, and of the criteria."""
+    columns = table.columns(data.metrics)
+    return {
+        "columns": columns,
+        "rows": table.rows(data.metrics, columns),
+        "tempering": table.tempering(data.metrics),
+        "criteria": table.criteria_rows(data.metrics),
+    }
 
 
-def _plot(name: str, title: str, caption: str, figure: Figure | None, missing: str) -> Plot:
-    """A plot from its figure, which may be None."""
-    return Plot(name, title, caption, None if figure is None else plots.png(figure), missing)
+def _convergence(data: ReportData) -> dict[str, Any]:
+    """Tables of the chains."""
+    headings, parts = scalars.part_rows(data.metrics)
+    return {
+        "scalars": scalars.scalar_rows(data.metrics),
+        "every_scalar": scalars.scalar_rows(data.metrics, grouped=False),
+        "function_space": scalars.function_pairs(data.metrics),
+        "part_headings": headings,
+        "parts": parts,
+        "limits": {"rhat": scalars.RHAT_LIMIT, "ess": scalars.ESS_A_CHAIN},
+    }
 
 
-def _omitted(series: list[np.ndarray]) -> str:
-    """A sentence on the values that cannot be drawn, empty if there are none."""
-    count = sum(int((~np.isfinite(np.asarray(values, dtype=np.float64))).sum()) for values in series)
-    return f" Not drawn: {count:,} values that are not finite." if count else ""
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Nested entries as (dotted key, text) pairs."""
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+def _beyond(data: ReportData) -> dict[str, Any]:
+    """Tables by class, of uncertainty, other data, corruptions and a reference."""
+    worst, best = classes.worst_and_best(data.classes)
+    return {
+        "worst": worst,
+        "best": best,
+        "uncertainty": beyond.uncertainty_rows(data.metrics, data.draws),
+        "detection": beyond.detection_rows(data.metrics),
+        "other": (data.metrics.get("ood") or {}).get("dataset") or "other data",
+        "kinds": len(beyond.corruption_kinds(data.metrics)),
+        "corrupted": (data.metrics.get("corruptions") or {}).get("examples"),
+        "severities": beyond.severity_rows(data.metrics),
+        "corruptions": beyond.corruption_rows(data.metrics),
+        "reference": beyond.reference_rows(data.metrics),
+        "missing": {key: beyond.missing(data.metrics, key) for key in ("ood", "corruptions", "reference")},
+    }

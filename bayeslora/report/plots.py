@@ -1,8 +1,7 @@
-"""The report's figures, by matplotlib's objects: nothing global is changed, no display is needed."""
+"""The report's figures of what is predicted."""
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,113 +9,69 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter, ScalarFormatter
+from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter
 
 from bayeslora.diagnostics.metrics import Reliability
+from bayeslora.report.style import (
+    INK,
+    PALETTE,
+    QUIET,
+    ROUND,
+    STYLE,
+    Curve,
+    finite,
+    legend,
+    line,
+    new_figure,
+    scale,
+    whole_numbers,
+)
 from bayeslora.report.table import COLUMNS, Column
 
-PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#882255", "#666666")
-"""Okabe and Ito's colours but yellow and black, and two more: told apart by the colour-blind, legible on white."""
-
-INK, QUIET = "#222222", "#8a8a8a"
-STYLE: dict[Any, Any] = {
-    "axes.edgecolor": QUIET,
-    "axes.labelcolor": INK,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "axes.spines.right": False,
-    "axes.spines.top": False,
-    "axes.titlelocation": "left",
-    "axes.titlesize": 11,
-    "axes.titlepad": 8,
-    "figure.dpi": 160,
-    "font.size": 10.5,
-    "hatch.linewidth": 0.7,
-    "grid.color": "#ececec",
-    "legend.frameon": False,
-    "legend.fontsize": 10,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "xtick.labelsize": 10,
-    "ytick.labelsize": 10,
-}
 BAR: dict[str, Any] = {"facecolor": "#8fc3e6", "edgecolor": "white", "linewidth": 0.8}
 GAP: dict[str, Any] = {"facecolor": "none", "edgecolor": PALETTE[1], "linewidth": 0.9, "hatch": "/////"}
-ROUND = [1, 2, 2.5, 5, 10]
-"""Distances of ticks, times a power of ten."""
-MAX_POINTS = 2_000
-"""Points drawn of one chain: more would not fit the width in pixels."""
-MIN_FOR_MARGINAL = 20
-"""Draws each chain needs for a histogram beside its trace."""
-
-Curve = tuple[np.ndarray, np.ndarray]
-
-
-def png(figure: Figure) -> bytes:
-    """A figure as a PNG file."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", facecolor="white")
-    return buffer.getvalue()
+BAND: dict[str, Any] = {"facecolor": PALETTE[0], "alpha": 0.18, "linewidth": 0}
+MAP_LINE, TEMPERED_LINE = (0, (5, 2)), (0, (1, 1.5))
+SOURCES: dict[str, tuple[str, str, Any]] = {"map": (INK, "MAP", "--"), "ensemble": (PALETTE[0], "ensemble", "-")}
 
 
 @rc_context(STYLE)
-def trace(steps: Sequence[np.ndarray], series: Sequence[np.ndarray], label: str) -> Figure | None:
-    """A scalar along the chains, and its histogram by chain beside; None if there is no finite value.
-
-    Args:
-        steps: step number of each draw, one array a chain.
-        series: value of each draw, one array a chain; values that are not finite are left out.
-        label: name and unit of the scalar.
-    """
-    curves = [_finite(step, values) for step, values in zip(steps, series, strict=False)]
-    lengths = [len(values) for _, values in curves if len(values)]
-    if not lengths:
-        return None
-    figure = Figure(figsize=(6.4, 3.6), layout="constrained")
-    beside = min(lengths) >= MIN_FOR_MARGINAL
-    panels = figure.subplots(1, 1 + beside, sharey=True, squeeze=False, width_ratios=[5, 1][: 1 + beside])[0]
-    for chain, curve in enumerate(curves):
-        _line(panels[0], *_thinned(curve), color=PALETTE[chain % len(PALETTE)], width=0.9)
-    panels[0].set(xlabel="step", ylabel=label)
-    panels[0].xaxis.set_major_formatter(EngFormatter(sep=""))
-    panels[0].xaxis.set_major_locator(_whole_numbers())
-    panels[0].yaxis.set_major_formatter(ScalarFormatter(useOffset=False))
-    if beside:
-        _marginals(panels[1], [values for _, values in curves])
-    if 1 < len(curves) <= len(PALETTE):
-        handles = [
-            Line2D([], [], color=color, label=f"chain {chain}") for chain, color in enumerate(PALETTE[: len(curves)])
-        ]
-        figure.legend(handles=handles, loc="outside lower center", ncols=min(4, len(curves)), handlelength=1.4)
-    return figure
-
-
-@rc_context(STYLE)
-def cumulative(curves: Mapping[str, Sequence[float]], baseline: Mapping[str, float] | None) -> Figure | None:
-    """Each metric of the ensemble against its number of draws, MAP dashed; None if there is nothing to show.
+def cumulative(
+    curves: Mapping[str, Sequence[float]],
+    baselines: Mapping[str, Mapping[str, Any] | None],
+    errors: Mapping[str, Curve],
+    chains: Sequence[tuple[int, Mapping[str, Any]]] = (),
+) -> Figure | None:
+    """Each metric of the ensemble against its number of draws; None if there is nothing to show.
 
     Args:
         curves: `draws` (number of draws) and, of the same length, the metrics by their key.
-        baseline: MAP's metrics, or None.
+        baselines: metrics of `map` and `map_tempered`, as far as they are there.
+        errors: half the width of the band, by key: numbers of draws and the error there; none, no band.
+        chains: number of draws and metrics of each chain's own ensemble, where there are several.
     """
     draws = curves.get("draws", ())
-    found = [(column, _finite(draws, curves.get(column.key, ()))) for column in COLUMNS]
+    found = [(column, finite(draws, curves.get(column.key, ()))) for column in COLUMNS]
     found = [(column, curve) for column, curve in found if len(curve[0])]
     if not found:
         return None
-    figure = Figure(figsize=(6.4, 4.8), layout=ConstrainedLayoutEngine(wspace=0.06, hspace=0.06))
+    figure = new_figure(4.9)
     panels = figure.subplots(-(-len(found) // 2), 2, squeeze=False).ravel()
+    banded = False
     for panel, (column, curve) in zip(panels, found, strict=False):
-        _progress(panel, column, curve, (baseline or {}).get(column.key))
+        banded |= _band(panel, curve, errors.get(column.key))
+        line(panel, curve, PALETTE[0])
+        for at, values in chains:
+            panel.plot([at], [values.get(column.key, np.nan)], "o", color=PALETTE[1], ms=3.5, alpha=0.9)
+        _levels(panel, column, baselines)
+        panel.set(title=column.title, xlabel="draws")
+        panel.xaxis.set_major_locator(whole_numbers())
+        scale(panel, column.percent)
     for spare in panels[len(found) :]:
         spare.remove()
-    handles = [Line2D([], [], color=PALETTE[0], label="ensemble")]
-    if baseline:
-        handles.append(Line2D([], [], color=INK, linestyle="--", label="MAP"))
-    figure.legend(handles=handles, loc="outside lower center", ncols=2)
+    legend(figure, _growth_handles(baselines, banded, bool(chains)), 3)
     return figure
 
 
@@ -125,12 +80,14 @@ def reliability(diagrams: Mapping[str, Reliability]) -> Figure | None:
     """Accuracy by confidence, and how often each confidence occurs, diagrams side by side; None if there are none."""
     if not diagrams:
         return None
-    figure = Figure(figsize=(6.4, 4.8), layout=ConstrainedLayoutEngine(wspace=0.06, hspace=0.04))
+    figure = new_figure(4.2)
     panels = figure.subplots(2, len(diagrams), sharex=True, sharey="row", squeeze=False, height_ratios=[3, 1])
     for (name, diagram), (upper, lower) in zip(diagrams.items(), panels.T, strict=True):
         _calibration(upper, diagram)
-        upper.set_title(f"{name} · ECE {diagram.ece:.4f}")
+        upper.set_title(f"{name}\nECE {diagram.ece:.4f}")
+        upper.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])
         _histogram(lower, diagram)
+        lower.set_xlabel("confidence")
     panels[0, 0].set_ylabel("accuracy")
     panels[1, 0].set_ylabel("examples")
     handles = [
@@ -138,63 +95,125 @@ def reliability(diagrams: Mapping[str, Reliability]) -> Figure | None:
         Patch(**GAP, label="gap to confidence"),
         Line2D([], [], color=INK, linestyle="--", linewidth=1, label="calibrated"),
     ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=3, handlelength=1.6)
+    legend(figure, handles, 3)
     return figure
 
 
-def _finite(x: Sequence[float] | np.ndarray, y: Sequence[float | None] | np.ndarray) -> Curve:
-    """The points of a curve that are finite, as float64 [points] each; None counts as NaN."""
-    length = min(len(x), len(y))
-    points = np.array([x[:length], y[:length]], dtype=np.float64)
-    kept = points[:, np.isfinite(points).all(0)]
-    return kept[0], kept[1]
+@rc_context(STYLE)
+def selective(curves: Mapping[str, Mapping[str, Any] | None]) -> Figure | None:
+    """Error rate among the most confident examples, against the share answered; None if there is nothing to show.
+
+    Args:
+        curves: `coverage`, `risk` and `aurc` of `map` and `ensemble`, each may be None.
+    """
+    found = {name: curve for name in SOURCES if (curve := curves.get(name))}
+    if not found:
+        return None
+    figure = new_figure(3.4)
+    panel = figure.subplots()
+    for name, curve in found.items():
+        color, _, style = SOURCES[name]
+        line(panel, finite(curve["coverage"], curve["risk"]), color, style=style)
+    panel.set(xlabel="share of examples answered, most confident first", ylabel="error rate", xlim=(0, 1.01))
+    panel.xaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
+    scale(panel, percent=True)
+    handles = [_handle(name, f" (area {curve['aurc']:.4f})") for name, curve in found.items()]
+    legend(figure, handles)
+    return figure
 
 
-def _thinned(curve: Curve) -> Curve:
-    """At most `MAX_POINTS` points of a curve, evenly spread, the ends among them."""
-    length = len(curve[0])
-    index = np.linspace(0, length - 1, min(length, MAX_POINTS)).astype(int)
-    return curve[0][index], curve[1][index]
+@rc_context(STYLE)
+def corruptions(curves: Mapping[str, Mapping[str, Sequence[float | None]]]) -> Figure | None:
+    """Accuracy, NLL and ECE against the severity of corruptions, MAP beside the ensemble; None without any.
+
+    Args:
+        curves: from `beyond.corruption_curves`.
+    """
+    columns = [column for column in COLUMNS if column.key in curves]
+    if not columns:
+        return None
+    figure = new_figure(2.9)
+    panels = figure.subplots(1, len(columns), squeeze=False)[0]
+    there = set()
+    for panel, column in zip(panels, columns, strict=True):
+        for name, values in curves[column.key].items():
+            curve = finite(curves["severity"]["all"], values)
+            if len(curve[0]):
+                there.add(name)
+                line(panel, curve, SOURCES[name][0], style=SOURCES[name][2])
+        panel.set(title=column.title, xlabel="severity")
+        panel.xaxis.set_major_locator(whole_numbers())
+        scale(panel, column.percent)
+        if column.percent:
+            panel.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=" %"))
+    legend(figure, [_handle(name) for name in SOURCES if name in there])
+    return figure
 
 
-def _line(panel: Axes, x: np.ndarray, y: np.ndarray, color: str, width: float) -> None:
-    """A curve; with few points these are marked, so that a single one shows."""
-    panel.plot(x, y, color=color, linewidth=width, marker="o" if len(x) <= 12 else "", markersize=4)
+@rc_context(STYLE)
+def fidelity(curve: Mapping[str, Sequence[float]], gradients: Sequence[float], baseline: Any) -> Figure | None:
+    """Agreement with a reference and distance from it, against draws and gradients; None if there is nothing to show.
+
+    Args:
+        curve: `draws`, `agreement`, `total_variation`, lists of one length.
+        gradients: minibatch gradients taken until then, of the same length; empty where that is not known.
+        baseline: MAP's fidelity, or None.
+    """
+    titles = {"agreement": "Agreement", "total_variation": "Total variation"}
+    axes = [("draws", curve.get("draws", ())), ("gradients", gradients)]
+    axes = [(name, values) for name, values in axes if len(values)]
+    if not axes or not all(len(curve.get(key, ())) for key in titles):
+        return None
+    figure = new_figure(2.7 * len(axes))
+    panels = figure.subplots(len(axes), 2, sharey="col", squeeze=False)
+    for (name, places), row in zip(axes, panels, strict=True):
+        for (key, title), panel in zip(titles.items(), row, strict=True):
+            line(panel, finite(places, curve[key]), PALETTE[0])
+            if baseline:
+                panel.axhline(baseline[key], color=INK, linestyle="--", linewidth=1)
+            panel.set(title=title, xlabel=name)
+            panel.xaxis.set_major_locator(MaxNLocator(4, steps=ROUND))
+            panel.xaxis.set_major_formatter(EngFormatter(sep=""))
+            scale(panel, percent=key == "agreement")
+    legend(figure, [_handle(name) for name in SOURCES if name == "ensemble" or baseline])
+    return figure
 
 
-def _whole_numbers() -> MaxNLocator:
-    """Ticks at whole numbers, one if there is but one number to show."""
-    return MaxNLocator(5, steps=ROUND, integer=True, min_n_ticks=1)
+def _handle(source: str, remark: str = "") -> Line2D:
+    color, label, style = SOURCES[source]
+    return Line2D([], [], color=color, linestyle=style, label=f"{label}{remark}")
 
 
-def _marginals(panel: Axes, chains: Sequence[np.ndarray]) -> None:
-    """A horizontal histogram of each chain [draws] in common bins, on the trace's axis."""
-    shortest = min(len(values) for values in chains if len(values))
-    edges = np.histogram_bin_edges(np.concatenate(chains), bins=min(30, int(1.5 * shortest**0.5)))
-    for chain, values in enumerate(chains):
-        if len(values):
-            density = np.histogram(values, edges)[0] / len(values)
-            panel.stairs(density, edges, orientation="horizontal", color=PALETTE[chain % len(PALETTE)], linewidth=1)
-    panel.grid(visible=False)
-    panel.set_xticks([])
-    panel.set_xlim(left=0)
-    panel.spines["bottom"].set_visible(False)
-    panel.tick_params(axis="y", length=0)
-    panel.set_xlabel("share")
+def _band(panel: Axes, curve: Curve, error: Curve | None) -> bool:
+    """± the error, interpolated where it is known; whether there is any."""
+    if error is None or not len(error[0]):
+        return False
+    inside = (curve[0] >= error[0].min()) & (curve[0] <= error[0].max())
+    x, y = curve[0][inside], curve[1][inside]
+    width = np.interp(x, *error)
+    panel.fill_between(x, y - width, y + width, **BAND)
+    return bool(inside.any())
 
 
-def _progress(panel: Axes, column: Column, curve: Curve, baseline: float | None) -> None:
-    """One metric against the number of draws."""
-    _line(panel, *curve, color=PALETTE[0], width=1.6)
-    if baseline is not None and np.isfinite(baseline):
-        panel.axhline(baseline, color=INK, linestyle="--", linewidth=1)
-    panel.set(title=column.title, xlabel="draws")
-    panel.margins(y=0.12)
-    panel.xaxis.set_major_locator(_whole_numbers())
-    panel.yaxis.set_major_locator(MaxNLocator(5, steps=ROUND))
-    panel.yaxis.set_major_formatter(
-        PercentFormatter(1.0, symbol=" %") if column.percent else ScalarFormatter(useOffset=False)
-    )
+def _levels(panel: Axes, column: Column, baselines: Mapping[str, Mapping[str, Any] | None]) -> None:
+    """MAP's value, and that with a fitted temperature where it is another one."""
+    for name, style in (("map", MAP_LINE), ("map_tempered", TEMPERED_LINE)):
+        value = (baselines.get(name) or {}).get(column.key)
+        if value is not None and np.isfinite(value) and not (name == "map_tempered" and column.key == "accuracy"):
+            panel.axhline(value, color=INK, linestyle=style, linewidth=1)
+
+
+def _growth_handles(baselines: Mapping[str, Any], banded: bool, chains: bool) -> list[Any]:
+    handles: list[Any] = [Line2D([], [], color=PALETTE[0], label="ensemble")]
+    if banded:
+        handles.append(Patch(**BAND, label="± MCSE"))
+    if chains:
+        handles.append(Line2D([], [], color=PALETTE[1], marker="o", linestyle="", ms=4, label="one chain"))
+    if baselines.get("map"):
+        handles.append(Line2D([], [], color=INK, linestyle=MAP_LINE, linewidth=1, label="MAP"))
+    if "nll" in (baselines.get("map_tempered") or {}):
+        handles.append(Line2D([], [], color=INK, linestyle=TEMPERED_LINE, linewidth=1, label="MAP, scaled"))
+    return handles
 
 
 def _calibration(panel: Axes, diagram: Reliability) -> None:
@@ -219,6 +238,5 @@ def _histogram(panel: Axes, diagram: Reliability) -> None:
     panel.bar(
         diagram.edges[:-1], share, np.diff(diagram.edges), align="edge", color=QUIET, edgecolor="white", linewidth=0.8
     )
-    panel.set_xlabel("confidence")
     panel.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=" %"))
     panel.yaxis.set_major_locator(MaxNLocator(3))

@@ -1,8 +1,7 @@
-"""A run's numbers as rows and in words, shared by the page and the terminal."""
+"""A run's predictive metrics and criteria as rows, shared by the page, the terminal and W&B."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,21 +10,9 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-Metrics = Mapping[str, Any]
-"""The content of `metrics.json`."""
-
-RHAT_LIMIT, RHAT_BAD = 1.01, 1.1
-"""R-hat up to the first: chains agree. Above the second: they disagree. Between: not shown to agree."""
-ESS_A_CHAIN = 100
-"""Effective draws a chain below which estimates are called noisy."""
-MISSING = "–"
-AGAINST_MAP = {
-    "beats": "beats MAP",
-    "is worse": "is worse than MAP",
-    "ties": "ties with MAP",
-    "cannot be compared": "cannot be compared with MAP",
-}
-"""How the ensemble can stand against MAP: the outcome, and its words where MAP must be named."""
+from bayeslora.evaluation.criteria import failed
+from bayeslora.report.scalars import diagnostic
+from bayeslora.report.words import MISSING, Metrics, known, number
 
 
 @dataclass(frozen=True)
@@ -55,28 +42,36 @@ COLUMNS = (
     Column("ece", "ECE"),
     Column("brier", "Brier score"),
 )
+F1 = Column("f1", "F1", higher_is_better=True)
+"""Of two classes only."""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A number as shown; `best` if no other row shows a better one."""
+    """A number as shown, a remark on it, and whether no other row shows a better one."""
 
     text: str
     best: bool = False
+    note: str = ""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the results: what was evaluated, and a cell for each of `COLUMNS`."""
+    """One line of the results: what was evaluated, and a cell for each column."""
 
     label: str
     cells: tuple[Cell, ...]
 
 
-def rows(metrics: Metrics) -> list[Row]:
-    """MAP, the mean single draw ± sd, each chain's ensemble if there are several, and the whole; what is at hand."""
+def columns(metrics: Metrics) -> tuple[Column, ...]:
+    """The metrics that this run has."""
+    return (*COLUMNS, F1) if any(F1.key in values for _, values in _sources(metrics)) else COLUMNS
+
+
+def rows(metrics: Metrics, shown: Sequence[Column] = COLUMNS) -> list[Row]:
+    """MAP, MAP at its fitted temperature, the mean single draw ± sd, each of several chains' ensembles, and all."""
     sources = _sources(metrics)
-    table = [_cells(column, [values.get(column.key) for _, values in sources]) for column in COLUMNS]
+    table = [_cells(column, [values.get(column.key) for _, values in sources]) for column in shown]
     return [Row(label, cells) for (label, _), cells in zip(sources, zip(*table, strict=True), strict=True)]
 
 
@@ -84,105 +79,75 @@ def metrics_table(metrics: Metrics) -> Table:
     """The rows as a table for the terminal, the best of each column in bold."""
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     table.add_column("", no_wrap=True)
-    for column in COLUMNS:
+    for column in columns(metrics):
         table.add_column(column.title, justify="right", no_wrap=True)
-    for row in rows(metrics):
+    for row in rows(metrics, columns(metrics)):
         table.add_row(row.label, *(Text(cell.text, style="bold" if cell.best else "") for cell in row.cells))
     return table
 
 
-def verdict(metrics: Metrics, draws: int) -> str:
-    """One sentence comparing the ensemble of `draws` draws with MAP; equal at the digits shown is a tie."""
-    subject = f"The ensemble of {draws:,} draws" if draws != 1 else "The only draw"
-    ensemble, baseline = metrics.get("ensemble"), metrics.get("map")
-    if not ensemble:
-        return "No draw has been evaluated, so there is nothing to compare."
-    if not baseline:
-        reached = [
-            f"{column.name} {column.show(ensemble[column.key], 3)}" for column in COLUMNS if column.key in ensemble
-        ]
-        return f"{subject} reaches {_list(reached)}; there is no MAP baseline to compare it with."
-    outcomes: dict[str, list[str]] = {outcome: [] for outcome in AGAINST_MAP}
-    for column in COLUMNS:
-        outcome, numbers = _compare(column, ensemble.get(column.key), baseline.get(column.key))
-        outcomes[outcome].append(f"{column.name} ({numbers})")
-    found = [(outcome, names) for outcome, names in outcomes.items() if names]
-    clauses = [
-        f"{outcome if at else AGAINST_MAP[outcome]} on {_list(names)}" for at, (outcome, names) in enumerate(found)
-    ]
-    return f"{subject} {', '.join(clauses[:-1])}{', and ' if clauses[1:] else ''}{clauses[-1]}."
-
-
-def convergence_verdict(metrics: Metrics) -> str:
-    """One sentence on whether the chains agree: the largest R-hat of the scalars and the median one of predictions."""
-    scalars, probes = _scalars(metrics), _probes(metrics)
-    known = [
-        rhat
-        for rhat in (*(values["rhat"] for values in scalars.values()), probes.get("rhat_median"))
-        if rhat is not None
-    ]
-    if not known:
-        reasons = sorted({values["reason"] for values in (*scalars.values(), probes) if values.get("reason")})
-        return f"Convergence was not assessed: {'; '.join(reasons) or 'nothing was recorded'}."
-    if max(known) <= RHAT_LIMIT:
-        return f"The chains agree on what was compared (R-hat at most {max(known):.3f})."
-    words = "disagree" if max(known) > RHAT_BAD else "are not shown to agree yet"
-    return f"The chains {words} (R-hat up to {max(known):.3f}): this is an ensemble, not a sample of the posterior."
-
-
-def probe_verdict(metrics: Metrics) -> str | None:
-    """One sentence on the convergence of predictions on the probe set; None if that was not looked at."""
-    probes = _probes(metrics)
-    if not probes:
+def tempering(metrics: Metrics) -> str | None:
+    """A sentence on the temperature fitted to MAP, or why there is none; None without a baseline."""
+    found = metrics.get("map_tempered")
+    if not found:
         return None
-    if probes.get("rhat_median") is None:
-        return f"Predictions on the probe set were not assessed: {probes.get('reason') or 'no reason was recorded'}."
-    parts = [
-        ("median R-hat {:.3f}", "rhat_median"),
-        ("95 % quantile {:.3f}", "rhat_q95"),
-        (f"{{:.0%}} of them at most {RHAT_LIMIT}", "fraction_below_1_01"),
-        ("{:.0%} at most 1.05", "fraction_below_1_05"),
-        ("median ESS {:,.0f}", "ess_median"),
-    ]
-    words = [text.format(probes[key]) for text, key in parts if probes.get(key) is not None]
-    return f"Predictions on the probe set: {', '.join(words)}."
-
-
-def convergence_rows(metrics: Metrics) -> list[tuple[str, str, str, str, str]]:
-    """For each scalar its name, R-hat, bulk ESS, tail ESS, and in words what they say or why they are missing."""
-    labels = {"potential": "Potential", "l2_norm": "Parameter norm"}
-    return [
-        (
-            labels.get(name, name.replace("_", " ").capitalize()),
-            _number(values.get("rhat"), ".3f"),
-            _number(values.get("ess_bulk"), ",.0f"),
-            _number(values.get("ess_tail"), ",.0f"),
-            _reading(values, len(metrics.get("chains") or [None])),
-        )
-        for name, values in _scalars(metrics).items()
-    ]
+    fitted = known(found.get("temperature"))
+    if fitted is None:
+        return f"MAP with a fitted temperature is left out: {found.get('reason') or 'no reason was recorded'}."
+    remark = f" ({found['reason']})" if found.get("reason") else ""
+    return f"MAP, scaled: its logits divided by a temperature fitted on the validation set, {fitted:.3g}{remark}."
 
 
 def criteria_rows(metrics: Metrics) -> list[tuple[str, str, str, str]]:
-    """For each criterion its name, value, limit and whether it passed."""
+    """For each criterion what it says, its value, its limit, and whether it is met or why that is not known."""
     return [
         (
-            name,
-            _number(found.get("value"), ".4g"),
-            _number(found.get("limit"), ".4g"),
-            "yes" if found.get("passed") else "no",
+            found.get("title", name),
+            number(found.get("value"), ".4g"),
+            f"{found.get('relation', '')} {number(found.get('limit'), '.4g')}".strip(),
+            _outcome(metrics, name, found),
         )
         for name, found in (metrics.get("criteria") or {}).items()
     ]
 
 
+def criteria_lines(metrics: Metrics, most: int = 4) -> list[str]:
+    """How many criteria are met and which are not, in so many lines at most, for the terminal."""
+    criteria = metrics.get("criteria") or {}
+    problems = failed(criteria)
+    if not criteria:
+        return []
+    first = f"criteria: {len(criteria) - len(problems)} of {len(criteria)} met"
+    if len(problems) < most:
+        return [first, *(f"  {problem}" for problem in problems)]
+    rest = len(problems) - most + 2
+    return [first, *(f"  {problem}" for problem in problems[: most - 2]), f"  and {rest} more are not, see the report"]
+
+
+def criterion_reason(metrics: Metrics, name: str) -> str | None:
+    """Why a criterion's value is not known."""
+    if name.endswith("_map"):
+        return "there is no MAP baseline" if not metrics.get("map") else "a metric is missing"
+    return diagnostic(metrics, name.rsplit("_", 1)[0]).get("reason")
+
+
+def _outcome(metrics: Metrics, name: str, found: Metrics) -> str:
+    if found.get("passed"):
+        return "met"
+    if known(found.get("value")) is not None:
+        return "not met"
+    return f"not known: {criterion_reason(metrics, name) or 'no reason was recorded'}"
+
+
 def _sources(metrics: Metrics) -> list[tuple[str, Metrics]]:
     """Labels and metrics of the rows; of those only what was evaluated."""
     chains = metrics.get("chains") or []
+    tempered = metrics.get("map_tempered") or {}
     candidates = [
         ("MAP", metrics.get("map")),
+        ("MAP, scaled", tempered if "nll" in tempered else None),
         ("Draw ± sd", metrics.get("draw")),
-        *((f"Chain {index}", chain) for index, chain in enumerate(chains) if len(chains) > 1),
+        *((f"Chain {chain.get('chain', at)}", chain) for at, chain in enumerate(chains) if len(chains) > 1),
         ("Ensemble", metrics.get("ensemble")),
     ]
     return [(label, values) for label, values in candidates if values]
@@ -190,70 +155,22 @@ def _sources(metrics: Metrics) -> list[tuple[str, Metrics]]:
 
 def _cells(column: Column, entries: Sequence[Any]) -> list[Cell]:
     """One column's cells; the best is marked unless all that is shown is equal."""
-    means, sds = zip(*(_mean_sd(entry) for entry in entries), strict=True) if entries else ((), ())
-    shown = {value: column.show(value) for value in means if value is not None and math.isfinite(value)}
+    found = [_parts(entry) for entry in entries]
+    shown = {mean: column.show(mean) for mean, _, _ in found if mean is not None}
     best = (max if column.higher_is_better else min)(shown, default=None)
     distinct = len(set(shown.values())) > 1
     return [
         Cell(
-            MISSING if mean is None else column.show(mean, sd=sd), best=distinct and shown.get(mean, "") == shown[best]
+            MISSING if mean is None else column.show(mean, sd=sd),
+            best=distinct and mean is not None and best is not None and shown[mean] == shown[best],
+            note="" if mcse is None else f"MCSE {column.show(mcse)}",
         )
-        for mean, sd in zip(means, sds, strict=True)
+        for mean, sd, mcse in found
     ]
 
 
-def _mean_sd(entry: Any) -> tuple[float | None, float | None]:
-    """A metric's value and, for single draws, its sd; NaN counts as missing."""
-    mean, sd = (entry.get("mean"), entry.get("sd")) if isinstance(entry, Mapping) else (entry, None)
-    known = [None if value is None or math.isnan(value) else float(value) for value in (mean, sd)]
-    return known[0], known[1]
-
-
-def _compare(column: Column, value: float | None, baseline: float | None) -> tuple[str, str]:
-    """How a value stands against the baseline, and both in digits."""
-    if value is None or baseline is None or math.isnan(value) or math.isnan(baseline):
-        return "cannot be compared", "a value is missing"
-    shown, against = column.show(value, 3), column.show(baseline, 3)
-    if shown == against:
-        return "ties", shown
-    return "beats" if (value > baseline) == column.higher_is_better else "is worse", f"{shown} vs {against}"
-
-
-def _list(items: Sequence[str]) -> str:
-    """Items as "a, b and c"."""
-    return " and ".join([", ".join(items[:-1]), items[-1]] if len(items) > 1 else items)
-
-
-def _scalars(metrics: Metrics) -> dict[str, Metrics]:
-    """The diagnostics that are of one scalar (those that have an R-hat, be it None)."""
-    return {name: values for name, values in (metrics.get("diagnostics") or {}).items() if values and "rhat" in values}
-
-
-def _probes(metrics: Metrics) -> Metrics:
-    """The diagnostics of predictions on the probe set, empty if there are none."""
-    return (metrics.get("diagnostics") or {}).get("function_space") or {}
-
-
-def _number(value: float | None, spec: str) -> str:
-    """A number by its format, or a dash."""
-    return MISSING if value is None else format(value, spec)
-
-
-def _reading(values: Metrics, chains: int) -> str:
-    """What a scalar's diagnostics say, in words."""
-    words = []
-    rhat, sizes = (
-        values.get("rhat"),
-        [size for size in (values.get("ess_bulk"), values.get("ess_tail")) if size is not None],
-    )
-    if rhat is not None:
-        apart = "chains disagree" if rhat > RHAT_BAD else "chains not shown to agree"
-        words.append("chains agree" if rhat <= RHAT_LIMIT else apart)
-    if sizes:
-        words.append(
-            "enough draws" if min(sizes) >= ESS_A_CHAIN * chains else f"below {ESS_A_CHAIN} effective draws a chain"
-        )
-    if values.get("reason"):
-        words.append(values["reason"])
-    text = "; ".join(words)
-    return text[:1].upper() + text[1:]
+def _parts(entry: Any) -> tuple[float | None, float | None, float | None]:
+    """A metric's value and, for single draws, its sd and its Monte Carlo error."""
+    if not isinstance(entry, Mapping):
+        return known(entry), None, None
+    return known(entry.get("mean")), known(entry.get("sd")), known(entry.get("mcse"))

@@ -1,242 +1,227 @@
-"""The report: what it says, that it stands alone, and that missing parts do not break it."""
+"""The report's page: what it shows, that it stands alone, and that what is missing is said and breaks nothing."""
 
 from __future__ import annotations
 
-import io
+import json
 import re
-import time
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from rich.console import Console
+from unit.report_tools import Page, predictions, report, series
 
-from bayeslora.diagnostics.convergence import convergence
-from bayeslora.diagnostics.metrics import Reliability, reliability
 from bayeslora.report.page import ReportData, write_report
-from bayeslora.report.table import convergence_verdict, metrics_table, probe_verdict, rows, verdict
 
-PNGS = {"trace_potential.png", "trace_l2_norm.png", "cumulative.png", "reliability.png"}
-GOOD = {"accuracy": 0.952, "nll": 0.15, "ece": 0.01, "brier": 0.07}
-POOR = {"accuracy": 0.952, "nll": 0.21, "ece": 0.04, "brier": 0.08}
-
-
-def _reliability() -> Reliability:
-    generator = torch.Generator().manual_seed(0)
-    log_probs = (2 * torch.randn(300, 5, generator=generator)).log_softmax(1)
-    return reliability(log_probs, torch.randint(5, (300,), generator=generator))
-
-
-def _metrics(chains: int, series: list[np.ndarray]) -> dict[str, Any]:
-    scalar = convergence(series).to_json()
-    return {
-        "map": POOR,
-        "draw": {key: {"mean": value, "sd": 0.002, "mcse": 0.001} for key, value in POOR.items()},
-        "ensemble": GOOD,
-        "chains": [POOR] * chains,
-        "diagnostics": {"potential": scalar, "l2_norm": scalar},
-        "provenance": {"seed": 3, "versions": {"torch": "2.15"}},
-    }
-
-
-def _data(chains: int = 2, draws: int = 50, title: str = "A run") -> ReportData:
-    rng = np.random.default_rng(0)
-    series = [rng.normal(1_000, 5, draws) for _ in range(chains)]
-    grown = [float(count) for count in range(1, draws + 1)]
-    return ReportData(
-        title=title,
-        settings=[("Temperature", "1.0 (the Bayes posterior)")],
-        metrics=_metrics(chains, series),
-        steps=[np.arange(draws) * 100] * chains,
-        potential=series,
-        l2_norm=[values / 100 for values in series],
-        cumulative={"draws": grown, **{key: [value] * draws for key, value in GOOD.items()}},
-        reliability={"MAP": _reliability(), "Ensemble": _reliability()},
+PNGS = {
+    f"{name}.png"
+    for name in (
+        "trace_potential", "trace_l2_norm", "rank_potential", "rank_l2_norm", "ess_growth", "autocorrelation",
+        "cumulative", "reliability", "selective",
     )
+}  # fmt: skip
 
 
-class _Page(HTMLParser):
-    """Collects tags, the addresses that they point to, and the text shown."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__()
-        self.tags: list[str] = []
-        self.addresses: list[str] = []
-        self.text = ""
-        self.feed(path.read_text(encoding="utf-8"))
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        self.addresses += [value or "" for name, value in attrs if name in {"src", "href", "srcset", "action", "data"}]
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
+def data(lengths: tuple[int, ...] = (50, 50), baseline: bool = True, **more: Any) -> ReportData:
+    return report(predictions(list(lengths), baseline), series(list(lengths)), **more)
 
 
-def test_the_report_is_one_page_and_four_pngs(tmp_path: Path) -> None:
-    path = write_report(_data(), tmp_path / "report")
-    assert {file.name for file in path.parent.iterdir()} == {"index.html", *PNGS}
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page of a run of two chains; not to be changed."""
+    notes = ["chain 2 has 10 of 50 draws"]
+    return write_report(data((100, 100), notes=notes), tmp_path_factory.mktemp("whole") / "report")
+
+
+def files(folder: Path) -> set[str]:
+    return {file.name for file in folder.iterdir()}
+
+
+def test_the_report_is_one_page_and_a_picture_a_plot(written: Path) -> None:
+    assert files(written.parent) == {"index.html", *PNGS}
     for name in PNGS:
-        content = (path.parent / name).read_bytes()
+        content = (written.parent / name).read_bytes()
         assert content.startswith(b"\x89PNG")
         assert len(content) > 10_000
 
 
-def test_the_page_stands_alone(tmp_path: Path) -> None:
-    path = write_report(_data(), tmp_path)
-    page = _Page(path)
-    assert page.addresses
-    assert all(address.startswith("data:") for address in page.addresses)
-    assert page.tags.count("img") == len(PNGS)
+def test_the_page_stands_alone(written: Path) -> None:
+    page = Page(written)
+    assert all(address.startswith(("data:", "#")) for address in page.addresses)
+    assert page.tags.count("img") == len(PNGS) + 12 + 6
     assert "script" not in page.tags
-    assert not re.search(r"https?://|@import|url\(", path.read_text(encoding="utf-8"))
+    assert not re.search(r"https?://|@import|url\(", written.read_text(encoding="utf-8"))
+
+
+def test_every_link_within_the_page_has_its_place(written: Path) -> None:
+    content = written.read_text(encoding="utf-8")
+    links, places = set(re.findall(r'href="#(\w+)"', content)), set(re.findall(r'id="(\w+)"', content))
+    assert links == places
+    assert {"predictions", "criteria", "convergence", "classes", "uncertainty", "examples", "provenance"} <= links
+
+
+def test_the_page_says_what_was_found(written: Path) -> None:
+    page = Page(written).text
+    assert "chain 2 has 10 of 50 draws" in page
+    for words in (
+        "The ensemble of 200 draws beats MAP on",
+        "MAP, scaled: its logits divided by a temperature fitted on the validation set",
+        "MCSE",
+        "criteria met",
+        "R-hat of the potential",
+        "at least 200",
+        "Random projections, worst of 2",
+        "in 1,000 gradients",
+        "total variation",
+        "zebra",
+        "Most confused with",
+        "Mutual information",
+        "sampling 1 min 15 s",
+        "python -m bayeslora.train",
+    ):
+        assert words in page, words
 
 
 def test_hostile_text_is_shown_and_not_run(tmp_path: Path) -> None:
     hostile = "<script>alert('x')</script>"
-    data = _data(title=hostile)
-    data.notes, data.settings = [hostile], [(hostile, hostile)]
-    data.metrics["provenance"] = {hostile: {hostile: hostile}}
-    page = _Page(write_report(data, tmp_path))
+    found = data(title=hostile, notes=[hostile], settings=[(hostile, hostile)])
+    found.metrics["provenance"] = {"command": hostile, hostile: {hostile: hostile}}
+    page = Page(write_report(found, tmp_path))
     assert "script" not in page.tags
-    assert page.text.count(hostile) >= 6
+    assert page.text.count(hostile) >= 7
 
 
-def test_the_page_says_what_was_found(tmp_path: Path) -> None:
-    data = _data()
-    data.notes = ["chain 2 has 10 of 50 draws"]
-    data.metrics["criteria"] = {"ece_below_map": {"value": 0.01, "limit": 0.04, "passed": True}}
-    text = _Page(write_report(data, tmp_path)).text
-    assert "beats MAP on NLL (0.150 vs 0.210)" in text
-    for words in (
-        "chain 2 has 10 of 50 draws",
-        "95.20 ± 0.20 %",
-        "versions.torch",
-        "Temperature",
-        "ece_below_map",
-        "Bulk ESS",
-    ):
-        assert words in text
-
-
-def test_the_page_without_map_says_so(tmp_path: Path) -> None:
-    data = _data()
-    data.metrics["map"] = None
-    del data.reliability["MAP"]
-    page = _Page(write_report(data, tmp_path))
-    assert "there is no MAP baseline" in page.text
-    assert page.tags.count("img") == len(PNGS)
-
-
-@pytest.mark.parametrize(("chains", "draws"), [(1, 1), (1, 50), (3, 1), (12, 5)])
-def test_few_chains_and_few_draws_still_have_every_plot(chains: int, draws: int, tmp_path: Path) -> None:
-    page = _Page(write_report(_data(chains, draws), tmp_path))
-    assert page.tags.count("img") == len(PNGS)
-    assert ("Convergence was not assessed" in page.text) == (chains == 1 or draws < 4)
-
-
-def test_series_that_are_not_finite_leave_their_plot_out_in_words(tmp_path: Path) -> None:
-    write_report(_data(), tmp_path)
-    data = _data()
-    data.potential = [np.full(50, np.nan)] * 2
-    data.l2_norm[0][:7] = np.inf
-    data.metrics["diagnostics"]["potential"] = convergence(data.potential).to_json()
-    data.metrics["ensemble"] = {**GOOD, "nll": float("nan")}
-    page = _Page(write_report(data, tmp_path))
-    assert "Left out: no finite value was recorded." in page.text
-    assert "Not drawn: 7 values that are not finite." in page.text
-    assert "The series holds NaN or infinite values" in page.text
-    assert {file.name for file in tmp_path.iterdir()} == {"index.html", *PNGS} - {"trace_potential.png"}
+def test_the_report_of_hundreds_of_draws_is_small(written: Path) -> None:
+    assert written.stat().st_size < 3e6  # 10 MB is what a run with 400 draws may take
 
 
 def test_a_run_without_draws_has_a_page(tmp_path: Path) -> None:
-    data = ReportData("Empty", [], {"map": None, "ensemble": None}, [], [], [], {}, {})
-    page = _Page(write_report(data, tmp_path))
+    page = Page(write_report(ReportData("Empty", [], {"map": None, "ensemble": None}), tmp_path))
     assert "No draw has been evaluated" in page.text
+    assert "Convergence was not assessed: nothing was recorded." in page.text
     assert "img" not in page.tags
+    assert files(tmp_path) == {"index.html"}
 
 
-def test_a_large_report_is_small_and_quick(tmp_path: Path) -> None:
-    start = time.perf_counter()
-    path = write_report(_data(chains=8, draws=400), tmp_path)
-    assert time.perf_counter() - start < 30
-    assert path.stat().st_size < 10e6
+# What cannot be computed
 
 
-def test_rows_are_map_draw_chains_and_ensemble_with_the_best_marked() -> None:
-    found = rows(_data(chains=2).metrics)
-    labels = [row.label for row in found]
-    assert labels == [
-        "MAP",
-        "Draw ± sd",
-        "Chain 0",
-        "Chain 1",
-        "Ensemble",
-    ]
-    assert [cell.text for cell in found[1].cells] == [
-        "95.20 ± 0.20 %",
-        "0.2100 ± 0.0020",
-        "0.0400 ± 0.0020",
-        "0.0800 ± 0.0020",
-    ]
-    best = [[cell.best for cell in row.cells] for row in found]
-    assert best == [[False] * 4] * 4 + [[False, True, True, True]]
+def constant(scalars: list[dict[str, np.ndarray]]) -> None:
+    for chain in scalars:
+        chain["potential"][:] = 7.0
 
 
-def test_the_higher_accuracy_is_best() -> None:
-    found = rows({"map": {**POOR, "accuracy": 0.99}, "ensemble": GOOD})
-    assert [row.cells[0].best for row in found] == [True, False]
+def holding_nan(scalars: list[dict[str, np.ndarray]]) -> None:
+    scalars[0]["potential"][3] = np.nan
 
 
-def test_the_terminal_table_has_the_rows_of_the_page() -> None:
-    console = Console(width=120, record=True, file=io.StringIO())
-    metrics = _data().metrics
-    console.print(metrics_table(metrics))
-    text = console.export_text()
-    for row in rows(metrics):
-        assert row.label in text
-        assert all(cell.text in text for cell in row.cells)
+ODD: list[Any] = [
+    pytest.param([30], None, ["R-hat compares chains and there is only one", "ranks compare chains"], id="one chain"),
+    pytest.param([1, 1], None, ["fewer than 4 draws a chain (the shortest has 1)"], id="one draw a chain"),
+    pytest.param([1], None, ["fewer than 4 draws", "there is only one"], id="one draw in all"),
+    pytest.param([40, 40], constant, ["the series is constant in every chain"], id="constant series"),
+    pytest.param([40, 40], holding_nan, ["the series holds NaN or infinite values", "Not drawn: 1 values"], id="NaN"),
+]
 
 
-@pytest.mark.parametrize(
-    ("ensemble", "sentence"),
-    [
-        (
-            GOOD,
-            "The ensemble of 200 draws beats MAP on NLL (0.150 vs 0.210), ECE (0.010 vs 0.040) and "
-            "Brier score (0.070 vs 0.080), and ties on accuracy (95.2 %).",
-        ),
-        (
-            {"accuracy": 0.9, "nll": 0.2, "ece": 0.05, "brier": 0.0801},
-            "The ensemble of 200 draws beats MAP on NLL (0.200 vs 0.210), is worse on accuracy (90.0 % vs 95.2 %) and "
-            "ECE (0.050 vs 0.040), and ties on Brier score (0.080).",
-        ),
-        (
-            {**POOR, "ece": 0.05, "nll": float("nan")},
-            "The ensemble of 200 draws is worse than MAP on ECE (0.050 vs 0.040), ties on accuracy (95.2 %) and "
-            "Brier score (0.080), and cannot be compared on NLL (a value is missing).",
-        ),
-    ],
-)
-def test_the_verdict_is_honest(ensemble: dict[str, float], sentence: str) -> None:
-    assert verdict({"map": POOR, "ensemble": ensemble}, 200) == sentence
+@pytest.mark.parametrize(("lengths", "spoil", "words"), ODD)
+def test_what_cannot_be_computed_is_null_with_its_reason_and_passes_nothing(
+    lengths: list[int], spoil: Any, words: list[str], tmp_path: Path
+) -> None:
+    scalars = series(lengths)
+    if spoil:
+        spoil(scalars)
+    found = report(predictions(lengths), scalars)
+    potential = found.metrics["diagnostics"]["potential"]
+    assert potential["rhat"] is None
+    assert potential["reason"]
+    criterion = found.metrics["criteria"]["potential_rhat"]
+    assert (criterion["value"], criterion["passed"]) == (None, False)
+    json.dumps(found.metrics, allow_nan=False)
+    page = Page(write_report(found, tmp_path)).text
+    assert f"not known: {potential['reason']}" in page
+    assert "The chains agree" not in page
+    for reason in words:
+        assert reason in page
 
 
-@pytest.mark.parametrize(
-    ("rhat", "words"),
-    [(1.005, "agree on what"), (1.04, "not shown to agree"), (1.4, "disagree"), (None, "not assessed: one chain")],
-)
-def test_the_verdict_on_convergence_follows_the_rhat(rhat: float | None, words: str) -> None:
-    scalar = {"rhat": rhat, "ess_bulk": 10.0, "ess_tail": 10.0, "reason": None if rhat else "one chain"}
-    assert words in convergence_verdict({"diagnostics": {"potential": scalar}})
+def test_one_draw_says_nothing_of_what_draws_disagree_about(tmp_path: Path) -> None:
+    page = Page(write_report(data((1,)), tmp_path)).text
+    assert "mutual information is what draws disagree about, and there is only one" in page
+    assert "which takes two draws" in page
+    assert re.search(r"Ensemble [\d.]+ [\d.]+ –", page[page.index("Mean entropy") :])
 
 
-def test_predictions_that_disagree_are_not_hidden_by_scalars_that_agree() -> None:
-    probes = {"rhat_median": 1.3, "rhat_q95": 1.9, "fraction_below_1_01": 0.02, "ess_median": 31.0}
-    metrics = {"diagnostics": {"potential": {"rhat": 1.0}, "function_space": probes}}
-    assert "disagree (R-hat up to 1.300)" in convergence_verdict(metrics)
-    assert probe_verdict(metrics) is not None
-    assert "median R-hat 1.300" in str(probe_verdict(metrics))
+def test_chains_of_different_length_are_cut_and_the_page_says_so(tmp_path: Path) -> None:
+    page = Page(write_report(data((20, 35)), tmp_path)).text
+    assert "chains of 20 to 35 draws were cut to the shortest" in page
+    assert "The ensemble of 55 draws" in page
+    assert files(tmp_path) == {"index.html", *PNGS}
+
+
+def test_plots_of_a_scalar_that_is_not_finite_are_left_out_in_words(tmp_path: Path) -> None:
+    for name in PNGS:
+        (tmp_path / name).touch()  # those of the run when it was shorter
+    scalars = series([50, 50])
+    for chain in scalars:
+        chain["potential"][:] = np.nan
+    page = Page(write_report(report(predictions([50, 50]), scalars), tmp_path)).text
+    assert "Left out: no finite value was recorded." in page
+    assert "Left out: potential (the series holds NaN or infinite values)." in page
+    assert files(tmp_path) == {"index.html", *PNGS} - {"trace_potential.png", "rank_potential.png"}
+
+
+def test_the_page_without_map_says_so_and_compares_nothing(tmp_path: Path) -> None:
+    found = data(baseline=False)
+    assert found.metrics["criteria"]["nll_above_map"]["value"] is None
+    page = Page(write_report(found, tmp_path)).text
+    assert "there is no MAP baseline to compare it with" in page
+    assert "NLL, ensemble less MAP is not known and must be below 0 (there is no MAP baseline)." in page
+    assert "MAP, scaled" not in page
+    assert files(tmp_path) == {"index.html", *PNGS}
+
+
+def test_a_baseline_without_validation_set_has_no_fitted_temperature_and_the_page_says_why(tmp_path: Path) -> None:
+    found = predictions([10, 10])
+    found.map_validation = None
+    page = Page(write_report(report(found, series([10, 10])), tmp_path)).text
+    assert "MAP with a fitted temperature is left out: there is no validation set to fit it on" in page
+
+
+def test_what_was_asked_for_beyond_the_test_set_and_could_not_be_had_is_given_its_reason(tmp_path: Path) -> None:
+    found = data()
+    found.metrics["ood"] = {"dataset": "cifar10", "entropy": None, "reason": "its images are of another size"}
+    found.metrics["corruptions"] = {"examples": None, "reason": "the data are texts"}
+    found.metrics["reference"] = {"ensemble": None, "reason": "it has other classes"}
+    page = Page(write_report(found, tmp_path)).text
+    for words in (
+        "Entropy of the ensemble – –",
+        "another size",
+        "Left out: the data are texts",
+        "it has other classes",
+    ):
+        assert words in page
+    assert files(tmp_path) == {"index.html", *PNGS}
+
+
+def test_many_chains_are_all_traced_and_the_first_are_ranked(tmp_path: Path) -> None:
+    page = Page(write_report(data((10,) * 12), tmp_path)).text
+    assert "The first 8 of 12 chains." in page
+    assert files(tmp_path) == {"index.html", *PNGS}
+
+
+def test_pictures_that_were_asked_for_once_do_not_stay(tmp_path: Path) -> None:
+    found = data()
+    values = {"accuracy": 0.5, "nll": 1.0, "ece": 0.1, "brier": 0.6}
+    row = {"severity": [1, 2], "map": [values, None], "ensemble": [values, values]}
+    found.metrics["corruptions"] = {"examples": 10, "gaussian_noise": row, "jpeg": row}
+    fit = {"agreement": 0.9, "agreement_se": 0.01, "total_variation": 0.1, "total_variation_se": 0.02}
+    curve = {"draws": [2.0, 4.0], "agreement": [0.8, 0.9], "total_variation": [0.2, 0.1]}
+    found.metrics["reference"] = {"ensemble": fit, "curve": curve}
+    page = Page(write_report(found, tmp_path)).text
+    assert "Means over 2 corruptions" in page
+    assert "Ensemble 0.9000 ± 0.0100 0.1000 ± 0.0200" in page
+    assert files(tmp_path) == {"index.html", "corruptions.png", "fidelity.png", *PNGS}
+    (tmp_path / "rank_potential.png").touch()
+    write_report(ReportData("Empty", [], {}), tmp_path)
+    assert files(tmp_path) == {"index.html"}

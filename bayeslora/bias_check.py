@@ -1,0 +1,272 @@
+"""python -m bayeslora.bias_check run_dir=…: repeat a run at half the step size and report what changes.
+
+Samplers of finite step size have the law of the posterior up to a bias that shrinks with the step. If half the step
+size gives the same NLL and ECE, the bias does not matter there.
+
+Examples:
+    python -m bayeslora.bias_check run_dir=outputs/quickstart/2026-11-24_12-00-00
+    python -m bayeslora.bias_check run_dir=… strict=true          exit code 4 unless both changes are small
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bayeslora.cli import run_command
+from bayeslora.errors import ConfigError, CriteriaError, DataError, require
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+    from rich.table import Table
+
+    from bayeslora.build import Setup
+    from bayeslora.rundir import RunDirectory
+
+KEYS = {"run_dir", "out_dir", "keep_time", "bootstrap", "limits", "strict"}
+METRICS = ("nll", "ece")
+IN_STEPS = ("offset", "decay_steps", "cycle_length")
+"""Settings of schedules that count steps."""
+
+
+def bias_check(cfg: DictConfig) -> dict[str, Any]:
+    """Run the chains of `cfg.run_dir` again at half the step size, compare, and write `bias.json` into the run.
+
+    Repeating the command goes on where it was left, or compares again.
+
+    Returns:
+        The content of `bias.json`.
+
+    Raises:
+        ConfigError: a key is missing or unknown, the run has no step size to halve, or `out_dir` is taken.
+        DataError: the run is not finished, or not evaluated.
+        DivergedError: a chain diverged at half the step size.
+        CriteriaError: `cfg.strict` and a change is not small, or cannot be told from chance; all is written before.
+    """
+    from rich.console import Console
+
+    from bayeslora.files import write_atomically
+    from bayeslora.rundir import RunDirectory
+    from bayeslora.train import train
+
+    _check(cfg)
+    run = RunDirectory(cfg.run_dir)
+    before = _finished_metrics(run)
+    other = RunDirectory(cfg.out_dir or f"{run.root}_half_step")
+    changed = half_step(run.recorded(), other.root, before["provenance"]["split"], cfg.keep_time)
+    after = train(changed)
+    assert after is not None  # it ran every chain
+    found: dict[str, Any] = compare(before, after, cfg.limits)
+    if cfg.bootstrap:
+        for name, error in _example_errors(run, other, changed, cfg.bootstrap).items():
+            found[name]["test_se"] = error
+    found |= {"run_dir": str(other.root), "lr": [2 * changed.sampler.lr, changed.sampler.lr]}
+    where = write_atomically(run.root / "bias.json", (json.dumps(found, indent=2, allow_nan=False) + "\n").encode())
+    console = Console()
+    if not console.is_terminal:
+        console.width = 160  # a file has no width; the table must not be cut to a guess of it
+    console.print(table(found))
+    console.print(f"bias check: {where}", soft_wrap=True, highlight=False)
+    problems = list(_problems(found))
+    if cfg.strict and problems:
+        raise CriteriaError(*problems)
+    return found
+
+
+def half_step(recorded: DictConfig, folder: Path, split: str, keep_time: bool = True) -> DictConfig:
+    """The configuration of a run at half the step size; seeds, warm-up and number of draws stay.
+
+    Args:
+        recorded: the run's configuration.
+        folder: where the new run goes.
+        split: what it is evaluated on.
+        keep_time: twice the steps, so that the chains cover the same time.
+
+    Raises:
+        ConfigError: the sampler has no step size, or samples nothing (temperature 0).
+    """
+    from bayeslora.loggers import relocated
+
+    lr = recorded.sampler.get("lr")
+    require(isinstance(lr, int | float), "bias_check halves sampler.lr, and the run's sampler has none")
+    cold = recorded.temperature == 0 or str(recorded.sampler._target_).rsplit(".", 1)[-1] == "MAP"
+    require(not cold, "the run is at temperature 0: it samples no distribution that a step size could bias")
+    cfg = relocated(recorded, folder)
+    cfg.run_dir, cfg.resume, cfg.chain.index = str(folder), False, None
+    cfg.sampler.lr = lr / 2
+    cfg.evaluate.split = split
+    if "strict" in cfg.evaluate:
+        cfg.evaluate.strict = False
+    if keep_time:
+        chain = cfg.chain
+        chain.burn_in, chain.thin = 2 * chain.burn_in, 2 * chain.thin
+        set_here = {"offset": 1.0} if chain.schedule == "polynomial" else {}
+        set_here |= chain.get("schedule_settings") or {}
+        chain.schedule_settings = set_here | {name: 2 * set_here[name] for name in IN_STEPS if name in set_here}
+    return cfg
+
+
+def compare(before: Mapping[str, Any], after: Mapping[str, Any], limits: Mapping[str, float]) -> dict[str, Any]:
+    """The change of the ensemble's NLL and ECE from one run to the other, by metric.
+
+    `se` is the standard error of the mean change of single chains' ensembles: chains of one number share their initial
+    weights and warm-up, and their changes are independent of those of the others. The change of the whole ensemble,
+    which the limit is for, is about as uncertain in NLL, and somewhat more in ECE, whose bins are its own.
+
+    Args:
+        before, after: contents of `metrics.json`.
+        limits: by metric, changes below which pass.
+
+    Returns:
+        For each metric `before`, `after`, `change`, `chains_change` (the mean over chains), `se`, `limit` and `passed`;
+        `se` and `passed` are None, with a `reason`, for fewer than two chains.
+    """
+    old, new = _by_chain(before), _by_chain(after)
+    found = {}
+    for name in METRICS:
+        changes = [new[chain][name] - old[chain][name] for chain in old.keys() & new.keys()]
+        change = after["ensemble"][name] - before["ensemble"][name]
+        several = len(changes) > 1
+        found[name] = {
+            "before": before["ensemble"][name],
+            "after": after["ensemble"][name],
+            "change": change,
+            "chains_change": statistics.fmean(changes) if changes else None,
+            "se": statistics.stdev(changes) / math.sqrt(len(changes)) if several else None,
+            "limit": float(limits[name]),
+            "passed": abs(change) < limits[name] if several else None,
+            "reason": None if several else "one chain does not tell a change from chance: it needs at least two",
+        }
+    return found
+
+
+def example_errors(p: Any, q: Any, targets: Any, resamples: int, seed: int) -> dict[str, float]:
+    """Standard errors of the change from one ensemble to another by bootstrap over the examples, by metric.
+
+    Args:
+        p, q: log p [N, C] of the two ensembles.
+        targets: true classes [N].
+        resamples: how many.
+        seed: of the resamples.
+    """
+    import torch
+
+    from bayeslora.diagnostics.metrics import metrics
+    from bayeslora.rng import generator
+
+    changes: dict[str, list[float]] = {name: [] for name in METRICS}
+    for number in range(resamples):
+        index = torch.randint(len(targets), (len(targets),), generator=generator(seed, 0, number, "bootstrap"))
+        one, other = (metrics(found[index], targets[index]) for found in (p, q))
+        for name in METRICS:
+            changes[name].append(other[name] - one[name])
+    return {name: statistics.stdev(values) for name, values in changes.items()}
+
+
+def table(found: Mapping[str, Any]) -> Table:
+    """The comparison for the terminal."""
+    from rich import box
+    from rich.table import Table
+
+    old, new = found["lr"]
+    rows = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    rows.add_column("", no_wrap=True)
+    for title in (f"ε = {old:g}", f"ε = {new:g}", "change", "± chains", "± examples", "limit"):
+        rows.add_column(title, justify="right", no_wrap=True)
+    rows.add_column("verdict")
+    for name in METRICS:
+        one = found[name]
+        numbers = [one["before"], one["after"], one["change"], one["se"], one.get("test_se"), one["limit"]]
+        specs = (".4f", ".4f", "+.4f", ".4f", ".4f", "g")
+        shown = ["–" if value is None else format(value, spec) for value, spec in zip(numbers, specs, strict=True)]
+        rows.add_row(name.upper(), *shown, verdict(one))
+    return rows
+
+
+def verdict(one: Mapping[str, Any]) -> str:
+    """What a metric's change says, in words."""
+    if one["passed"] is None:
+        return str(one["reason"])
+    words = "small" if one["passed"] else "too large"
+    return f"{words}, but chains differ by as much" if 2 * one["se"] > one["limit"] else words
+
+
+def _problems(found: Mapping[str, Any]) -> Iterator[str]:
+    """Sentences on the metrics that do not pass."""
+    for name in METRICS:
+        one = found[name]
+        if not one["passed"]:
+            why = one["reason"] or f"it must be below {one['limit']:g}"
+            yield f"{name.upper()} changes by {one['change']:+.4f} at half the step size ({why})"
+
+
+def _by_chain(metrics: Mapping[str, Any]) -> dict[int, Mapping[str, float]]:
+    """Metrics of each chain's ensemble, by its number."""
+    return {int(entry.get("chain", place)): entry for place, entry in enumerate(metrics["chains"])}
+
+
+def _check(cfg: DictConfig) -> None:
+    """Raise `ConfigError` for keys that are missing, unknown or wrong."""
+    from omegaconf import OmegaConf
+
+    unknown = sorted({*cfg} - KEYS) + [f"limits.{name}" for name in cfg.limits if name not in METRICS]
+    if unknown:
+        raise ConfigError(f"unknown key {', '.join(unknown)}: bias_check takes {', '.join(sorted(KEYS))}")
+    require(not OmegaConf.is_missing(cfg, "run_dir"), "which run? Give its folder: run_dir=outputs/…")
+    whole = isinstance(cfg.bootstrap, int) and (cfg.bootstrap == 0 or cfg.bootstrap > 1)
+    require(whole, f"bootstrap={cfg.bootstrap} must be a number of resamples, at least 2, or 0")
+
+
+def _finished_metrics(run: RunDirectory) -> dict[str, Any]:
+    """The metrics of a run whose draws are all there and were all evaluated.
+
+    Raises:
+        DataError: it is not that far.
+    """
+    chain = run.config["chain"]
+    wanted = chain["num_chains"] * chain["num_draws"]
+    kept = sum(len(run.store(number)) for number in range(chain["num_chains"]))
+    again = f"repeat the training command with run_dir={run.root}"
+    if kept < wanted:
+        raise DataError(f"{run.root} has {kept} of {wanted} draws, and cannot be compared yet; {again}")
+    try:
+        metrics = json.loads(run.metrics_file.read_text())
+        evaluated = metrics["provenance"]["draws"]
+    except FileNotFoundError:
+        evaluated = 0
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"cannot read {run.metrics_file} ({error}); evaluate the run again") from error
+    if evaluated != wanted:
+        raise DataError(f"{run.root} was evaluated with {evaluated} of {wanted} draws: python -m bayeslora.evaluate "
+                        f"run_dir={run.root}")  # fmt: skip
+    return dict(metrics)
+
+
+def _example_errors(run: RunDirectory, other: RunDirectory, changed: DictConfig, resamples: int) -> dict[str, float]:
+    """`example_errors` of the ensembles of two runs, which are predicted once more."""
+    from bayeslora.build import build
+
+    setup: Setup = build(changed)
+    split = setup.evaluation_split()
+    p, q = (_ensemble(folder, setup, split) for folder in (run, other))
+    return example_errors(p, q, split.targets.cpu(), resamples, changed.seed)
+
+
+def _ensemble(run: RunDirectory, setup: Setup, split: Any) -> Any:
+    """log p [N, C] of a run's ensemble."""
+    from bayeslora.posterior import Posterior
+
+    return Posterior.load(run.root, setup.model()).predict(setup.loader(split))
+
+
+def main() -> None:
+    """Entry point."""
+    run_command("bias_check", lambda cfg: bias_check(cfg) and None)
+
+
+if __name__ == "__main__":
+    main()

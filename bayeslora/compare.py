@@ -1,0 +1,166 @@
+"""python -m bayeslora.compare run_dirs=[RUN,RUN,…]: evaluated runs side by side, as text, CSV and HTML.
+
+Reads metrics, configurations and manifests only; no model is built.
+
+Examples:
+    python -m bayeslora.compare 'run_dirs=outputs/quickstart/*'
+    python -m bayeslora.compare run_dirs=[outputs/a,outputs/b] out_dir=comparison
+"""
+
+from __future__ import annotations
+
+import glob
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bayeslora.cli import run_command
+from bayeslora.errors import ConfigError, DataError, Problems, require
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+    from bayeslora.report.comparison import Compared
+
+KEYS = {"run_dirs", "out_dir"}
+
+
+def compare(cfg: DictConfig) -> list[Compared]:
+    """Print the runs that `cfg.run_dirs` names side by side; with `cfg.out_dir`, write CSV and HTML there.
+
+    Raises:
+        ConfigError: a key is missing or unknown.
+        DataError: folders that are no runs, are not evaluated or are corrupt; all of them are named.
+    """
+    from omegaconf import OmegaConf
+    from rich.console import Console
+
+    from bayeslora.report.comparison import text_tables
+
+    unknown = sorted(set(cfg) - KEYS)
+    if unknown:
+        raise ConfigError(f"unknown key {', '.join(unknown)}: compare takes {', '.join(sorted(KEYS))}")
+    require(not OmegaConf.is_missing(cfg, "run_dirs"), "which runs? Give their folders: run_dirs=[outputs/…,outputs/…]")
+    runs = read_runs(folders(cfg.run_dirs))
+    written = None if cfg.out_dir is None else write(runs, Path(cfg.out_dir))
+    console = Console()
+    if not console.is_terminal:
+        console.width = 160  # a file has no width; the tables must not be cut to a guess of it
+    for part in text_tables(runs):
+        console.print(part, highlight=False)
+    if written is not None:
+        console.print(f"comparison: {written}", soft_wrap=True, highlight=False)
+    return runs
+
+
+def write(runs: Sequence[Compared], folder: Path) -> Path:
+    """Write `comparison.csv` and `comparison.html`; returns the page's path."""
+    from bayeslora.files import write_atomically
+    from bayeslora.report.comparison import csv_text, page
+
+    write_atomically(folder / "comparison.csv", csv_text(runs).encode())
+    return write_atomically(folder / "comparison.html", page(runs).encode())
+
+
+def folders(run_dirs: str | Sequence[str]) -> list[Path]:
+    """The folders that are meant, each once: paths as they are, of patterns the runs that match.
+
+    Raises:
+        ConfigError: a pattern matches no run, or none is given.
+    """
+    found: list[Path] = []
+    for entry in [run_dirs] if isinstance(run_dirs, str) else run_dirs:
+        matches = [Path(str(entry))]
+        if glob.has_magic(str(entry)):
+            matches = [Path(path) for path in sorted(glob.glob(str(entry))) if (Path(path) / "config.yaml").is_file()]  # noqa: PTH207
+            require(bool(matches), f"run_dirs={entry} matches no run directory")
+        found += matches
+    require(bool(found), "run_dirs names no run: give a list of folders, or a pattern such as outputs/quickstart/*")
+    once: dict[Path, Path] = {}
+    for path in found:
+        once.setdefault(path.resolve(), path)
+    return list(once.values())
+
+
+def read_runs(paths: Sequence[Path]) -> list[Compared]:
+    """What is recorded of these runs.
+
+    Raises:
+        DataError: what is wrong with each that cannot be read.
+    """
+    from bayeslora.report.comparison import Compared, marks
+
+    problems, runs = Problems(), []
+    for mark, label, path in zip(marks(len(paths)), labels(paths), paths, strict=True):
+        with problems.collect():
+            runs.append(Compared(mark, label, path, _config(path), _metrics(path), draws(path)))
+    if problems.found:
+        raise DataError(*problems.found)
+    return runs
+
+
+def labels(paths: Sequence[Path]) -> list[str]:
+    """What tells the paths apart: each without the folders that all share."""
+    whole = [path.resolve() for path in paths]
+    shared = os.path.commonpath([path.parent for path in whole])
+    return [str(path.relative_to(shared)) for path in whole]
+
+
+def draws(path: Path) -> dict[int, int]:
+    """The number of draws that the manifest of each chain lists."""
+    return {
+        int(manifest.parent.name): len(set(_indices(manifest)))
+        for manifest in sorted(path.glob("chains/*/manifest.jsonl"))
+        if manifest.parent.name.isdigit()
+    }
+
+
+def _indices(manifest: Path) -> list[int]:
+    """Numbers of the draws listed; lines that are cut off, or are no draws, are passed over."""
+    found = []
+    for line in manifest.read_bytes().splitlines():
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(entry, dict) and isinstance(entry.get("index"), int):
+            found.append(entry["index"])
+    return found
+
+
+def _config(path: Path) -> dict[str, Any]:
+    import yaml
+
+    try:
+        config = yaml.safe_load((path / "config.yaml").read_text())
+    except (FileNotFoundError, NotADirectoryError):
+        raise DataError(f"{path} is no run directory: it has no config.yaml") from None
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot read config.yaml ({str(error).splitlines()[0]})") from error
+    if not isinstance(config, dict) or not isinstance(config.get("chain"), dict):
+        raise DataError(f"{path}: config.yaml does not hold a run's configuration")
+    return config
+
+
+def _metrics(path: Path) -> dict[str, Any]:
+    again = f"python -m bayeslora.evaluate run_dir={path}"
+    try:
+        metrics = json.loads((path / "metrics.json").read_text())
+    except FileNotFoundError:
+        raise DataError(f"{path} has not been evaluated: {again}") from None
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot read metrics.json ({str(error).splitlines()[0]}); {again}") from error
+    if not isinstance(metrics, dict) or not isinstance(metrics.get("ensemble"), dict):
+        raise DataError(f"{path}: metrics.json does not hold a run's metrics; {again}")
+    return metrics
+
+
+def main() -> None:
+    """Entry point."""
+    run_command("compare", lambda cfg: compare(cfg) and None)
+
+
+if __name__ == "__main__":
+    main()

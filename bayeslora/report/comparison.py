@@ -1,0 +1,363 @@
+"""Runs side by side: what differs in their settings, their predictions, diagnostics and criteria, as rows of text."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import io
+import string
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from bayeslora.report.table import Cell, Column, columns
+from bayeslora.report.words import MISSING, known, number
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Metrics = Mapping[str, Any]
+
+SILENT = {"run_dir", "resume", "logger", "callbacks", "provenance", "name"}
+"""Parts of a configuration whose differences change no number (the run's name is its title)."""
+PREDICTIONS = {
+    "ensemble": "Ensemble of all draws",
+    "draw": "Single draws, mean ± sd",
+    "map": "MAP",
+    "map_tempered": "MAP, scaled by a temperature fitted on validation",
+}
+DIAGNOSTICS = {
+    ("potential", "rhat"): ("Potential R-hat", ".3f"),
+    ("potential", "ess_bulk"): ("Potential bulk ESS", ",.0f"),
+    ("potential", "ess_tail"): ("Potential tail ESS", ",.0f"),
+    ("l2_norm", "rhat"): ("Norm R-hat", ".3f"),
+    ("l2_norm", "ess_bulk"): ("Norm bulk ESS", ",.0f"),
+    ("function_space", "rhat_median"): ("Predictions median R-hat", ".3f"),
+    ("function_space", "rhat_q95"): ("Predictions 95 % R-hat", ".3f"),
+    ("function_space", "ess_median"): ("Predictions median ESS", ",.0f"),
+}
+"""By place in `metrics.json`: heading and format."""
+
+
+@dataclass(frozen=True)
+class Compared:
+    """What is recorded of one run.
+
+    Attributes:
+        mark: a short name for it within the comparison.
+        label: what tells its folder from the others'.
+        folder: the run directory.
+        config: the content of `config.yaml`.
+        metrics: the content of `metrics.json`.
+        draws: by chain, the number of draws on disk.
+    """
+
+    mark: str
+    label: str
+    folder: Path
+    config: dict[str, Any]
+    metrics: dict[str, Any]
+    draws: dict[int, int]
+
+    @property
+    def title(self) -> str:
+        """Name, sampler and data of the run."""
+        sampler, data = (
+            str((self.config.get(part) or {}).get("_target_", "?")).rsplit(".", 1)[-1]
+            for part in ("sampler", "dataset")
+        )
+        return f"{self.config.get('name')}: {sampler} on {data}, T = {self.config.get('temperature')}"
+
+    @property
+    def provenance(self) -> Mapping[str, Any]:
+        """What `metrics.json` says of its origin."""
+        return self.metrics.get("provenance") or {}
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A table: what its rows and columns are called, and its cells.
+
+    Attributes:
+        title: what is in it.
+        columns: headings.
+        rows: what each row is called.
+        cells: one list a row.
+    """
+
+    title: str
+    columns: list[str]
+    rows: list[str]
+    cells: list[list[Cell]]
+
+
+def marks(count: int) -> list[str]:
+    """A, B, C, … for so many runs; numbers where the letters do not last."""
+    return list(string.ascii_uppercase[:count]) if count <= 26 else [str(number) for number in range(1, count + 1)]
+
+
+def grids(runs: Sequence[Compared]) -> list[Grid]:
+    """All tables of a comparison that have rows."""
+    tables = [*predictions(runs), diagnostics(runs), criteria(runs), settings(runs)]
+    return [table for table in tables if table.rows]
+
+
+def predictions(runs: Sequence[Compared]) -> Iterator[Grid]:
+    """A table each for the ensembles, single draws and MAP of the runs; the best of a column marked."""
+    for key, title in PREDICTIONS.items():
+        found = [run for run in runs if "nll" in (run.metrics.get(key) or {})]
+        scored = [_scores(column, [run.metrics[key].get(column.key) for run in found]) for column in _columns(runs)]
+        cells = [list(row) for row in zip(*scored, strict=True)]
+        yield Grid(title, [column.title for column in _columns(runs)], [run.mark for run in found], cells)
+
+
+def diagnostics(runs: Sequence[Compared]) -> Grid:
+    """R-hat and effective sample sizes of each run, and how many draws and chains there are."""
+    cells = []
+    for run in runs:
+        found = run.metrics.get("diagnostics") or {}
+        numbers = [number((found.get(name) or {}).get(key), spec) for (name, key), (_, spec) in DIAGNOSTICS.items()]
+        cells.append([Cell(text) for text in (*numbers, str(sum(run.draws.values())), str(len(run.draws)))])
+    headings = [*(heading for heading, _ in DIAGNOSTICS.values()), "Draws", "Chains"]
+    return Grid("Convergence", headings, [run.mark for run in runs], cells)
+
+
+def criteria(runs: Sequence[Compared]) -> Grid:
+    """The criteria that any run was held to: its value, and whether it is met."""
+    judged = {run.mark: run.metrics.get("criteria") or {} for run in runs}
+    names = list(dict.fromkeys(name for found in judged.values() for name in found))
+    titles = [next(c[name].get("title", name) for c in judged.values() if name in c) for name in names]
+    cells = [[_verdict(judged[run.mark].get(name)) for run in runs] for name in names]
+    return Grid("Criteria", [run.mark for run in runs], titles, cells)
+
+
+def settings(runs: Sequence[Compared]) -> Grid:
+    """The settings in which the runs differ, in the order of the configuration."""
+    held = [_settings(run) for run in runs]
+    every = dict.fromkeys(name for one in held for name in one)
+    names = [name for name in every if len({one.get(name) for one in held}) > 1]
+    cells = [[Cell(one.get(name, MISSING)) for one in held] for name in names]
+    return Grid("Settings that differ", [run.mark for run in runs], names, cells)
+
+
+def notes(runs: Sequence[Compared]) -> list[str]:
+    """What makes the runs' numbers less comparable than they look."""
+    found = []
+    data = {str((run.config.get("dataset") or {}).get("_target_")) for run in runs}
+    splits = {str(run.provenance.get("split")) for run in runs}
+    if len(data) > 1:
+        found.append("The runs are of different datasets: their scores cannot be compared.")
+    if len(splits) > 1:
+        each = ", ".join(f"{run.mark} on {run.provenance.get('split')}" for run in runs)
+        found.append(f"The runs were evaluated on different splits ({each}).")
+    for run in runs:
+        chain = run.config["chain"]
+        wanted, kept = chain.get("num_chains", 0) * chain.get("num_draws", 0), sum(run.draws.values())
+        evaluated = run.provenance.get("draws")
+        if kept < wanted:
+            found.append(f"{run.mark} has {kept} of {wanted} draws.")
+        if evaluated is not None and evaluated != kept:
+            found.append(f"{run.mark} was evaluated with {evaluated} draws and has {kept}: evaluate it again.")
+    return found
+
+
+def text_tables(runs: Sequence[Compared]) -> Iterator[Table | Text]:
+    """The comparison for the terminal: which run is which, notes, and the tables."""
+    legend = Table(box=None, show_header=False, pad_edge=False)
+    for run in runs:
+        legend.add_row(Text(run.mark, style="bold"), run.label, Text(run.title))
+    yield legend
+    for note in notes(runs):
+        yield Text(f"Note: {note}", style="yellow")
+    for grid in grids(runs):
+        table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, title=grid.title, title_justify="left")
+        table.title_style = "bold"
+        table.add_column("", no_wrap=True)
+        for column in grid.columns:
+            table.add_column(column, justify="right", overflow="fold")
+        for name, cells in zip(grid.rows, grid.cells, strict=True):
+            table.add_row(name, *(Text(cell.text, style="bold" if cell.best else "") for cell in cells))
+        yield Text("")
+        yield table
+
+
+def csv_text(runs: Sequence[Compared]) -> str:
+    """One line a run: marks, settings that differ, every number of predictions, diagnostics and criteria."""
+    rows = [dict(_flat_run(run, settings(runs))) for run in runs]
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, list(dict.fromkeys(name for row in rows for name in row)), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return buffer.getvalue()
+
+
+def page(runs: Sequence[Compared]) -> str:
+    """The comparison as one self-contained HTML page; all text is escaped."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("bayeslora.report", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    figures = [
+        ("Scores", "Lower is better, but for accuracy.", scores(runs)),
+        ("The ensembles as they grow", "The ensemble of the first so many draws of every chain.", growth(runs)),
+    ]
+    return environment.get_template("comparison.html.j2").render(
+        runs=runs,
+        notes=notes(runs),
+        grids=grids(runs),
+        plots=[(title, caption, _source(figure)) for title, caption, figure in figures if figure is not None],
+    )
+
+
+def scores(runs: Sequence[Compared]) -> Figure:
+    """Each metric of MAP, single draws (± sd) and ensemble, a line a run."""
+    from matplotlib import rc_context
+
+    from bayeslora.report.style import INK, PALETTE, STYLE
+
+    looks = {"map": ("D", INK), "draw": ("s", PALETTE[1]), "ensemble": ("o", PALETTE[0])}
+    with rc_context(STYLE):
+        figure, panels = _panels(runs, 0.8 + 0.3 * len(runs))
+        for column, panel in panels.items():
+            for offset, (part, (marker, color)) in zip((-0.2, 0, 0.2), looks.items(), strict=True):
+                for place, run in enumerate(runs):
+                    mean, sd = _mean_sd((run.metrics.get(part) or {}).get(column.key))
+                    if mean is not None:
+                        panel.errorbar(mean, place + offset, xerr=sd, fmt=marker, color=color, markersize=4, capsize=2)
+            panel.set_yticks(range(len(runs)), [run.mark for run in runs])
+            panel.set(title=column.title, ylim=(len(runs) - 0.5, -0.5))
+            _across(panel.xaxis, column.percent)
+        names = {"map": "MAP", "draw": "single draws ± sd", "ensemble": "ensemble"}
+        _legend(figure, [(names[part], color, marker) for part, (marker, color) in looks.items()])
+    return figure
+
+
+def growth(runs: Sequence[Compared]) -> Figure | None:
+    """Each metric of the ensemble against its number of draws, a curve a run; None where no run holds it."""
+    from matplotlib import rc_context
+
+    from bayeslora.report.style import STYLE, color_of, finite, line, scale, whole_numbers
+
+    found = [(run, color_of(at)) for at, run in enumerate(runs) if (run.metrics.get("cumulative") or {}).get("draws")]
+    if not found:
+        return None
+    with rc_context(STYLE):
+        figure, panels = _panels(runs, 2.2)
+        for column, panel in panels.items():
+            for run, color in found:
+                curve = run.metrics["cumulative"]
+                line(panel, finite(curve["draws"], curve.get(column.key) or ()), color)
+            panel.set(title=column.title, xlabel="draws")
+            panel.xaxis.set_major_locator(whole_numbers())
+            scale(panel, column.percent)
+        _legend(figure, [(run.mark, color, "") for run, color in found])
+    return figure
+
+
+def _panels(runs: Sequence[Compared], height: float) -> tuple[Figure, dict[Column, Any]]:
+    """A figure with a panel for each metric, two in a row, `height` inches each."""
+    from bayeslora.report.style import new_figure
+
+    shown = _columns(runs)
+    count = -(-len(shown) // 2)
+    figure = new_figure(count * height + 0.6)
+    panels = list(figure.subplots(count, 2, squeeze=False).ravel())
+    for spare in panels[len(shown) :]:
+        spare.remove()
+    return figure, dict(zip(shown, panels, strict=False))
+
+
+def _across(axis: Any, percent: bool) -> None:
+    """Few ticks on the x-axis, as percentages of 1 or as they are."""
+    from matplotlib.ticker import MaxNLocator, PercentFormatter, ScalarFormatter
+
+    axis.set_major_locator(MaxNLocator(3))
+    axis.set_major_formatter(PercentFormatter(1.0, symbol=" %") if percent else ScalarFormatter(useOffset=False))
+
+
+def _legend(figure: Figure, looks: Sequence[tuple[str, str, str]]) -> None:
+    """A legend beneath the panels of (label, colour, marker); a line where there is no marker."""
+    from matplotlib.lines import Line2D
+
+    from bayeslora.report.style import legend
+
+    handles = [
+        Line2D([], [], color=color, marker=marker, linestyle="" if marker else "-", markersize=4, label=label)
+        for label, color, marker in looks
+    ]
+    legend(figure, handles, columns=8)
+
+
+def _source(figure: Figure) -> str:
+    """A figure as the data address of an image."""
+    from bayeslora.report.style import png
+
+    return f"data:image/png;base64,{base64.b64encode(png(figure)).decode()}"
+
+
+def _flat_run(run: Compared, differing: Grid) -> Iterator[tuple[str, Any]]:
+    """A run's columns in the CSV file; a number that there is none of is left empty."""
+    yield from {"run": run.mark, "run_dir": str(run.folder), "title": run.title}.items()
+    yield from {"draws": sum(run.draws.values()), "chains": len(run.draws)}.items()
+    held = _settings(run)
+    for name in differing.rows:
+        yield f"setting.{name}", held.get(name)
+    for part in (*PREDICTIONS, "diagnostics", "criteria"):
+        for name, value in _leaves(run.metrics.get(part) or {}, part):
+            if isinstance(value, int | float):
+                yield name, value
+
+
+def _settings(run: Compared) -> dict[str, str]:
+    """Settings that may change a run's numbers, as text by dotted name, with the code and the machine it ran on."""
+    config = {key: value for key, value in run.config.items() if key not in SILENT}
+    found = {name: str(value) for name, value in _leaves(config, "")}
+    for name in ("commit", "hardware"):
+        found[f"provenance.{name}"] = str((run.config.get("provenance") or {}).get(name))
+    return found | {"evaluate.split": str(run.provenance.get("split"))}
+
+
+def _leaves(node: Any, name: str) -> Iterator[tuple[str, Any]]:
+    """Values by dotted name; lists count as values."""
+    if not isinstance(node, Mapping):
+        yield name, node
+        return
+    for key, value in node.items():
+        yield from _leaves(value, f"{name}.{key}" if name else str(key))
+
+
+def _columns(runs: Sequence[Compared]) -> tuple[Column, ...]:
+    """The metrics that any of the runs has."""
+    return max((columns(run.metrics) for run in runs), key=len)
+
+
+def _scores(column: Column, entries: Sequence[Any]) -> list[Cell]:
+    """One metric of several runs, with its sd where there is one; the best is marked unless all look equal."""
+    pairs = [_mean_sd(entry) for entry in entries]
+    shown = {mean: column.show(mean) for mean, _ in pairs if mean is not None}
+    best = shown[(max if column.higher_is_better else min)(shown)] if len(set(shown.values())) > 1 else None
+    return [
+        Cell(MISSING) if mean is None else Cell(column.show(mean, sd=sd), shown[mean] == best) for mean, sd in pairs
+    ]
+
+
+def _mean_sd(entry: Any) -> tuple[float | None, float | None]:
+    """A metric's value and, for single draws, its sd; None where it is missing or not finite."""
+    return (known(entry.get("mean")), known(entry.get("sd"))) if isinstance(entry, Mapping) else (known(entry), None)
+
+
+def _verdict(found: Mapping[str, Any] | None) -> Cell:
+    """A criterion's value and whether it is met; a dash where the run was not held to it."""
+    if found is None:
+        return Cell(MISSING)
+    return Cell(f"{number(found.get('value'), '.3g')} {'✓' if found.get('passed') else '✗'}")

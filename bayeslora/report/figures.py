@@ -1,0 +1,218 @@
+"""Which figures a report has, with their captions, or why one is left out."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from bayeslora.diagnostics.convergence import convergence, growth
+from bayeslora.report import mixing, plots
+from bayeslora.report.beyond import corruption_curves
+from bayeslora.report.style import Curve, finite, png
+from bayeslora.report.table import COLUMNS
+from bayeslora.report.words import known, listed
+
+if TYPE_CHECKING:
+    from bayeslora.report.page import ReportData
+
+SCALARS = {"potential": ("Potential", "potential (nats)"), "l2_norm": ("Parameter norm", "parameter norm")}
+"""Scalars that are drawn: heading, and label of the axis."""
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A figure of the page: its file's name, caption and content; or, in words, why there is none.
+
+    One that was not asked for has neither.
+    """
+
+    name: str
+    title: str
+    caption: str
+    png: bytes | None
+    missing: str
+
+    @property
+    def source(self) -> str:
+        """The image as a data address."""
+        return f"data:image/png;base64,{base64.b64encode(self.png or b'').decode()}"
+
+
+def figures(data: ReportData) -> dict[str, list[Plot]]:
+    """All figures by section."""
+    return {
+        "predictions": [_cumulative(data), _reliability(data)],
+        "convergence": [*_traces(data), *_ranks(data), _growth(data), _autocorrelation(data)],
+        "uncertainty": [_selective(data)],
+        "corruptions": [_corruptions(data)],
+        "reference": [_fidelity(data)],
+    }
+
+
+def _plot(name: str, title: str, caption: str, figure: Figure | None, missing: str) -> Plot:
+    """A plot from its figure, which may be None."""
+    return Plot(name, title, caption, None if figure is None else png(figure), missing)
+
+
+def _cumulative(data: ReportData) -> Plot:
+    metrics = data.metrics
+    chains = metrics.get("chains") or []
+    ends = [(len(steps), chain) for steps, chain in zip(data.steps, chains, strict=False)] if len(chains) > 1 else []
+    baselines = {name: metrics.get(name) for name in ("map", "map_tempered")}
+    errors, band = _errors(data)
+    caption = (
+        "The ensemble of the first draws of every chain; a curve still moving at the right wants more draws." + band
+    )
+    dots = " Dots: the ensembles of single chains, at their number of draws." if ends else ""
+    figure = plots.cumulative(metrics.get("cumulative") or {}, baselines, errors, ends)
+    return _plot(
+        "cumulative",
+        "The ensemble as it grows",
+        caption + dots,
+        figure,
+        "no ensemble of part of the draws was evaluated",
+    )
+
+
+def _errors(data: ReportData) -> tuple[dict[str, Curve], str]:
+    """Errors of the growing ensemble's metrics, by key (draws, error), and a sentence on what they are.
+
+    The standard error over the chains' own ensembles, `<metric>_se` of the curve, where the run has it.
+    """
+    curve = data.metrics.get("cumulative") or {}
+    draws = curve.get("draws") or []
+    over_chains = {c.key: finite(draws, curve[f"{c.key}_se"]) for c in COLUMNS if curve.get(f"{c.key}_se")}
+    over_chains = {key: error for key, error in over_chains.items() if len(error[0])}
+    if over_chains:
+        return over_chains, " The band is ± the Monte Carlo standard error, from the chains' ensembles of these draws."
+    grown = {c.key: growth(data.singles[c.key]) for c in COLUMNS if c.key in data.singles}
+    single = {key: finite(one["draws"], one["mcse_mean"]) for key, one in grown.items()}
+    single = {key: error for key, error in single.items() if len(error[0])}
+    if single:
+        return single, (
+            " The band is ± the Monte Carlo standard error of the mean over these single draws; averaging their"
+            " probabilities damps it, so that of the ensemble is usually smaller."
+        )
+    reason = _reason(data.singles.get("nll"))
+    return {}, f" Without the band of its Monte Carlo error: {reason}."
+
+
+def _reliability(data: ReportData) -> Plot:
+    return _plot(
+        "reliability",
+        "Reliability, before and after",
+        "Bars below the diagonal: overconfident; above: underconfident. Beneath: the share of examples a bar has.",
+        plots.reliability(data.reliability),
+        "no predictions were recorded",
+    )
+
+
+def _traces(data: ReportData) -> list[Plot]:
+    caption = "One line a chain. Chains that agree cover the same band without drift.{}"
+    return [
+        _plot(
+            f"trace_{name}",
+            f"{title} of the draws",
+            caption.format(_omitted(data.series.get(name, []))),
+            mixing.trace(data.steps, data.series.get(name, []), label, data.chain_numbers),
+            "no finite value was recorded",
+        )
+        for name, (title, label) in SCALARS.items()
+    ]
+
+
+def _ranks(data: ReportData) -> list[Plot]:
+    more = len(data.steps) - mixing.MAX_RANKED
+    caption = "Where a chain's draws rank among all draws. Chains of one distribution have level bars.{}"
+    first = f" The first {mixing.MAX_RANKED} of {len(data.steps)} chains." if more > 0 else ""
+    return [
+        _plot(
+            f"rank_{name}",
+            f"{title}, ranks by chain",
+            caption.format(first),
+            mixing.ranks(data.series.get(name, []), data.chain_numbers),
+            "ranks compare chains and there is only one" if len(data.steps) == 1 else _reason(data.series.get(name)),
+        )
+        for name, (title, _) in SCALARS.items()
+    ]
+
+
+def _growth(data: ReportData) -> Plot:
+    series, left_out = _drawable(data)
+    criteria = data.metrics.get("criteria") or {}
+    limits = {title: known((criteria.get(f"{name}_ess") or {}).get("limit")) for name, (title, _) in SCALARS.items()}
+    return _plot(
+        "ess_growth",
+        "Effective draws as the chains grow",
+        "ESS of all chains together. A line that rises steadily: more draws buy more; one that lies flat: the chains do"
+        f" not mix.{left_out}",
+        mixing.ess_growth(series, limits),
+        _reason(data.series.get("potential")),
+    )
+
+
+def _autocorrelation(data: ReportData) -> Plot:
+    series, left_out = _drawable(data)
+    return _plot(
+        "autocorrelation",
+        "Autocorrelation",
+        "One line a chain: how far a draw resembles one so many draws later. The sooner it falls to 0, the better."
+        f"{left_out}",
+        mixing.autocorrelations(series, data.chain_numbers),
+        _reason(data.series.get("potential")),
+    )
+
+
+def _selective(data: ReportData) -> Plot:
+    return _plot(
+        "selective",
+        "Answering only where confident",
+        "The error rate if only the most confident part of the examples is answered: lower is better, as is the area"
+        " under the curve.",
+        plots.selective(data.metrics.get("selective") or {}),
+        "no curve was recorded",
+    )
+
+
+def _corruptions(data: ReportData) -> Plot:
+    curves = corruption_curves(data.metrics)
+    caption = "Means over all corruptions, by severity. NLL and ECE that rise less: better calibrated under shift."
+    return _plot("corruptions", "Under corruption", caption, plots.corruptions(curves), "")
+
+
+def _fidelity(data: ReportData) -> Plot:
+    found = data.metrics.get("reference") or {}
+    figure = plots.fidelity(found.get("curve") or {}, data.gradients, found.get("map"))
+    caption = (
+        "The ensemble of the first draws of every chain against the reference: agreement should rise, distance fall."
+    )
+    return _plot("fidelity", "Closer to the reference", caption, figure, "no curve was recorded" if found else "")
+
+
+def _drawable(data: ReportData) -> tuple[dict[str, Sequence[np.ndarray]], str]:
+    """The scalars that something can be computed of, by heading, and a sentence on the others."""
+    found: dict[str, Sequence[np.ndarray]] = {}
+    reasons = []
+    for name, (title, _) in SCALARS.items():
+        series = data.series.get(name, [])
+        if series and convergence(series).ess_bulk is not None:
+            found[title] = series
+        else:
+            reasons.append(f"{title.lower()} ({_reason(series)})")
+    return found, f" Left out: {listed(reasons)}." if reasons else ""
+
+
+def _reason(series: Sequence[np.ndarray] | None) -> str:
+    """Why nothing can be said of a scalar."""
+    return (convergence(series).reason if series else None) or "it was not recorded"
+
+
+def _omitted(series: Sequence[np.ndarray]) -> str:
+    """A sentence on the values that cannot be drawn, empty if there are none."""
+    count = sum(int((~np.isfinite(np.asarray(values, dtype=np.float64))).sum()) for values in series)
+    return f" Not drawn: {count:,} values that are not finite." if count else ""

@@ -1,0 +1,142 @@
+"""What a run's numbers say, in sentences: against MAP, on convergence, on its criteria."""
+
+from __future__ import annotations
+
+from bayeslora.evaluation.criteria import failed
+from bayeslora.report.scalars import LABELS, RHAT_BAD, deciding, rhat_limit
+from bayeslora.report.table import COLUMNS, Column, columns, criterion_reason
+from bayeslora.report.words import Metrics, known, listed, sentence
+
+AGAINST_MAP = {
+    "beats": "beats MAP",
+    "is worse": "is worse than MAP",
+    "ties": "ties with MAP",
+    "cannot be compared": "cannot be compared with MAP",
+}
+"""How the ensemble can stand against MAP: the outcome, and its words where MAP must be named."""
+
+
+def verdict(metrics: Metrics, draws: int) -> str:
+    """One sentence comparing the ensemble of `draws` draws with MAP; equal at the digits shown is a tie."""
+    subject = f"The ensemble of {draws:,} draws" if draws != 1 else "The only draw"
+    ensemble, baseline = metrics.get("ensemble"), metrics.get("map")
+    if not ensemble:
+        return "No draw has been evaluated, so there is nothing to compare."
+    if not baseline:
+        reached = [f"{c.name} {_shown(c, ensemble)}" for c in columns(metrics) if c.key in ensemble]
+        return f"{subject} reaches {listed(reached)}; there is no MAP baseline to compare it with."
+    found = list(_outcomes(metrics, baseline).items())
+    clauses = [
+        f"{outcome if at else AGAINST_MAP[outcome]} on {listed(names)}" for at, (outcome, names) in enumerate(found)
+    ]
+    return f"{subject} {', '.join(clauses[:-1])}{', and ' if clauses[1:] else ''}{clauses[-1]}."
+
+
+def tempered_verdict(metrics: Metrics) -> str | None:
+    """One sentence comparing the ensemble with MAP at its fitted temperature; None where there is no such baseline."""
+    baseline = metrics.get("map_tempered") or {}
+    if not metrics.get("ensemble") or "nll" not in baseline:
+        return None
+    clauses = []
+    for outcome, words in {"beats": "better", "is worse": "worse", "ties": "as good"}.items():
+        names = [c.name for c in COLUMNS[1:] if _compare(c, metrics["ensemble"], baseline)[0] == outcome]
+        if names:
+            clauses.append(f"{words} on {listed(names)}")
+    stands = f"it is {listed(clauses)}" if clauses else "it cannot be compared"
+    return f"Against MAP with a temperature fitted on the validation set {stands}."
+
+
+def temperature_verdict(metrics: Metrics, temperature: float | None) -> str | None:
+    """A sentence where the Bayes posterior (T = 1) predicts worse than MAP; else None.
+
+    Source: Wenzel, Roth, Veeling et al. (2020), "How good is the Bayes posterior in deep neural networks really?".
+    """
+    baseline = metrics.get("map")
+    if temperature != 1.0 or not baseline or not metrics.get("ensemble"):
+        return None
+    worse = [c.name for c in columns(metrics) if _compare(c, metrics["ensemble"], baseline)[0] == "is worse"]
+    if not worse:
+        return None
+    cause = (
+        "As the chains agree, this is the posterior's doing and not its sampling's: it takes another prior or"
+        " likelihood, or a colder posterior (T < 1), which is another target."
+        if chains_agree(metrics)
+        else "As the chains are not shown to agree, it may be the sampling's doing and not the posterior's."
+    )
+    return f"At T = 1, the Bayes posterior, predictions are worse than those of MAP on {listed(worse)}. {cause}"
+
+
+def convergence_verdict(metrics: Metrics) -> str:
+    """One sentence on whether the chains agree: on potential, norm, NLL, prior and 95 % of the predictions."""
+    found = deciding(metrics)
+    rhats = {name: rhat for name, (rhat, _) in found.items() if rhat is not None}
+    unknown = {name: reason or "no reason was recorded" for name, (rhat, reason) in found.items() if rhat is None}
+    if not rhats:
+        return f"Convergence was not assessed: {'; '.join(sorted(set(unknown.values()))) or 'nothing was recorded'}."
+    worst = max(rhats, key=lambda name: (rhats[name] > rhat_limit(metrics, name), rhats[name]))
+    if rhats[worst] > rhat_limit(metrics, worst):
+        words = "disagree" if rhats[worst] > RHAT_BAD else "are not shown to agree yet"
+        return (
+            f"The chains {words} (R-hat up to {rhats[worst]:.3f}, that of {_of(worst)}): this is an ensemble, not a"
+            " sample of the posterior."
+        )
+    if unknown:
+        names = listed([_of(name) for name in unknown])
+        return f"The chains are not shown to agree: {names} not assessed ({'; '.join(sorted(set(unknown.values())))})."
+    return f"The chains agree on what was compared (R-hat at most {max(rhats.values()):.3f}, that of {_of(worst)})."
+
+
+def chains_agree(metrics: Metrics) -> bool:
+    """Whether all that decides has an R-hat, within its limit."""
+    found = deciding(metrics)
+    return bool(found) and all(rhat is not None and rhat <= rhat_limit(metrics, n) for n, (rhat, _) in found.items())
+
+
+def criteria_verdict(metrics: Metrics) -> tuple[bool | None, str, list[str]]:
+    """Whether all criteria are met (None without any), how many are in words, and a sentence on each that is not."""
+    criteria = metrics.get("criteria") or {}
+    if not criteria:
+        return None, "No criterion was set, so nothing passes or fails.", []
+    problems = failed(criteria)
+    names = [name for name, found in criteria.items() if not found["passed"]]
+    reasons = [
+        criterion_reason(metrics, name) if known(criteria[name].get("value")) is None else None for name in names
+    ]
+    sentences = [
+        sentence(f"{problem} ({reason})" if reason else problem)
+        for problem, reason in zip(problems, reasons, strict=True)
+    ]
+    count = f"{len(criteria) - len(problems)} of {len(criteria)} criteria met"
+    return not problems, count, sentences
+
+
+def _outcomes(metrics: Metrics, baseline: Metrics) -> dict[str, list[str]]:
+    """Metrics with their numbers, by how the ensemble stands against the baseline."""
+    found: dict[str, list[str]] = {outcome: [] for outcome in AGAINST_MAP}
+    for column in columns(metrics):
+        outcome, numbers = _compare(column, metrics["ensemble"], baseline)
+        found[outcome].append(f"{column.name} ({numbers})")
+    return {outcome: names for outcome, names in found.items() if names}
+
+
+def _compare(column: Column, ensemble: Metrics, baseline: Metrics) -> tuple[str, str]:
+    """How a metric stands against the baseline, and both in digits."""
+    value, against = known(ensemble.get(column.key)), known(baseline.get(column.key))
+    if value is None or against is None:
+        return "cannot be compared", "a value is missing"
+    shown, other = column.show(value, 3), column.show(against, 3)
+    if shown == other:
+        return "ties", shown
+    return "beats" if (value > against) == column.higher_is_better else "is worse", f"{shown} vs {other}"
+
+
+def _shown(column: Column, values: Metrics) -> str:
+    value = known(values[column.key])
+    return "unknown" if value is None else column.show(value, 3)
+
+
+def _of(name: str) -> str:
+    """A quantity within a sentence."""
+    return {"potential": "the potential", "l2_norm": "the parameter norm", "prior": "the prior energy"}.get(
+        name, f"the {LABELS[name]}" if name == "nll" else LABELS[name]
+    )

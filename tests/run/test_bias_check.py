@@ -1,0 +1,182 @@
+"""python -m bayeslora.bias_check: the run at half the step size, what it is compared by, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from omegaconf import OmegaConf
+from safetensors.torch import load_file
+
+from bayeslora.bias_check import bias_check, compare, example_errors, half_step, verdict
+from bayeslora.diagnostics.metrics import metrics
+from bayeslora.errors import ConfigError, CriteriaError, DataError
+from run.tools import OWN, composed, digests, manifest, run, same
+
+LIMITS = {"nll": 0.01, "ece": 0.005}
+
+
+def check(folder: Path, *overrides: str) -> dict[str, Any]:
+    return bias_check(composed(f"run_dir={folder}", *overrides, config="bias_check"))
+
+
+@pytest.fixture(scope="module")
+def checked(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the tiny quickstart, checked; not to be changed."""
+    folder = tmp_path_factory.mktemp("bias") / "run"
+    shutil.copytree(finished, folder)
+    check(folder, "bootstrap=20")
+    return folder
+
+
+def half(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}_half_step")
+
+
+def test_the_run_is_repeated_at_half_the_step_size_over_the_same_time(checked: Path, finished: Path) -> None:
+    ours, theirs = (yaml.safe_load((folder / "config.yaml").read_text()) for folder in (half(checked), finished))
+    assert (ours["sampler"].pop("lr"), theirs["sampler"].pop("lr")) == (0.005, 0.01)
+    assert (ours["chain"].pop("burn_in"), theirs["chain"].pop("burn_in")) == (4, 2)
+    assert (ours["chain"].pop("thin"), theirs["chain"].pop("thin")) == (4, 2)
+    assert ours["logger"]["csv"]["save_dir"] == f"{half(checked)}/logs"
+    assert ours["run_dir"] == str(half(checked))
+    for part in ("run_dir", "logger", "provenance"):
+        del ours[part], theirs[part]
+    assert ours == theirs
+    for chain in (0, 1):
+        assert [record["step"] for record in manifest(half(checked), chain)] == [11, 15, 19, 23, 27]
+        assert {record["scalars"]["lr"] for record in manifest(half(checked), chain)} == {0.005}
+    assert same(load_file(half(checked) / "map.safetensors"), load_file(finished / "map.safetensors"))
+    assert digests(checked) == digests(finished)
+
+
+def test_the_changes_are_those_of_the_two_metrics_files(checked: Path, finished: Path) -> None:
+    found = json.loads((checked / "bias.json").read_text())
+    before, after = (json.loads((folder / "metrics.json").read_text()) for folder in (finished, half(checked)))
+    for name, limit in LIMITS.items():
+        change = after["ensemble"][name] - before["ensemble"][name]
+        assert found[name]["change"] == pytest.approx(change)
+        each = np.array([a[name] - b[name] for a, b in zip(after["chains"], before["chains"], strict=True)])
+        assert found[name]["se"] == pytest.approx(each.std(ddof=1) / 2**0.5)
+        assert found[name]["chains_change"] == pytest.approx(each.mean())
+        assert found[name]["limit"] == limit
+        assert found[name]["passed"] == (abs(change) < limit)
+        assert found[name]["test_se"] > 0
+    assert found["lr"] == [0.01, 0.005]
+
+
+def test_repeating_the_check_runs_nothing_again(
+    checked: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for folder in (checked, half(checked)):
+        shutil.copytree(folder, tmp_path / folder.name)
+    before = digests(tmp_path / "run_half_step")
+    again = check(tmp_path / "run", "bootstrap=0")
+    assert digests(tmp_path / "run_half_step") == before
+    out = capsys.readouterr().out
+    assert out.count("all 5 draws are on disk") == 2
+    assert "NLL" in out
+    assert "test_se" not in again["nll"]
+    first = json.loads((checked / "bias.json").read_text())
+    assert again["nll"]["change"] == pytest.approx(first["nll"]["change"])
+
+
+def test_strict_asks_for_both_changes_to_be_small(checked: Path, tmp_path: Path) -> None:
+    for folder in (checked, half(checked)):
+        shutil.copytree(folder, tmp_path / folder.name)
+    wide = ("limits.nll=10", "limits.ece=1", "bootstrap=0", "strict=true")
+    assert check(tmp_path / "run", *wide)["nll"]["passed"] is True
+    with pytest.raises(
+        CriteriaError, match=r"ECE changes by .* at half the step size .it must be below 1e-09"
+    ) as error:
+        check(tmp_path / "run", *wide, "limits.ece=1e-9")
+    assert error.value.exit_code == 4
+    written = json.loads((tmp_path / "run" / "bias.json").read_text())
+    assert (written["nll"]["passed"], written["ece"]["passed"]) == (True, False)
+
+
+def test_one_chain_is_told_apart_from_a_pass(tmp_path: Path) -> None:
+    run(tmp_path / "run", "chain.num_chains=1", base=OWN)
+    out = tmp_path / "elsewhere"
+    with pytest.raises(CriteriaError, match="it needs at least two"):
+        check(tmp_path / "run", "strict=true", "bootstrap=0", f"out_dir={out}", "keep_time=false")
+    found = json.loads((tmp_path / "run" / "bias.json").read_text())
+    assert (found["nll"]["se"], found["nll"]["passed"]) == (None, None)
+    assert "one chain" in found["nll"]["reason"]
+    assert [record["step"] for record in manifest(out, 0)] == [7, 9, 11, 13, 15]  # keep_time=false: the same steps
+
+
+def test_runs_that_cannot_be_compared_are_refused(finished: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    (folder / "metrics.json").unlink()
+    with pytest.raises(DataError, match=r"was evaluated with 0 of 10 draws: python -m bayeslora\.evaluate"):
+        check(folder)
+    (folder / "metrics.json").write_text("{")
+    with pytest.raises(DataError, match=r"cannot read .*metrics\.json"):
+        check(folder)
+    shutil.rmtree(folder / "chains" / "1")
+    with pytest.raises(DataError, match="has 5 of 10 draws"):
+        check(folder)
+    with pytest.raises(DataError, match="is no run directory"):
+        check(tmp_path / "nothing")
+    with pytest.raises(ConfigError, match="which run"):
+        bias_check(composed(config="bias_check"))
+    for wrong in ("limits.brier=1", "rundir=3", "bootstrap=1"):
+        with pytest.raises(ConfigError, match=wrong.partition("=")[0]):
+            check(finished, wrong)
+    assert not (tmp_path / "run_half_step").exists()
+
+
+def recorded(*overrides: str) -> Any:
+    """A configuration as a run records it."""
+    return OmegaConf.create(OmegaConf.to_container(composed(*OWN, "run_dir=a", *overrides), resolve=True))
+
+
+def test_a_run_that_samples_nothing_has_no_bias() -> None:
+    for cold in ("sampler=map", "temperature=0"):
+        with pytest.raises(ConfigError, match="temperature 0"):
+            half_step(recorded(cold), Path("b"), "test")
+
+
+def test_schedules_keep_their_shape_in_time() -> None:
+    polynomial = half_step(recorded("chain.schedule=polynomial"), Path("b"), "test")
+    assert polynomial.chain.schedule_settings == {"offset": 2.0}
+    settings = ("chain.schedule=exponential", "chain.schedule_settings={end: 0.5, decay_steps: 30}")
+    assert half_step(recorded(*settings), Path("b"), "test").chain.schedule_settings == {"end": 0.5, "decay_steps": 60}
+    assert half_step(recorded(*settings), Path("b"), "test", keep_time=False).chain.schedule_settings.decay_steps == 30
+    grouped = half_step(recorded("chain.lr_factors={head: 10}"), Path("b"), "test")
+    assert (grouped.sampler.lr, grouped.chain.lr_factors.head) == (0.005, 10)
+
+
+def test_chains_are_paired_by_their_numbers() -> None:
+    def of(ensemble: float, chains: dict[int, float]) -> dict[str, Any]:
+        entry = {"nll": ensemble, "ece": ensemble}
+        return {"ensemble": entry, "chains": [{"chain": k, "nll": v, "ece": v} for k, v in chains.items()]}
+
+    found = compare(of(1.0, {0: 1.0, 1: 2.0, 2: 3.0}), of(1.004, {2: 3.02, 0: 1.01, 1: 2.0}), LIMITS)
+    assert found["nll"]["chains_change"] == pytest.approx(0.01)
+    assert found["nll"]["se"] == pytest.approx(0.01 / 3**0.5)
+    assert (found["nll"]["passed"], found["ece"]["passed"]) == (True, True)
+    assert "chains differ by as much" in verdict(found["nll"])
+    quiet = compare(of(1.0, {0: 1.0, 1: 2.0}), of(1.1, {0: 1.1, 1: 2.1}), LIMITS)
+    assert verdict(quiet["nll"]) == "too large"
+
+
+def test_the_error_over_examples_is_that_of_the_mean_difference() -> None:
+    """Of the NLL it is known: sd of the differences over √N; 400 resamples give it to 3.5 %."""
+    source = torch.Generator().manual_seed(0)
+    p, q = (torch.randn(300, 4, generator=source).log_softmax(-1) for _ in range(2))
+    targets = torch.randint(4, (300,), generator=source)
+    found = example_errors(p, q, targets, 400, seed=1)
+    each = (p - q).gather(1, targets[:, None]).double()
+    assert found["nll"] == pytest.approx(each.std().item() / 300**0.5, rel=4 * 0.036)
+    assert 0 < found["ece"] < 0.1
+    assert example_errors(p, p, targets, 5, seed=1) == {"nll": 0.0, "ece": 0.0}
+    assert metrics(p, targets)["nll"] > 0

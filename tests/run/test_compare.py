@@ -1,0 +1,193 @@
+"""python -m bayeslora.compare: runs side by side as text, CSV and HTML; all that is wrong is named at once."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from PIL import Image
+
+from bayeslora.compare import compare, folders, labels
+from bayeslora.errors import ConfigError, DataError
+from bayeslora.report.comparison import growth, marks, notes, scores
+from run.tools import composed
+
+
+def changed(folder: Path, file: str, **entries: Any) -> None:
+    """Set entries of a run's config.yaml or metrics.json, by dotted name with `__` for the dot."""
+    load, dump = (yaml.safe_load, yaml.safe_dump) if file.endswith("yaml") else (json.loads, json.dumps)
+    content = load((folder / file).read_text())
+    for name, value in entries.items():
+        node = content
+        *path, last = name.split("__")
+        for part in path:
+            node = node[part]
+        node[last] = value
+    (folder / file).write_text(dump(content))
+
+
+@pytest.fixture
+def pair(finished: Path, tmp_path: Path) -> list[Path]:
+    """Two runs: the tiny quickstart, and one that differs in settings and scores."""
+    found = [tmp_path / "runs" / name for name in ("first", "second")]
+    for folder in found:
+        shutil.copytree(finished, folder)
+    changed(found[1], "config.yaml", sampler__lr=0.02, seed=7, run_dir="elsewhere", temperature=0.5)
+    changed(found[1], "metrics.json", ensemble__nll=0.5, map=None, criteria={"ess": {"value": 12.0, "passed": False}})
+    changed(found[0], "metrics.json", criteria={"ess": {"title": "Bulk ESS", "value": 512.5, "passed": True}})
+    return found
+
+
+def asked(*overrides: str) -> list[Any]:
+    return compare(composed(*overrides, config="compare"))
+
+
+def table_of(out: str, title: str) -> dict[str, list[str]]:
+    """Rows of a printed table by their name; cells are apart by two spaces."""
+    lines = out.split(f"\n{title}", 1)[1].splitlines()[1:]
+    body = lines[next(at for at, line in enumerate(lines) if "──" in line) + 1 :]
+    rows = [re.split(r"\s{2,}", line.strip()) for line in body[: [*map(str.strip, body), ""].index("")]]
+    return {row[0]: row[1:] for row in rows}
+
+
+def test_the_text_holds_scores_diagnostics_criteria_and_what_differs(
+    pair: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = asked(f"run_dirs=[{pair[0]},{pair[1]}]")
+    out = capsys.readouterr().out
+    first, second = (json.loads((folder / "metrics.json").read_text()) for folder in pair)
+    assert re.search(r"A +first +quickstart: SGLD on Digits, T = 1.0", out)
+    ensembles = table_of(out, "Ensemble of all draws")
+    assert ensembles["A"][1] == f"{first['ensemble']['nll']:.4f}"
+    assert ensembles["B"][1] == "0.5000"
+    assert list(table_of(out, "MAP")) == ["A"]
+    nll = second["draw"]["nll"]
+    assert table_of(out, "Single draws")["B"][1] == f"{nll['mean']:.4f} ± {nll['sd']:.4f}"
+    convergence = table_of(out, "Convergence")["A"]
+    assert convergence[0] == f"{first['diagnostics']['potential']['rhat']:.3f}"
+    assert convergence[-2:] == ["10", "2"]
+    assert table_of(out, "Criteria") == {"Bulk ESS": ["512 ✓", "12 ✗"]}
+    assert table_of(out, "Settings that differ") == {
+        "sampler.lr": ["0.01", "0.02"],
+        "seed": ["0", "7"],
+        "temperature": ["1.0", "0.5"],
+    }
+    assert [run.mark for run in runs] == ["A", "B"]
+    assert not (pair[0].parent / "comparison.csv").exists()
+
+
+def test_csv_and_page_are_written(pair: list[Path], tmp_path: Path) -> None:
+    curve = {"draws": [2, 4], "nll": [2.0, 1.9], "accuracy": [0.1, 0.2], "ece": [0.1, None], "brier": [0.9, 0.8]}
+    changed(pair[0], "metrics.json", cumulative=curve)
+    changed(pair[1], "config.yaml", name="<b>bold</b>")
+    asked(f"run_dirs={pair[0].parent}/*", f"out_dir={tmp_path / 'out'}")
+    first, second = csv.DictReader((tmp_path / "out" / "comparison.csv").open())
+    metrics = json.loads((pair[0] / "metrics.json").read_text())
+    assert float(first["ensemble.nll"]) == metrics["ensemble"]["nll"]
+    assert float(first["draw.nll.mean"]) == metrics["draw"]["nll"]["mean"]
+    assert (first["draws"], first["chains"], first["setting.sampler.lr"]) == ("10", "2", "0.01")
+    assert (second["map.nll"], second["ensemble.nll"], second["setting.sampler.lr"]) == ("", "0.5", "0.02")
+    assert (first["criteria.ess.value"], second["criteria.ess.passed"]) == ("512.5", "False")
+    page = (tmp_path / "out" / "comparison.html").read_text()
+    assert page.count('<img src="data:image/png;base64,') == 2
+    assert not re.search(r"(src|href)=\"(?!data:)", page)
+    assert "&lt;b&gt;bold&lt;/b&gt;: SGLD" in page
+    assert "<b>0.5000</b>" in page
+    assert str(pair[0]) in page
+
+
+def test_growth_is_drawn_where_it_is_recorded(pair: list[Path], tmp_path: Path) -> None:
+    for folder in pair:
+        content = json.loads((folder / "metrics.json").read_text())
+        (folder / "metrics.json").write_text(json.dumps({k: v for k, v in content.items() if k != "cumulative"}))
+    runs = asked(f"run_dirs={pair[0].parent}/*")
+    assert growth(runs) is None
+    changed(pair[1], "metrics.json", cumulative={"draws": [2, 4], "nll": [2.0, 1.9], "ece": [0.1, None]})
+    figure = growth(asked(f"run_dirs={pair[0].parent}/*"))
+    (line,) = next(axes for axes in figure.axes if axes.get_title(loc="left") == "NLL").lines
+    assert line.get_ydata().tolist() == [2.0, 1.9]
+    figure = scores(runs)
+    assert len(figure.axes) == 4
+    figure.savefig(tmp_path / "scores.png")
+    assert len(Image.open(tmp_path / "scores.png").convert("L").getcolors()) > 10
+
+
+def test_all_runs_that_cannot_be_read_are_named_at_once(pair: list[Path], tmp_path: Path) -> None:
+    bad = {name: tmp_path / "bad" / name for name in ("gone", "empty", "raw", "torn", "list", "yaml")}
+    for name in ("raw", "torn", "list", "yaml"):
+        shutil.copytree(pair[0], bad[name])
+    bad["empty"].mkdir()
+    (bad["raw"] / "metrics.json").unlink()
+    (bad["torn"] / "metrics.json").write_text('{"ensemble": ')
+    (bad["list"] / "metrics.json").write_text("[1]")
+    (bad["yaml"] / "config.yaml").write_text("a: [")
+    with pytest.raises(DataError) as error:
+        asked(f"run_dirs=[{pair[0]},{','.join(map(str, bad.values()))}]")
+    problems = error.value.problems
+    assert len(problems) == 6
+    for (name, folder), words in zip(
+        bad.items(),
+        ("is no run directory", "is no run directory", "has not been evaluated: python -m bayeslora.evaluate",
+         "cannot read metrics.json", "does not hold a run's metrics", "cannot read config.yaml"),
+        strict=True,
+    ):  # fmt: skip
+        assert any(problem.startswith(str(folder)) and words in problem for problem in problems), name
+
+
+def test_what_is_asked_wrongly_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="which runs"):
+        asked()
+    with pytest.raises(ConfigError, match="matches no run directory"):
+        asked(f"run_dirs={tmp_path}/*")
+    with pytest.raises(ConfigError, match="unknown key outdir: compare takes out_dir, run_dirs"):
+        asked("run_dirs=[a]", "outdir=b")
+    with pytest.raises(ConfigError, match="names no run"):
+        asked("run_dirs=[]")
+
+
+def test_patterns_find_runs_only_and_each_once(pair: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    (pair[0].parent / "notes").mkdir()
+    monkeypatch.chdir(pair[0].parent)
+    assert folders("*") == [Path("first"), Path("second")]
+    assert folders(["second", "*", str(pair[1])]) == [Path("second"), Path("first")]
+    assert labels([pair[0]]) == ["first"]
+    assert labels([pair[0] / "a", pair[1] / "a"]) == ["first/a", "second/a"]
+    assert marks(3) == ["A", "B", "C"]
+    assert marks(27)[-1] == "27"
+
+
+def test_notes_say_what_makes_numbers_less_comparable(pair: list[Path]) -> None:
+    both = f"run_dirs={pair[0].parent}/*"
+    assert notes(asked(both)) == []
+    manifest = pair[1] / "chains" / "1" / "manifest.jsonl"
+    lines = manifest.read_bytes().splitlines(keepends=True)
+    manifest.write_bytes(b"".join(lines[:3]) + lines[3][:20] + b'\n{"event": "retry"}\n')
+    changed(pair[1], "metrics.json", provenance__split="validation")
+    changed(pair[0], "config.yaml", dataset___target_="bayeslora.datasets.Cifar10")
+    assert notes(asked(both)) == [
+        "The runs are of different datasets: their scores cannot be compared.",
+        "The runs were evaluated on different splits (A on test, B on validation).",
+        "B has 8 of 10 draws.",
+        "B was evaluated with 10 draws and has 8: evaluate it again.",
+    ]
+
+
+def test_the_command_needs_no_torch(pair: list[Path], tmp_path: Path) -> None:
+    script = (
+        "import sys, bayeslora.compare as c\n"
+        "try: c.main()\n"
+        "except SystemExit as end: print(end.code, 'torch' in sys.modules)"
+    )
+    arguments = [sys.executable, "-c", script, f"run_dirs={pair[0].parent}/*"]
+    result = subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert result.stdout.splitlines()[-1] == "0 False", result.stderr
+    assert "Settings that differ" in result.stdout
+    assert list(tmp_path.iterdir()) == [pair[0].parent]
