@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from data.text_models import tiny_model
+from data.text_tools import mrpc
 from omegaconf import DictConfig, OmegaConf
 from run.tools import composed
 from torch import nn
@@ -16,8 +18,9 @@ from bayeslora.build import build, plain
 from bayeslora.chains.plan import Plan
 from bayeslora.cli import forced
 from bayeslora.config import CONF_DIR, RootConfig, accepted, check_config, instantiate
-from bayeslora.datasets import Cifar10, Cifar100, Digits
+from bayeslora.datasets import Cifar10, Cifar100, Digits, Glue
 from bayeslora.errors import ConfigError
+from bayeslora.evaluate import OVERRIDES
 from bayeslora.potential import Prior
 from bayeslora.samplers import Sampler
 
@@ -54,19 +57,33 @@ def test_the_experiments_of_the_project_are_there() -> None:
     assert wanted <= set(EXPERIMENTS)
 
 
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
+    """What lets experiments on texts do without a hub: a tiny RoBERTa and a tiny MRPC."""
+    root = tmp_path_factory.mktemp("texts")
+    model, data = tiny_model(root / "model", "roberta"), mrpc(root / "mrpc", train=70, test=40)
+    return f"model.name_or_path={model}", f"dataset.path={data}", "dataset.max_length=60"
+
+
+def of(experiment: str, texts: tuple[str, ...], *overrides: str) -> DictConfig:
+    """An experiment as it can be composed and built here."""
+    return composed(f"experiment={experiment}", *overrides, *(texts if experiment.startswith("mrpc") else ()))
+
+
 @pytest.mark.parametrize("size", ["full", "smoke"])
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
-def test_every_experiment_makes_its_parts(experiment: str, size: str) -> None:
-    cfg = composed(f"experiment={experiment}", f"size={size}")
+def test_every_experiment_makes_its_parts(experiment: str, size: str, texts: tuple[str, ...]) -> None:
+    cfg = of(experiment, texts, f"size={size}")
     assert check_config(cfg) == []
     assert cfg.name == experiment
     assert isinstance(instantiate(cfg.prior), Prior)
     dataset = instantiate(cfg.dataset)
-    assert isinstance(dataset, Cifar10 | Digits)
-    classes = 100 if isinstance(dataset, Cifar100) else 10
+    assert isinstance(dataset, Cifar10 | Digits | Glue)
+    classes = 2 if isinstance(dataset, Glue) else 100 if isinstance(dataset, Cifar100) else 10
     with torch.device("meta"):
         model = instantiate(cfg.model, **accepted(cfg.model, num_classes=classes, in_channels=3))
-        assert model(torch.empty(2, 3, 32, 32)).shape == (2, classes)
+        if not isinstance(dataset, Glue):
+            assert model(torch.empty(2, 3, 32, 32)).shape == (2, classes)
     weight = nn.Parameter(torch.zeros(3))
     sampler = instantiate(cfg.sampler)([weight], kT=1e-3, seed=0, chain=0)
     assert isinstance(sampler, Sampler)
@@ -77,12 +94,13 @@ def test_every_experiment_makes_its_parts(experiment: str, size: str) -> None:
 
 @pytest.mark.parametrize("size", ["full", "smoke"])
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
-def test_every_experiment_passes_all_checks_of_values(experiment: str, size: str) -> None:
-    """On digits, which need no download: plan, sampler, schedules, batches and model fit each other."""
-    cfg = composed(f"experiment={experiment}", f"size={size}", "dataset=digits", "trainer=cpu")
+def test_every_experiment_passes_all_checks_of_values(experiment: str, size: str, texts: tuple[str, ...]) -> None:
+    """On digits or a tiny MRPC, without download: plan, sampler, schedules, batches and model fit each other."""
+    images = () if experiment.startswith("mrpc") else ("dataset=digits",)
+    cfg = of(experiment, texts, f"size={size}", "trainer=cpu", *images)
     setup = build(cfg)
     assert setup.plan == plan(cfg)
-    assert setup.potential.num_data == (64 if size == "smoke" else 1437)
+    assert setup.potential.num_data == (64 if size == "smoke" else 1437 if images else 70)
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
@@ -95,13 +113,14 @@ def test_smoke_wins_over_the_experiment_and_the_command_line_over_both(experimen
     assert {key for key in numbers if OmegaConf.select(full, key) == numbers[key]} <= {"chain.num_draws"}
     assert cfg.chain.batch_size <= cfg.dataset.limit_train
     assert plan(cfg).total <= 24
-    assert plan(full).total > 1000
+    assert plan(full).total > 600
     assert composed(f"experiment={experiment}", "size=smoke", "chain.thin=7").chain.thin == 7
 
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
 def test_every_option_of_every_group_composes(group: str, option: str) -> None:
-    assert check_config(composed(f"{group}={option}")) == []
+    place = "optimizer@chain.warmup.optimizer" if group == "optimizer" else group
+    assert check_config(composed(f"{place}={option}")) == []
 
 
 def test_each_key_of_the_schema_has_a_default_in_conf_and_the_other_way_round() -> None:
@@ -123,11 +142,26 @@ def test_the_predecessors_plan_is_the_default_of_the_cifar_experiments() -> None
         assert (chain.batch_size, chain.burn_in, chain.thin, chain.num_draws) == (128, 2000, 200, 100)
 
 
-def test_the_cifar_posteriors_are_at_temperature_one_without_augmentation_and_map_at_zero() -> None:
+def test_the_predecessors_plan_is_the_default_of_the_mrpc_experiments() -> None:
+    for experiment in ("mrpc_roberta_sgld", "mrpc_roberta_samsgld_r1"):
+        cfg = composed(f"experiment={experiment}")
+        chain, model = cfg.chain, cfg.model
+        plan = (chain.num_chains, chain.batch_size, chain.burn_in, chain.thin, chain.num_draws)
+        assert plan == (4, 32, 8000, 50, 60)
+        assert chain.warmup.optimizer._target_ == "torch.optim.AdamW"
+        assert (chain.warmup.optimizer.lr, cfg.dataset.max_length) == (2e-4, 256)
+        assert (model.name_or_path, model.rank, model.alpha) == ("roberta-base", 8, 16.0)
+        assert model.targets == ["query", "key", "value", "attention.output.dense"]
+    online = composed("experiment=mrpc_roberta_samsgld_r1_online")
+    assert online.callbacks.online.milestones == [1000, 10_000, 50_000, 100_000, 150_000]
+    assert (online.chain.num_chains, online.chain.num_draws * online.chain.thin) == (1, 150_000)
+
+
+def test_posteriors_are_at_temperature_one_without_augmentation_and_map_at_zero() -> None:
     for experiment in EXPERIMENTS:
         cfg = composed(f"experiment={experiment}")
         assert cfg.temperature == (0.0 if experiment.endswith("_map") else 1.0)
-        assert not cfg.dataset.augment
+        assert not cfg.dataset.get("augment", False)
 
 
 @pytest.mark.parametrize(
@@ -220,4 +254,4 @@ def test_the_composed_configuration_is_plain_data(experiment: str) -> None:
 
 def test_evaluate_composes() -> None:
     cfg = composed("run_dir=here", config="evaluate")
-    assert dict(cfg) == {"run_dir": "here", "split": None, "batch_size": None}
+    assert dict(cfg) == {"run_dir": "here"} | dict.fromkeys(OVERRIDES)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Any
 
@@ -129,22 +128,6 @@ def test_tensorboard_gets_each_chains_potential_and_draws(tmp_path: Path) -> Non
         assert [e.step for e in events.Scalars("train/potential")] == [5, 10, 15]
         logged = [e.value for e in events.Scalars("draw/potential")]
         assert logged == pytest.approx([r["scalars"]["potential"] for r in manifest(folder, chain)], rel=1e-6)
-
-
-def test_wandb_is_offline_without_an_account(tmp_path: Path, finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("WANDB_API_KEY", "WANDB_MODE"):
-        monkeypatch.delenv(name, raising=False)
-    for name in ("HOME", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DATA_DIR"):
-        monkeypatch.setenv(name, str(tmp_path / "home"))
-    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # no network
-    (tmp_path / "home").mkdir()
-    start = time.monotonic()
-    run(tmp_path / "run", "logger=wandb")
-    assert time.monotonic() - start < 60
-    runs = sorted((tmp_path / "run" / "wandb").glob("offline-run-*"))
-    assert len(runs) == 2
-    assert all(list(folder.glob("run-*.wandb")) for folder in runs)
-    assert digests(tmp_path / "run") == digests(finished)
 
 
 def test_a_sweep_gives_each_job_a_folder_and_goes_on_after_a_failure(tmp_path: Path) -> None:

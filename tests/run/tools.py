@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from omegaconf import DictConfig
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from bayeslora import evaluate, train
+from bayeslora import train
 from bayeslora.cli import forced
 from bayeslora.config import CONF_DIR
 from bayeslora.samplers import SGLD
@@ -82,7 +83,7 @@ def call(command: str, *arguments: str) -> int:
     before = sys.argv
     sys.argv = [f"{command}.py", *arguments]
     try:
-        {"train": train.main, "evaluate": evaluate.main}[command]()
+        import_module(f"bayeslora.{command}").main()
     except SystemExit as end:
         return int(end.code or 0)
     finally:
