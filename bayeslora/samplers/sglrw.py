@@ -22,7 +22,8 @@ class SGLRW(Sampler):
     Args: as `Sampler`.
 
     Warns:
-        RuntimeWarning: more than 1 % of the coordinates were clipped over 100 steps; make ε smaller.
+        RuntimeWarning: more than 1 % of the coordinates were clipped over 100 steps; make ε smaller. Said again only
+            once the share has doubled.
 
     Example:
         >>> sampler = SGLRW(model.parameters(), lr=1e-2, kT=potential.kT(1.0), seed=0)     # doctest: +SKIP
@@ -34,6 +35,7 @@ class SGLRW(Sampler):
     """
 
     WINDOW = 100
+    _tolerated = 0.01  # share clipped beyond which to warn
 
     def update(self, theta: Tensor, evaluate: Evaluate) -> tuple[Tensor, Tensor]:
         potential, gradient = evaluate()
@@ -54,7 +56,8 @@ class SGLRW(Sampler):
             return
         self.memory["clipped"] = self.memory.pop("clipping") / self.WINDOW
         share = float(self.memory["clipped"].mean())
-        if share > 0.01:
+        if share > self._tolerated:
+            self._tolerated = 2 * share
             warnings.warn(
                 f"SGLRW clips {share:.1%} of the coordinates (limit 1 %): the law is no longer that of the posterior. "
                 "Make sampler.lr smaller or the batch larger",

@@ -298,6 +298,12 @@ def test_the_warning_keeps_quiet_when_little_is_clipped_and_the_share_is_right()
     assert sampler.diagnostics()["clipped"].mean().item() == pytest.approx(share, rel=1e-12)
 
 
+def test_the_warning_is_not_repeated_while_the_share_has_not_doubled():
+    with pytest.warns(RuntimeWarning) as warned:
+        run_quadratic(lr=0.2, gradient_sd=2.0, steps=500)
+    assert len([w for w in warned if "SGLRW clips" in str(w.message)]) == 1
+
+
 def test_the_share_is_of_the_last_window_and_absent_before_the_first():
     sampler, _ = run_quadratic(lr=0.05, gradient_sd=1.5, steps=99)
     assert sampler.diagnostics() == {}
