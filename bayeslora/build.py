@@ -17,6 +17,7 @@ from bayeslora.chains.stack import StackedBatches
 from bayeslora.config import accepted, check_precision, first_line, gather, instantiate
 from bayeslora.datasets.base import Data, Split, Transform
 from bayeslora.datasets.batches import Batches, evaluation_batches
+from bayeslora.datasets.text import TokenCounts, token_counts
 from bayeslora.diagnostics.convergence import MAX_ENTRIES
 from bayeslora.errors import ConfigError, Problems, require
 from bayeslora.potential import Potential, Prior, matches
@@ -109,6 +110,15 @@ class Setup:
             bucket=cfg.chain.bucket,
         )
         return make(chain) if isinstance(chain, int) else StackedBatches([make(one) for one in chain])
+
+    def tokens(self) -> TokenCounts | None:
+        """Tokens and padding of an epoch's steps of a text dataset, of all stacked chains together or of one chain."""
+        if self.data.lengths is None:
+            return None
+        cfg = self.cfg.chain
+        side_by_side = self.chains if cfg.parallel == "stacked" else self.chains[:1]
+        batches = [Batches(self.data, cfg.batch_size, self.cfg.seed, k, bucket=cfg.bucket) for k in side_by_side]
+        return token_counts(batches, range(batches[0].steps_per_epoch))
 
     def loader(self, split: Split, transform: Transform | None = None) -> Loader:
         """Passes over a split in evaluation batches, through the dataset's transform or another one."""

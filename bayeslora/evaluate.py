@@ -70,13 +70,24 @@ def _metrics(run: RunDirectory, setup: Setup, predictions: Predictions, series: 
     from bayeslora.evaluation.summary import summarise
 
     summary = summarise(predictions, series, setup.gradients(predictions.chains))
-    seconds = run.phase_seconds()
+    seconds = run.phase_totals("seconds")
     sampling = sum(spent for phase, spent in seconds.items() if phase != "warm-up")
     ess = summary["diagnostics"]["potential"]["ess_bulk"]
     timing = {"seconds": seconds, "ess_per_second": ess / sampling if ess is not None and sampling else None}
+    timing |= _tokens(run, setup)
     counts = {"split": setup.cfg.evaluate.split, "draws": sum(len(s["step"]) for s in series), "chains": len(series)}
     provenance = run.config.get("provenance", {}) | counts | timing
     return summary | beyond(setup, predictions) | {"provenance": provenance}
+
+
+def _tokens(run: RunDirectory, setup: Setup) -> dict[str, Any]:
+    """Of a run on texts: tokens a batch, the fraction of padding beside them, tokens per second of all steps."""
+    counts = setup.tokens()
+    if counts is None:
+        return {}
+    steps, seconds = (sum(run.phase_totals(of).values()) for of in ("steps", "seconds"))
+    rate = counts.per_batch * steps / seconds if seconds else None
+    return {"tokens": {"per_batch": counts.per_batch, "padding": counts.padding, "per_second": rate}}
 
 
 def scalar_series(posterior: Posterior) -> list[dict[str, Any]]:

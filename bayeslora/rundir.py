@@ -140,14 +140,14 @@ class RunDirectory:
         except StorageError as error:
             raise ConfigError(f"run_dir={self.root} cannot be written to ({error}); choose another one") from error
 
-    def phase_seconds(self) -> dict[str, float]:
-        """Seconds by phase, summed over chains, as the chains noted them; empty where they did not."""
+    def phase_totals(self, of: str = "seconds") -> dict[str, float]:
+        """Seconds (or steps) by phase, summed over chains, as the chains noted them; empty where they did not."""
         found: dict[str, float] = {}
         for file in self.root.glob("chains/*/timing.jsonl"):
             for line in file.read_bytes().splitlines():
                 with suppress(ValueError, TypeError, KeyError, AttributeError):
                     entry = json.loads(line)
-                    found[str(entry["phase"])] = found.get(str(entry["phase"]), 0.0) + float(entry["seconds"])
+                    found[str(entry["phase"])] = found.get(str(entry["phase"]), 0.0) + float(entry[of])
         return found
 
     def write_metrics(self, metrics: dict[str, Any]) -> None:

@@ -26,7 +26,9 @@ class Batches:
     batch's potential stays unbiased; a group visits the very examples it would visit unsorted; epochs stay independent.
     What changes is the noise: a batch's examples are alike in length, so the gradient of one batch varies more from
     step to step if it depends on length, and the batches of a group make up for one another (negatively correlated,
-    as all batches of an epoch are to a lesser degree, being drawn without replacement).
+    as all batches of an epoch are to a lesser degree, being drawn without replacement). The order of short and long
+    batches is the seed's, the same for every chain, so that stacked chains have texts of like length in the same step;
+    given that order, chains' batches are independent.
 
     Args:
         data: the dataset; its training split is moved to `device` once (and not copied if it is there already).
@@ -100,7 +102,7 @@ class Batches:
         order = torch.randperm(len(self.train), generator=generator(self.seed, self.chain, epoch, "batches"))
         if self.bucket == 1 or self.lengths is None:
             return order
-        random = generator(self.seed, self.chain, epoch, "buckets")
+        random = generator(self.seed, 0, epoch, "buckets")
         return bucketed(order[: self.steps_per_epoch * batch_size], self.lengths, batch_size, self.bucket, random)
 
 

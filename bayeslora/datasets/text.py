@@ -17,6 +17,8 @@ from bayeslora.errors import DataError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from bayeslora.datasets.batches import Batches
+
 FIELDS = ("input_ids", "attention_mask", "token_type_ids")
 """What a model of transformers is told of a sequence: axis F of the tokens [B, S, F, L], in this order."""
 INPUT_IDS, ATTENTION_MASK, TOKEN_TYPE_IDS = range(len(FIELDS))
@@ -253,7 +255,7 @@ class TokenCounts:
     """What some batches hold.
 
     Attributes:
-        batches: how many they are.
+        batches: how many they are; stacked chains have one each at a step.
         tokens: without padding.
         places: with padding, all that the model computes on.
     """
@@ -264,7 +266,7 @@ class TokenCounts:
 
     @property
     def per_batch(self) -> float:
-        """Tokens without padding a batch; times batches per second, tokens per second."""
+        """Tokens without padding a batch; times batches per second of all chains, tokens per second."""
         return self.tokens / self.batches
 
     @property
@@ -273,12 +275,18 @@ class TokenCounts:
         return 1 - self.tokens / self.places
 
 
-def token_counts(batches: Callable[[int], tuple[Tensor, Tensor]], steps: Iterable[int]) -> TokenCounts:
-    """Count the tokens of the batches of some steps, e.g. those of an epoch: `range(batches.steps_per_epoch)`.
+def token_counts(chains: Sequence[Batches], steps: Iterable[int]) -> TokenCounts:
+    """Count the tokens of some steps, e.g. those of an epoch: `range(batches.steps_per_epoch)`.
 
     Args:
-        batches: a step's inputs int64 [B, S, F, L'] and targets, as `Batches` of a text dataset gives them.
+        chains: batches of a text dataset, padded to a common length at every step; of one chain or of stacked ones.
         steps: which; at least one.
     """
-    masks = [batches(step)[0][..., ATTENTION_MASK, :] for step in steps]
-    return TokenCounts(len(masks), sum(int(mask.sum()) for mask in masks), sum(mask.numel() for mask in masks))
+    counted = [torch.cat([_sequence_lengths(chain.stored(step)[0]) for chain in chains]) for step in steps]
+    places = sum(lengths.numel() * int(lengths.max()) for lengths in counted)
+    return TokenCounts(len(counted) * len(chains), sum(int(lengths.sum()) for lengths in counted), places)
+
+
+def _sequence_lengths(stored: Tensor) -> Tensor:
+    """Tokens of each sequence of stored examples [B, S, F, L] -> [B, S]."""
+    return stored[:, :, ATTENTION_MASK].sum(-1)

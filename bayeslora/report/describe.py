@@ -83,6 +83,9 @@ def _provenance(recorded: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "Evaluated", f"{rest.pop('draws'):,} draws of {chains} chain{'s' * (chains != 1)}, on {rest.pop('split')}"
     if "seconds" in recorded:
         yield "Time", _time(recorded["seconds"])
+    if isinstance(tokens := rest.pop("tokens", None), Mapping):
+        rate = f"{tokens['per_second']:,.0f} a second" if tokens["per_second"] else f"{MISSING} no times were noted"
+        yield "Tokens", f"{rate}; {tokens['per_batch']:,.0f} a batch, {tokens['padding']:.0%} of padding beside them"
     if isinstance(rest.get("versions"), Mapping):
         python = f"Python {rest.pop('python')}, " if "python" in rest else ""
         yield "Versions", python + ", ".join(f"{name} {value}" for name, value in rest.pop("versions").items())

@@ -109,11 +109,11 @@ def test_tokens_and_padding_are_counted(tmp_path: Path, bert: str) -> None:
     data = Glue(tmp_path, tokenizer=bert).load()
     assert data.lengths is not None
     assert data.lengths.tolist() == [3, 6, 4]
-    counts = token_counts(Batches(data, None, 0, 0), range(2))
+    counts = token_counts([Batches(data, None, 0, 0)], range(2))
     assert (counts.batches, counts.tokens, counts.places) == (2, 26, 36)
     assert counts.per_batch == 13
     assert counts.padding == pytest.approx(10 / 36)
-    assert token_counts(Batches(data, 1, 0, 0), range(3)).padding == 0
+    assert token_counts([Batches(data, 1, 0, 0)], range(3)).padding == 0
     assert "28% of the stored tokens are padding" in data.notes
 
 
