@@ -39,9 +39,9 @@ def write_atomically(path: Path, content: bytes) -> Path:
     return path
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Remove temporary files that a killed process left in a folder; call it only where no other process writes."""
-    for file in folder.glob(".*.tmp"):
+def remove_leftovers(folder: Path, name: str = "*") -> None:
+    """Remove temporary files that a killed process left of `name`; call it only where no other process writes it."""
+    for file in folder.glob(f".{name}.*.tmp"):
         if file.is_file():
             file.unlink(missing_ok=True)
 

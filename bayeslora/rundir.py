@@ -7,7 +7,8 @@ import platform
 import shlex
 import subprocess
 import sys
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from bayeslora.config import differences
 from bayeslora.errors import ConfigError, DataError, StorageError
-from bayeslora.files import locked, write_atomically
+from bayeslora.files import locked, remove_leftovers, write_atomically
 from bayeslora.posterior.store import DrawStore
 
 PACKAGES = ("bayeslora", "torch", "lightning", "hydra-core", "torchvision", "transformers", "peft", "arviz")
@@ -30,8 +31,8 @@ FREE_TO_CHANGE = {
 
 SCHEDULES_WITHOUT_END = ("constant", "polynomial", "exponential")
 """Step-size schedules that do not depend on how many draws are to come."""
-HOUSEKEEPING = {"multirun.yaml"}
-"""Files that a sweep leaves in a folder before its jobs begin."""
+HOUSEKEEPING = {"multirun.yaml", "config.lock"}
+"""Files in a folder before its run begins: what a sweep leaves there, and what one leaves that was killed at once."""
 
 
 class RunDirectory:
@@ -62,9 +63,12 @@ class RunDirectory:
         busy = f"run_dir={self.root}: another process runs chain {chain}; wait for it, or choose another run_dir"
         return locked(self.chain(chain) / "lock", busy)
 
-    def evaluating(self) -> AbstractContextManager[None]:
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
         """Hold the evaluation, waiting for another process that evaluates the same run."""
-        return locked(self.root / "evaluate.lock", busy="", wait=True)
+        with locked(self.root / "evaluate.lock", busy="", wait=True):
+            remove_leftovers(self.root, self.metrics_file.name)
+            yield
 
     @property
     def config(self) -> dict[str, Any]:
@@ -130,6 +134,7 @@ class RunDirectory:
         recorded = config | {"provenance": provenance()}
         try:
             with locked(self.root / "config.lock", busy="", wait=True):
+                remove_leftovers(self.root, self.config_file.name)
                 if self.config_file.exists():
                     self.check(config)
                     there = self.config

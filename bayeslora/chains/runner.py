@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from bayeslora.chains.resume import KeepResumePoints, Restore, ResumePoints
 from bayeslora.chains.snapshot import Extra, Snapshot
 from bayeslora.errors import DataError, DivergedError
+from bayeslora.files import remove_leftovers
 
 if TYPE_CHECKING:
     from lightning import Callback
@@ -46,7 +47,7 @@ class ChainRunner:
         with ExitStack() as locks:
             for chain in chains:
                 locks.enter_context(self.run.locked(chain))
-                self.run.store(chain).repair()
+                self._clear_up(chain)
             todo = [chain for chain in chains if not self.finished(chain)]
             waiting = self._groups(todo)
             while waiting:
@@ -60,6 +61,13 @@ class ChainRunner:
                     stopped |= {chain: str(error) for chain in failed if [chain] not in again}
                     waiting = [*([healthy] if healthy else []), *again, *waiting]
         return stopped
+
+    def _clear_up(self, chain: int) -> None:
+        """Remove what a killed process left half written of a chain."""
+        self.run.store(chain).repair()
+        remove_leftovers(self.points(chain).folder)
+        if chain == 0:
+            remove_leftovers(self.run.root, self.run.map_file.name)
 
     def _groups(self, chains: list[int]) -> list[list[int]]:
         """Which chains run together: all in a stack but those that were tried again, whose step size is their own."""

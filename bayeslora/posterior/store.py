@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
+from itertools import count, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -106,10 +108,13 @@ class DrawStore:
     def intact(self, record: Record) -> bool:
         """Whether a draw's file is what the manifest says."""
         path = self.path(record.index)
-        if not path.is_file() or path.stat().st_size != record.size:
+        try:
+            if not path.is_file() or path.stat().st_size != record.size:
+                return False
+            with path.open("rb") as file:
+                return hashlib.file_digest(file, "sha256").hexdigest() == record.sha256
+        except OSError:
             return False
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest() == record.sha256
 
     def __len__(self) -> int:
         """Draws kept without a gap from the first."""
@@ -118,7 +123,7 @@ class DrawStore:
     def records(self) -> list[Record]:
         """The manifest's lines in the order of the draws, up to the first missing one; unreadable lines are skipped."""
         found = self._records()
-        return [found[i] for i in range(len(found)) if all(j in found for j in range(i + 1))]
+        return [found[i] for i in takewhile(found.__contains__, count())]
 
     def load(self, record: Record) -> Draw:
         """Read one draw.
@@ -142,7 +147,12 @@ class DrawStore:
         return {record.index: record for record in records if record is not None}
 
     def _lines(self) -> list[bytes]:
-        return self.manifest.read_bytes().splitlines() if self.manifest.exists() else []
+        try:
+            return self.manifest.read_bytes().splitlines()
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise DataError(f"cannot read {self.manifest} ({error.strerror})") from error
 
     def _append_line(self, fields: Mapping[str, Any]) -> None:
         """Add a line to the manifest, and see it on disk."""
@@ -164,9 +174,14 @@ def parse_record(line: bytes) -> Record | None:
         record = Record(**_parse_json(line))
     except TypeError:
         return None
-    whole = all(isinstance(v, int) and v >= 0 for v in (record.index, record.step, record.size))
-    numbers = isinstance(record.scalars, dict) and all(isinstance(v, int | float) for v in record.scalars.values())
+    whole = all(type(v) is int and v >= 0 for v in (record.index, record.step, record.size))
+    numbers = isinstance(record.scalars, dict) and all(map(_is_finite, record.scalars.values()))
     return record if whole and numbers and isinstance(record.sha256, str) else None
+
+
+def _is_finite(value: Any) -> bool:
+    """Whether it is a number that a float can hold, neither NaN nor infinite."""
+    return isinstance(value, int | float) and abs(value) <= sys.float_info.max
 
 
 def _parse_json(line: bytes) -> Any:
@@ -236,6 +251,9 @@ def load_into(model: torch.nn.Module, tensors: Mapping[str, Tensor], source: str
 
 
 def _ends_with_newline(path: Path) -> bool:
+    """Whether no line of a file was cut; an empty file has none."""
     with path.open("rb") as file:
+        if file.seek(0, os.SEEK_END) == 0:
+            return True
         file.seek(-1, os.SEEK_END)
         return file.read(1) == b"\n"

@@ -1,0 +1,210 @@
+"""Commands in forked processes that may be stopped anywhere: imports are paid once, each command is a real process.
+
+Run as `python -m run.zygote`: reads a line of JSON for each command and answers it with another when it has ended.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pkgutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+
+from run.tools import TESTS, TINY, Ended, call
+
+WRITE = "pathlib:Path.write_bytes"
+"""Where `bayeslora.files.write_atomically` writes to its temporary file."""
+RENAME = "pathlib:Path.replace"
+"""Where it gives the file its name."""
+LINE = "bayeslora.posterior.store:DrawStore._append_line"
+CHAINS = "bayeslora.chains.runner:ChainRunner.run_all"
+EVALUATION = "bayeslora.evaluate:evaluate"
+
+
+@dataclass(frozen=True)
+class Stop:
+    """Where a command is sent a signal.
+
+    Attributes:
+        at: `module:function`, at a call of which it is sent.
+        nth: which of the calls; in the middle of `at` (see `when`), which Python or C function called within.
+        when: `before` or `after` the call; `half`, when half of what it writes is written; `within`, amid its work.
+        about: only calls of whose first argument the text holds this are counted.
+        number: of the signal.
+    """
+
+    at: str
+    nth: int = 1
+    when: str = "before"
+    about: str = ""
+    number: int = signal.SIGKILL
+
+
+class Zygote:
+    """The process that forks. `zygote("train", *arguments, stop=…)` gives how the command ended."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        path = os.pathsep.join(filter(None, (os.fspath(TESTS), os.environ.get("PYTHONPATH"))))
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path}
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "run.zygote"],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment, cwd=folder,
+        )  # fmt: skip
+        self.calls = 0
+
+    def __call__(
+        self,
+        command: str,
+        *arguments: str,
+        stop: Stop | None = None,
+        after: float | None = None,
+        count: str | None = None,
+        report: bool = False,
+    ) -> Ended:
+        """Run a command to its end, or until it is stopped.
+
+        Args:
+            command: `train`, `evaluate`, …
+            arguments: of the command.
+            stop: where it is sent a signal.
+            after: seconds after which it is killed.
+            count: count the functions called within this one, as `calls`.
+            report: draw the report too, which takes longest.
+        """
+        order = {
+            "command": command, "arguments": arguments, "after": after, "count": count, "report": report,
+            "stop": stop and asdict(stop), "folder": os.fspath(self.folder),
+        }  # fmt: skip
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(json.dumps(order) + "\n")
+        self.process.stdin.flush()
+        code = int(self.process.stdout.readline())
+        counted = self.folder / "calls"
+        self.calls = int(counted.read_text()) if counted.exists() else 0
+        return Ended(code, (self.folder / "out").read_text(), (self.folder / "err").read_text())
+
+    def close(self) -> None:
+        """End it."""
+        self.process.communicate(timeout=60)
+
+
+def serve() -> None:
+    """Fork for every order, and say how the child ended."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    call("train", *TINY, "run_dir=warm")  # whatever is imported on the way is so for all of them
+    HydraConfig.instance().cfg = None
+    for line in sys.stdin:
+        order = json.loads(line)
+        child = os.fork()
+        if not child:
+            _obey(order)
+        if order["after"] is not None:
+            time.sleep(order["after"])
+            os.kill(child, signal.SIGKILL)  # or what is left of it
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), file=answers, flush=True)
+
+
+def _obey(order: dict[str, Any]) -> None:
+    """Run a command in this process, and end it."""
+    folder = Path(order["folder"])
+    (folder / "calls").unlink(missing_ok=True)
+    for number, name in ((0, os.devnull), (1, folder / "out"), (2, folder / "err")):
+        os.dup2(os.open(name, os.O_RDWR | os.O_CREAT | os.O_TRUNC), number)
+    code = 70
+    try:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        if not order["report"]:
+            _replace("bayeslora.evaluate:_write_report", lambda _: lambda *_: None)
+        if order["stop"]:
+            _plant(Stop(**order["stop"]))
+        if order["count"]:
+            _replace(order["count"], lambda original: _counting(original, 0, folder / "calls"))
+        code = call(order["command"], *order["arguments"])
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def _replace(at: str, make: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
+    """Put `make(function)` in the place of the function that `at` names."""
+    module, _, path = at.partition(":")
+    owner, _, name = path.rpartition(".")
+    holder = pkgutil.resolve_name(f"{module}:{owner}" if owner else module)
+    setattr(holder, name, make(getattr(holder, name)))
+
+
+def _plant(stop: Stop) -> None:
+    """See to it that this process gets its signal."""
+
+    def make(original: Callable[..., Any]) -> Callable[..., Any]:
+        if stop.when == "within":
+            return _counting(original, stop.nth)
+        left = stop.nth
+
+        def stopped(*args: Any, **kwargs: Any) -> Any:
+            nonlocal left
+            left -= stop.about in str(args[0] if args else "")
+            if left != 0 or stop.about not in str(args[0] if args else ""):
+                return original(*args, **kwargs)
+            left = -1
+            if stop.when == "half":
+                _write_half(*args)
+            result = original(*args, **kwargs) if stop.when == "after" else None
+            os.kill(os.getpid(), stop.number)
+            return result if stop.when == "after" else original(*args, **kwargs)
+
+        return stopped
+
+    _replace(stop.at, make)
+
+
+def _write_half(target: Any, content: Any) -> None:
+    """What a killed process leaves of `Path.write_bytes`, or of a line of a `DrawStore`'s manifest."""
+    if isinstance(target, Path):
+        content, path, mode = content, target, "wb"
+    else:
+        content, path, mode = json.dumps(content).encode(), target.manifest, "ab"
+    with path.open(mode) as file:
+        file.write(content[: len(content) // 2])
+
+
+def _counting(original: Callable[..., Any], nth: int, note: Path | None = None) -> Callable[..., Any]:
+    """A function amid whose work, at the nth function that is called within, this process is killed."""
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        seen = 0
+
+        def count(frame: Any, event: str, argument: Any) -> None:
+            nonlocal seen
+            seen += event in ("call", "c_call")
+            if seen == nth:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        sys.setprofile(count)
+        try:
+            return original(*args, **kwargs)
+        finally:
+            sys.setprofile(None)
+            if note is not None:
+                note.write_text(str(seen))
+
+    return counted
+
+
+if __name__ == "__main__":
+    serve()
