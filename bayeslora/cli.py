@@ -7,11 +7,15 @@ import re
 import sys
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from bayeslora.config import CONF_DIR
 from bayeslora.errors import BayesloraError, ConfigError
+
+# here, so that the processes which launchers start are quiet too: they import this file before they compose
+warnings.filterwarnings("ignore", message=r"\s*'hydra/launcher/\w+' is validated against ConfigStore schema")
 
 
 def run_command(config_name: str, job: Callable[[Any], Any]) -> None:
@@ -22,29 +26,17 @@ def run_command(config_name: str, job: Callable[[Any], Any]) -> None:
     stderr, without a traceback (set BAYESLORA_TRACEBACK=1 to see it).
     """
     import hydra
-    from hydra.core.hydra_config import HydraConfig
     from hydra.errors import HydraException
-    from hydra.types import RunMode
     from omegaconf.errors import OmegaConfBaseException
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # hand exceptions to us instead of printing them
-    warnings.filterwarnings("ignore", message=r"\s*'hydra/launcher/\w+' is validated against ConfigStore schema")
     strict = "++evaluate.strict=true" if config_name == "train" else "++strict=true"
     sys.argv[1:] = [strict if argument == "--strict" else forced(argument) for argument in sys.argv[1:]]
-    failures: list[Exception] = []
-
-    def task(cfg: Any) -> None:
-        try:
-            job(cfg)
-        except (BayesloraError, HydraException, OmegaConfBaseException) as error:
-            if HydraConfig.get().mode == RunMode.MULTIRUN:
-                raise  # Hydra goes on to the next job and says which one failed
-            failures.append(error)
-
+    task = _Task(job)
     code = 0
     try:
         hydra.main(version_base="1.3", config_path=CONF_DIR, config_name=config_name)(task)()
-        for failure in failures:
+        for failure in task.failures:
             raise failure
     except BayesloraError as error:
         code = report(error, error.problems if isinstance(error, ConfigError) else [str(error)], error.exit_code)
@@ -53,6 +45,29 @@ def run_command(config_name: str, job: Callable[[Any], Any]) -> None:
     except KeyboardInterrupt as error:
         code = report(error, ["interrupted; draws kept so far stay readable"], 130)
     sys.exit(code)
+
+
+@dataclass
+class _Task:
+    """A command's job as Hydra runs it: here, or in the processes of a launcher, to which this object is sent."""
+
+    job: Callable[[Any], Any]
+    failures: list[Exception] = field(default_factory=list)
+
+    def __call__(self, cfg: Any) -> Any:
+        """What the job returns, for a sweeper that searches."""
+        from hydra.core.hydra_config import HydraConfig
+        from hydra.errors import HydraException
+        from hydra.types import RunMode
+        from omegaconf.errors import OmegaConfBaseException
+
+        try:
+            return self.job(cfg)
+        except (BayesloraError, HydraException, OmegaConfBaseException) as error:
+            if HydraConfig.get().mode == RunMode.MULTIRUN:
+                raise  # Hydra goes on to the next job and says which one failed
+            self.failures.append(error)
+            return None
 
 
 def forced(argument: str) -> str:

@@ -30,8 +30,8 @@ FREE_TO_CHANGE = {
 
 SCHEDULES_WITHOUT_END = ("constant", "polynomial", "exponential")
 """Step-size schedules that do not depend on how many draws are to come."""
-HOUSEKEEPING = {"multirun.yaml"}
-"""Files that a sweep leaves in a folder before its jobs begin."""
+HOUSEKEEPING = {"multirun.yaml", "config.lock"}
+"""Files that a sweep, or another job of it, leaves in a folder before the configuration is there."""
 
 
 class RunDirectory:
