@@ -8,11 +8,12 @@ import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from bayeslora.config import CONF_DIR
-from bayeslora.errors import BayesloraError, ConfigError
+from bayeslora.errors import BayesloraError, ConfigError, Problems
 
 # here, so that the processes which launchers start are quiet too: they import this file before they compose
 warnings.filterwarnings("ignore", message=r"\s*'hydra/launcher/\w+' is validated against ConfigStore schema")
@@ -35,6 +36,7 @@ def run_command(config_name: str, job: Callable[[Any], Any]) -> None:
     task = _Task(job)
     code = 0
     try:
+        require_extras(sys.argv[1:])
         hydra.main(version_base="1.3", config_path=CONF_DIR, config_name=config_name)(task)()
         for failure in task.failures:
             raise failure
@@ -79,6 +81,27 @@ def forced(argument: str) -> str:
     plain = re.fullmatch(r"[A-Za-z_][\w.]*", key) is not None and "=" in argument
     group = (Path(CONF_DIR) / key).is_dir()
     return f"++{argument}" if plain and not group and not key.startswith("hydra.") else argument
+
+
+EXTRAS = {
+    "hydra/launcher=joblib": ("joblib", "hydra-joblib-launcher"),
+    "hydra/launcher=submitit_local": ("submitit", "hydra-submitit-launcher"),
+    "hydra/launcher=submitit_slurm": ("submitit", "hydra-submitit-launcher"),
+    "hydra/launcher=ray": ("ray", "hydra-ray-launcher"),
+    "hydra/sweeper=optuna": ("optuna", "hydra-optuna-sweeper"),
+    "search=step_prior_temperature": ("optuna", "hydra-optuna-sweeper"),
+}
+"""Choices that need an extra of this package: its name, and the distribution that comes with it."""
+
+
+def require_extras(arguments: list[str]) -> None:
+    """Raise `ConfigError` for a launcher or a search whose extra is not installed."""
+    problems = Problems()
+    for argument in arguments:
+        extra, distribution = EXTRAS.get(argument.lstrip("+"), (None, ""))
+        if extra and not any(metadata.distributions(name=distribution)):
+            problems.add(f"{argument} needs an extra: pip install 'bayeslora[{extra}]'")
+    problems.raise_if_any()
 
 
 def report(error: BaseException, problems: list[str], code: int) -> int:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from functools import partial
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 import yaml
 
+from bayeslora.cli import require_extras
+from bayeslora.errors import ConfigError
 from run.tools import TINY, Command, Ended, digests, ended, manifest, process, run
 
 PLUGINS = {
@@ -98,3 +101,10 @@ def test_a_search_that_could_not_be_trusted_is_refused(
     result = search(*wrong)
     assert result.code == 2
     assert message in result.err
+
+
+def test_a_launcher_that_is_not_installed_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    require_extras(["hydra/launcher=basic", "seed=0"])
+    monkeypatch.setattr(metadata, "distributions", lambda name: [])
+    with pytest.raises(ConfigError, match=r"hydra/launcher=ray needs an extra: pip install 'bayeslora\[ray\]'"):
+        require_extras(["hydra/launcher=ray", "seed=0"])
