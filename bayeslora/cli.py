@@ -7,11 +7,16 @@ import re
 import sys
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from bayeslora.config import CONF_DIR
-from bayeslora.errors import BayesloraError, ConfigError
+from bayeslora.errors import BayesloraError, ConfigError, Problems
+
+# here, so that the processes which launchers start are quiet too: they import this file before they compose
+warnings.filterwarnings("ignore", message=r"\s*'hydra/launcher/\w+' is validated against ConfigStore schema")
 
 
 def run_command(config_name: str, job: Callable[[Any], Any]) -> None:
@@ -22,29 +27,18 @@ def run_command(config_name: str, job: Callable[[Any], Any]) -> None:
     stderr, without a traceback (set BAYESLORA_TRACEBACK=1 to see it).
     """
     import hydra
-    from hydra.core.hydra_config import HydraConfig
     from hydra.errors import HydraException
-    from hydra.types import RunMode
     from omegaconf.errors import OmegaConfBaseException
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # hand exceptions to us instead of printing them
-    warnings.filterwarnings("ignore", message=r"\s*'hydra/launcher/\w+' is validated against ConfigStore schema")
     strict = "++evaluate.strict=true" if config_name == "train" else "++strict=true"
     sys.argv[1:] = [strict if argument == "--strict" else forced(argument) for argument in sys.argv[1:]]
-    failures: list[Exception] = []
-
-    def task(cfg: Any) -> None:
-        try:
-            job(cfg)
-        except (BayesloraError, HydraException, OmegaConfBaseException) as error:
-            if HydraConfig.get().mode == RunMode.MULTIRUN:
-                raise  # Hydra goes on to the next job and says which one failed
-            failures.append(error)
-
+    task = _Task(job)
     code = 0
     try:
+        require_extras(sys.argv[1:])
         hydra.main(version_base="1.3", config_path=CONF_DIR, config_name=config_name)(task)()
-        for failure in failures:
+        for failure in task.failures:
             raise failure
     except BayesloraError as error:
         code = report(error, error.problems if isinstance(error, ConfigError) else [str(error)], error.exit_code)
@@ -53,6 +47,29 @@ def run_command(config_name: str, job: Callable[[Any], Any]) -> None:
     except KeyboardInterrupt as error:
         code = report(error, ["interrupted; draws kept so far stay readable"], 130)
     sys.exit(code)
+
+
+@dataclass
+class _Task:
+    """A command's job as Hydra runs it: here, or in the processes of a launcher, to which this object is sent."""
+
+    job: Callable[[Any], Any]
+    failures: list[Exception] = field(default_factory=list)
+
+    def __call__(self, cfg: Any) -> Any:
+        """What the job returns, for a sweeper that searches."""
+        from hydra.core.hydra_config import HydraConfig
+        from hydra.errors import HydraException
+        from hydra.types import RunMode
+        from omegaconf.errors import OmegaConfBaseException
+
+        try:
+            return self.job(cfg)
+        except (BayesloraError, HydraException, OmegaConfBaseException) as error:
+            if HydraConfig.get().mode == RunMode.MULTIRUN:
+                raise  # Hydra goes on to the next job and says which one failed
+            self.failures.append(error)
+            return None
 
 
 def forced(argument: str) -> str:
@@ -64,6 +81,27 @@ def forced(argument: str) -> str:
     plain = re.fullmatch(r"[A-Za-z_][\w.]*", key) is not None and "=" in argument
     group = (Path(CONF_DIR) / key).is_dir()
     return f"++{argument}" if plain and not group and not key.startswith("hydra.") else argument
+
+
+EXTRAS = {
+    "hydra/launcher=joblib": ("joblib", "hydra-joblib-launcher"),
+    "hydra/launcher=submitit_local": ("submitit", "hydra-submitit-launcher"),
+    "hydra/launcher=submitit_slurm": ("submitit", "hydra-submitit-launcher"),
+    "hydra/launcher=ray": ("ray", "hydra-ray-launcher"),
+    "hydra/sweeper=optuna": ("optuna", "hydra-optuna-sweeper"),
+    "search=step_prior_temperature": ("optuna", "hydra-optuna-sweeper"),
+}
+"""Choices that need an extra of this package: its name, and the distribution that comes with it."""
+
+
+def require_extras(arguments: list[str]) -> None:
+    """Raise `ConfigError` for a launcher or a search whose extra is not installed."""
+    problems = Problems()
+    for argument in arguments:
+        extra, distribution = EXTRAS.get(argument.lstrip("+"), (None, ""))
+        if extra and not any(metadata.distributions(name=distribution)):
+            problems.add(f"{argument} needs an extra: pip install 'bayeslora[{extra}]'")
+    problems.raise_if_any()
 
 
 def report(error: BaseException, problems: list[str], code: int) -> int:

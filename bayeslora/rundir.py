@@ -32,7 +32,7 @@ FREE_TO_CHANGE = {
 SCHEDULES_WITHOUT_END = ("constant", "polynomial", "exponential")
 """Step-size schedules that do not depend on how many draws are to come."""
 HOUSEKEEPING = {"multirun.yaml", "config.lock"}
-"""Files in a folder before its run begins: what a sweep leaves there, and what one leaves that was killed at once."""
+"""Files in a folder before its run begins: what a sweep, or another job of it, or one killed at once leaves there."""
 
 
 class RunDirectory:

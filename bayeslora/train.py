@@ -4,15 +4,18 @@ Examples:
     python -m bayeslora.train experiment=quickstart
     python -m bayeslora.train experiment=cifar10_resnet18_sgld dataset.path=/data/cifar10 trainer=gpu
     python -m bayeslora.train -m experiment=quickstart temperature=0.1,1
+    python -m bayeslora.train -m hydra/launcher=joblib experiment=quickstart chain.index=0,1,2,3
+    python -m bayeslora.train -m search=step_prior_temperature experiment=quickstart dataset.validation_size=300
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bayeslora.cli import run_command
-from bayeslora.errors import ConfigError, DivergedError
+from bayeslora.errors import ConfigError, DivergedError, require
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -49,14 +52,21 @@ def train(cfg: DictConfig) -> dict[str, Any] | None:
     runner = ChainRunner(setup, run)
     run_all = run_processes if cfg.chain.parallel == "processes" else ChainRunner.run_all
     stopped = run_all(runner, setup.chains)
-    missing = [chain for chain in range(cfg.chain.num_chains) if len(run.store(chain)) < setup.plan.num_draws]
-    if cfg.chain.index is not None and set(missing) - set(stopped):
-        print(f"chains {missing} of {run.root} have not ended yet; whoever ends last evaluates the run", flush=True)  # noqa: T201
+    running = _running(run, setup)
+    if cfg.chain.index is not None and running:
+        print(f"chains {running} of {run.root} have not ended yet; whoever ends last evaluates the run", flush=True)  # noqa: T201
         return None
     metrics = evaluate(run, setup) if any(len(run.store(chain)) for chain in range(cfg.chain.num_chains)) else None
     if stopped:
         raise DivergedError(f"{'; '.join(stopped.values())}; other settings need another run_dir. {_kept(run, setup)}")
     return metrics
+
+
+def _running(run: RunDirectory, setup: Setup) -> list[int]:
+    """Chains that have neither their draws nor diverged: other jobs' to finish."""
+    stores = [run.store(chain) for chain in range(setup.cfg.chain.num_chains)]
+    missing = [store for store in stores if len(store) < setup.plan.num_draws]
+    return [store.chain for store in missing if not any(event["event"] == "diverged" for event in store.events())]
 
 
 def _kept(run: RunDirectory, setup: Setup) -> str:
@@ -68,7 +78,7 @@ def _kept(run: RunDirectory, setup: Setup) -> str:
 
 
 def _set_run_dir(cfg: DictConfig) -> None:
-    """In a multirun each job gets Hydra's folder for it, unless `run_dir` was given; `resume` looks for the newest."""
+    """In a multirun each job gets a folder of its own, unless `run_dir` was given; `resume` looks for the newest."""
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
@@ -80,7 +90,7 @@ def _set_run_dir(cfg: DictConfig) -> None:
     hydra = HydraConfig.get()
     given = any(override.lstrip("+").startswith("run_dir=") for override in hydra.overrides.task)
     if hydra.mode == RunMode.MULTIRUN and not given:  # jobs that run chains of one run share its folder
-        cfg.run_dir = hydra.runtime.output_dir if cfg.chain.index is None else hydra.sweep.dir
+        cfg.run_dir = hydra.sweep.dir if cfg.chain.index is not None else f"{hydra.sweep.dir}/{hydra.job.num}"
 
 
 def _newest_run(cfg: DictConfig) -> Path:
@@ -104,9 +114,37 @@ def _newest_run(cfg: DictConfig) -> Path:
     )
 
 
+def searched(cfg: DictConfig) -> float | None:
+    """Train; in a search, give what it minimises: the ensemble's NLL on the validation set, ∞ if a chain diverged.
+
+    Raises:
+        ConfigError: the search would look at another split. Else as `train`.
+    """
+    from hydra.core.hydra_config import HydraConfig
+
+    hydra = HydraConfig.get()
+    if "direction" not in hydra.sweeper:  # what Hydra's sweepers that search have
+        train(cfg)
+        return None
+    require(
+        cfg.evaluate.split == "validation",
+        f"evaluate.split={cfg.evaluate.split}: a search would fit its settings to it; leave it to search=…, which looks"
+        " at the validation set",
+    )
+    keys = Counter(override.lstrip("+").partition("=")[0] for override in hydra.overrides.task)
+    twice = [key for key, count in keys.items() if count > 1]
+    require(not twice, f"{', '.join(twice)}: given and searched for; leave it out, or write a search without it")
+    try:
+        metrics = train(cfg)
+    except DivergedError as error:
+        print(f"the worst a trial can be: {error}", flush=True)  # noqa: T201
+        return float("inf")
+    return None if metrics is None else metrics["ensemble"]["nll"]
+
+
 def main() -> None:
     """Entry point."""
-    run_command("train", lambda cfg: train(cfg) and None)
+    run_command("train", searched)
 
 
 if __name__ == "__main__":

@@ -96,7 +96,8 @@ def process(command: str, *arguments: str, **kwargs: Any) -> subprocess.Popen[st
 
     Ctrl-C reaches it also where this process ignores it, as those that `nohup` or a script's `&` start do.
     """
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.fspath(TESTS)} | kwargs.pop("env", {})
+    paths = os.pathsep.join([os.fspath(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": paths} | kwargs.pop("env", {})
     return subprocess.Popen(
         [sys.executable, "-m", f"bayeslora.{command}", *arguments],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,

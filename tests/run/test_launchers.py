@@ -1,0 +1,110 @@
+"""Chains as jobs of a sweep, each in a process of an engine's, that share one run directory; and searches."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from functools import partial
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+import yaml
+
+from bayeslora.cli import require_extras
+from bayeslora.errors import ConfigError
+from run.tools import TINY, Command, Ended, digests, ended, manifest, process, run
+
+PLUGINS = {
+    "joblib": "hydra_plugins.hydra_joblib_launcher",
+    "submitit_local": "hydra_plugins.hydra_submitit_launcher",
+    "ray": "hydra_plugins.hydra_ray_launcher",
+}
+QUIET_RAY = {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
+"""No token in the user's home, no report to Ray's makers."""
+
+
+def multirun(folder: Path, *arguments: str) -> Ended:
+    """A multirun of the tiny quickstart in a process of its own."""
+    started = process("train", "-m", *TINY, "logger=none", *arguments, cwd=folder, env=QUIET_RAY)
+    return ended(started, timeout=400)
+
+
+@pytest.fixture(scope="module")
+def sequential(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four chains, one after the other, in this process."""
+    folder = tmp_path_factory.mktemp("launchers") / "sequential"
+    run(folder, "chain.num_chains=4", "logger=none")
+    return folder
+
+
+@pytest.mark.parametrize("launcher", PLUGINS)
+def test_four_jobs_make_the_run_that_four_chains_in_a_row_make(launcher: str, sequential: Path, tmp_path: Path) -> None:
+    pytest.importorskip(PLUGINS[launcher], reason=f"pip install 'bayeslora[{launcher.removesuffix('_local')}]'")
+    folder = tmp_path / "run"
+    chains = ("chain.num_chains=4", "chain.index=0,1,2,3", f"run_dir={folder}")
+    result = multirun(tmp_path, f"hydra/launcher={launcher}", *chains)
+    assert result.code == 0, result.err
+    assert digests(folder, 4) == digests(sequential, 4)
+    assert [manifest(folder, chain) for chain in range(4)] == [manifest(sequential, chain) for chain in range(4)]
+    assert (folder / "map.safetensors").read_bytes() == (sequential / "map.safetensors").read_bytes()
+    ours, theirs = (json.loads((f / "metrics.json").read_text()) for f in (folder, sequential))
+    assert len(ours["chains"]) == 4
+    assert {**ours, "provenance": None} == {**theirs, "provenance": None}  # whoever ended last evaluated all of it
+    left = {file.name for file in folder.iterdir() if file.is_dir() and not file.name.startswith(".")}
+    assert left == {"chains", "report"}  # no folders of the jobs' own
+
+
+# Searches
+
+SEARCHED = tuple(setting for setting in TINY if not setting.startswith("sampler.lr"))
+SEARCH = ("search=step_prior_temperature", "hydra.sweeper.n_trials=2", "chain.num_chains=1", "logger=none")
+
+
+@pytest.fixture
+def search(tmp_path: Path, command: Command) -> Callable[..., Ended]:
+    """A search of two trials, in this process; its folder is `tmp_path`."""
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason="pip install 'bayeslora[optuna]'")
+    return partial(command, "train", "-m", *SEARCHED, *SEARCH, f"hydra.sweep.dir={tmp_path}")
+
+
+def test_a_search_minimises_the_nll_on_the_validation_set(search: Callable[..., Ended], tmp_path: Path) -> None:
+    """The second trial, whose step size is the larger one, diverges: it counts as the worst there is."""
+    exploding = ("sampler._target_=run.tools.Exploding", "sampler.at=3", "sampler.above=0.06")
+    result = search("dataset.validation_size=40", *exploding)
+    assert result.code == 0, result.err
+    best = yaml.safe_load((tmp_path / "optimization_results.yaml").read_text())
+    trials = [yaml.safe_load((tmp_path / str(trial) / "config.yaml").read_text()) for trial in (0, 1)]
+    assert trials[0]["sampler"]["lr"] < 0.06 < trials[1]["sampler"]["lr"]
+    assert best["best_params"] == {
+        "sampler.lr": trials[0]["sampler"]["lr"],
+        "prior.variance": trials[0]["prior"]["variance"],
+        "temperature": trials[0]["temperature"],
+    }
+    metrics = json.loads((tmp_path / "0" / "metrics.json").read_text())
+    assert metrics["provenance"]["split"] == "validation"
+    assert best["best_value"] == metrics["ensemble"]["nll"]
+    assert "the worst a trial can be" in result.out
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ((), "evaluate.split=validation needs a validation set"),
+        (("dataset.validation_size=40", "evaluate.split=test"), "evaluate.split=test: a search would fit"),
+        (("dataset.validation_size=40", "sampler.lr=0.1"), "sampler.lr: given and searched for"),
+    ],
+)
+def test_a_search_that_could_not_be_trusted_is_refused(
+    wrong: tuple[str, ...], message: str, search: Callable[..., Ended]
+) -> None:
+    result = search(*wrong)
+    assert result.code == 2
+    assert message in result.err
+
+
+def test_a_launcher_that_is_not_installed_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    require_extras(["hydra/launcher=basic", "seed=0"])
+    monkeypatch.setattr(metadata, "distributions", lambda name: [])
+    with pytest.raises(ConfigError, match=r"hydra/launcher=ray needs an extra: pip install 'bayeslora\[ray\]'"):
+        require_extras(["hydra/launcher=ray", "seed=0"])
