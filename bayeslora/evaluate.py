@@ -32,11 +32,10 @@ def evaluate(run: RunDirectory, setup: Setup) -> dict[str, Any]:
         The content of `metrics.json`.
 
     Raises:
-        DataError: the run holds no draws, or a draw is corrupt or of another model; a reference or a second dataset
-            does not fit.
+        DataError: the run holds no draws, or a draw is corrupt or of another model; a reference does not fit.
         CriteriaError: `evaluate.strict` and a criterion is not met; all is written before.
     """
-    from bayeslora.evaluation.beyond import further_views, load_fitting_reference
+    from bayeslora.evaluation.beyond import beyond, further_views, load_fitting_reference
     from bayeslora.evaluation.criteria import failed, judge
     from bayeslora.evaluation.predictions import Pass, predict
     from bayeslora.loggers import log_evaluation
@@ -48,12 +47,11 @@ def evaluate(run: RunDirectory, setup: Setup) -> dict[str, Any]:
     with run.evaluating():
         split = setup.evaluation_split()
         targets, loader = split.targets.cpu(), setup.loader(split)
-        asked = Pass(
-            targets, loader, setup.function_probe(), further_views(setup), load_fitting_reference(setup, targets)
-        )
+        further, reference = further_views(setup), load_fitting_reference(setup, targets)
+        asked = Pass(targets, loader, setup.function_probe(), further.views, reference)
         predictions = predict(posterior, asked, setup.validation_set())
         series = scalar_series(posterior)
-        metrics = _metrics(run, setup, predictions, series)
+        metrics = _metrics(run, setup, predictions, series) | beyond(setup, predictions, further.missing)
         metrics |= {"criteria": judge(metrics, setup.cfg.evaluate.criteria)}
         run.write_metrics(metrics)
         _write_report(run, setup, predictions, series, metrics)
@@ -65,8 +63,7 @@ def evaluate(run: RunDirectory, setup: Setup) -> dict[str, Any]:
 
 
 def _metrics(run: RunDirectory, setup: Setup, predictions: Predictions, series: list[dict[str, Any]]) -> dict[str, Any]:
-    """The content of `metrics.json` but for its criteria."""
-    from bayeslora.evaluation.beyond import beyond
+    """The content of `metrics.json` on the evaluated split, but for its criteria."""
     from bayeslora.evaluation.summary import summarise
 
     summary = summarise(predictions, series, setup.gradients(predictions.chains))
@@ -77,7 +74,7 @@ def _metrics(run: RunDirectory, setup: Setup, predictions: Predictions, series: 
     timing |= _tokens(run, setup)
     counts = {"split": setup.cfg.evaluate.split, "draws": sum(len(s["step"]) for s in series), "chains": len(series)}
     provenance = run.config.get("provenance", {}) | counts | timing
-    return summary | beyond(setup, predictions) | {"provenance": provenance}
+    return summary | {"provenance": provenance}
 
 
 def _tokens(run: RunDirectory, setup: Setup) -> dict[str, Any]:

@@ -15,7 +15,10 @@ from bayeslora.chains.module import SamplingModule
 
 
 class Timing(Callback):
-    """Appends lines `{"phase", "steps", "seconds"}` to each chain's `timing.jsonl`; a stack's time is shared out.
+    """Appends to each chain's `timing.jsonl` how long its draws and phases took; a stack's time is shared out.
+
+    Lines are `{"draw", "step", "seconds"}` as draws are kept, with the seconds since the draw before (before the first:
+    since this process took the chain up), and `{"phase", "steps", "seconds"}` when the process leaves the chain.
 
     Args:
         files: one a chain, in the module's order.
@@ -25,11 +28,11 @@ class Timing(Callback):
         self.files = list(files)
         self.steps: Counter[str] = Counter()
         self.seconds: Counter[str] = Counter()
-        self._last = 0.0
+        self._last = self._drawn = 0.0
         self._phase = ""
 
     def on_train_start(self, trainer: Trainer, module: SamplingModule) -> None:  # type: ignore[override]  # noqa: ARG002
-        self._last = time.monotonic()
+        self._last = self._drawn = time.monotonic()
 
     def on_train_batch_start(self, trainer: Trainer, module: SamplingModule, *_: Any) -> None:  # type: ignore[override]  # noqa: ARG002
         self._phase = module.phase
@@ -39,6 +42,10 @@ class Timing(Callback):
         self.steps[self._phase] += 1
         self.seconds[self._phase] += now - self._last  # type: ignore[assignment]
         self._last = now
+        draw = module.plan.draw_after(module.steps_taken)
+        if draw is not None:
+            self._write({"draw": draw, "step": module.steps_taken, "seconds": (now - self._drawn) / len(self.files)})
+            self._drawn = now
 
     def on_train_end(self, trainer: Trainer, module: SamplingModule) -> None:  # type: ignore[override]  # noqa: ARG002
         self._note()
@@ -48,9 +55,11 @@ class Timing(Callback):
 
     def _note(self) -> None:
         for phase, steps in self.steps.items():
-            entry = {"phase": phase, "steps": steps, "seconds": self.seconds[phase] / len(self.files)}
-            for file in self.files:
-                with file.open("a") as out:
-                    out.write(json.dumps(entry) + "\n")
+            self._write({"phase": phase, "steps": steps, "seconds": self.seconds[phase] / len(self.files)})
         self.steps.clear()
         self.seconds.clear()
+
+    def _write(self, entry: dict[str, Any]) -> None:
+        for file in self.files:
+            with file.open("a") as out:
+                out.write(json.dumps(entry) + "\n")

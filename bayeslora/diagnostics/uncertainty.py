@@ -9,6 +9,9 @@ from torch import Tensor
 
 from bayeslora.errors import DataError, DivergedError, require
 
+ONE_DRAW = "mutual information is what draws disagree about, and there is only one"
+"""Why one draw has none."""
+
 
 @dataclass(frozen=True)
 class Entropy:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,13 +13,26 @@ from torch import Tensor
 from bayeslora.datasets.base import Data, Split
 from bayeslora.datasets.corruptions import CORRUPTIONS, SEVERITIES
 from bayeslora.diagnostics.reference import Reference, load_reference
-from bayeslora.errors import ConfigError, DataError, require
+from bayeslora.errors import ConfigError, require
 from bayeslora.evaluation.predictions import Predictions, View
 
 if TYPE_CHECKING:
     from bayeslora.build import Setup
 
 OTHER = "out of distribution"
+
+
+@dataclass
+class Further:
+    """Examples beyond the test set that a run is asked about.
+
+    Attributes:
+        views: what MAP and every draw are asked about.
+        missing: what was asked for and cannot be had, `ood` or `corruptions`, and why.
+    """
+
+    views: list[View] = field(default_factory=list)
+    missing: dict[str, str] = field(default_factory=dict)
 
 
 def load_fitting_reference(setup: Setup, targets: Tensor) -> Reference | None:
@@ -37,45 +52,68 @@ def load_fitting_reference(setup: Setup, targets: Tensor) -> Reference | None:
     return load_reference(cfg.evaluate.reference, targets, setup.data.num_classes)
 
 
-def further_views(setup: Setup) -> list[View]:
-    """A second dataset and corrupted test images, as far as `evaluate` asks for them."""
-    return [*_other_dataset(setup), *_corrupted(setup)]
+def further_views(setup: Setup) -> Further:
+    """A second dataset and corrupted test images, as far as `evaluate` asks for them.
+
+    Raises:
+        ConfigError: there is no such dataset.
+        DataError: its files are not where they should be.
+    """
+    further, cfg = Further(), setup.cfg.evaluate
+    if cfg.ood is not None:
+        data = _load_dataset(cfg.ood, cfg.ood_path, setup)
+        problem = _does_not_fit(setup.data, data)
+        if problem is None:
+            further.views.append(_other_dataset(setup, data))
+        else:
+            further.missing["ood"] = f"{cfg.ood} holds {problem}; choose a dataset of the same kind and size"
+    if cfg.corruptions and setup.data.texts:
+        further.missing["corruptions"] = "the data are texts, and corruptions are of images"
+    elif cfg.corruptions:
+        further.views += _corrupted(setup)
+    return further
 
 
-def beyond(setup: Setup, predictions: Predictions) -> dict[str, Any]:
-    """What `metrics.json` says of them."""
-    from bayeslora.evaluation.summary import corruption_rows, out_of_distribution
+def beyond(setup: Setup, predictions: Predictions, missing: Mapping[str, str]) -> dict[str, Any]:
+    """What `metrics.json` says of them; None, with a `reason`, for what cannot be had."""
+    from bayeslora.evaluation.summary import DETECTORS, corruption_rows, out_of_distribution
 
     found: dict[str, Any] = {}
     views = dict(predictions.views)
+    dataset = {"dataset": setup.cfg.evaluate.ood}
+    if "ood" in missing:
+        found["ood"] = dataset | dict.fromkeys(DETECTORS) | {"reason": missing["ood"]}
     if OTHER in views:
-        found["ood"] = {"dataset": setup.cfg.evaluate.ood} | out_of_distribution(predictions, views.pop(OTHER))
+        found["ood"] = dataset | out_of_distribution(predictions, views.pop(OTHER))
+    if "corruptions" in missing:
+        found["corruptions"] = {"examples": None, "reason": missing["corruptions"]}
     if views:
         targets = _to_corrupt(setup).targets.cpu()
         found["corruptions"] = {"examples": len(targets)} | corruption_rows(views, targets)
     return found
 
 
-def _other_dataset(setup: Setup) -> list[View]:
-    """The test set of the dataset that `evaluate.ood` names.
+def _does_not_fit(ours: Data, theirs: Data) -> str | None:
+    """What another dataset holds that a model for ours cannot take, beside ours; None if it can."""
 
-    Raises:
-        ConfigError: there is no such dataset.
-        DataError: its examples are not of the kind or size that the model takes.
-    """
-    name = setup.cfg.evaluate.ood
-    if name is None:
-        return []
-    data = _load_dataset(name, setup.cfg.evaluate.ood_path, setup)
-    ours, theirs = setup.data.test.inputs, data.test.inputs
-    kind = "texts" if setup.data.texts else "images"
-    if bool(data.texts) != bool(setup.data.texts) or (not data.texts and ours.shape[1:] != theirs.shape[1:]):
-        raise DataError(
-            f"evaluate.ood={name}: its examples are {list(theirs.shape[1:])}, those of {setup.data.name} are {kind} of"
-            f" {list(ours.shape[1:])}; choose a dataset of the same kind and size"
-        )
-    split = data.test.to(setup.device)
-    return [View(OTHER, setup.loader(split, setup.data.transform if not data.texts else data.transform), None)]
+    def kind(data: Data) -> str:
+        if data.texts:
+            return f"{'single texts' if data.test.inputs.shape[1] == 1 else 'pairs of texts'}"
+        channels, height, width = data.test.inputs.shape[1:]
+        return f"images of {height} × {width} pixels in {channels} channel{'s' * (channels != 1)}"
+
+    return None if kind(ours) == kind(theirs) else f"{kind(theirs)}, and {ours.name} {kind(ours)}"
+
+
+def _other_dataset(setup: Setup, data: Data) -> View:
+    """The test set of another dataset; images through the run's own transform."""
+    if setup.cfg.model.get("cache_prefix"):
+        from bayeslora.models.prefix import with_prefix
+
+        none = data.train.take(slice(0))
+        data = with_prefix(replace(data, train=none, validation=none), setup.model(), setup.device)
+    transform = data.transform if data.texts else setup.data.transform
+    return View(OTHER, setup.loader(data.test.to(setup.device), transform), None)
 
 
 def _load_dataset(name: str, path: str | None, setup: Setup) -> Data:
@@ -98,16 +136,14 @@ def _load_dataset(name: str, path: str | None, setup: Setup) -> Data:
         node["path"] = path
     if "augment" in node:
         node["augment"] = False
+    if "max_length" in node and "max_length" in setup.cfg.dataset:
+        node["max_length"] = setup.cfg.dataset.max_length
     whole = OmegaConf.create({"dataset": node, "model": setup.cfg.model})
     return instantiate(whole.dataset).load()
 
 
 def _corrupted(setup: Setup) -> list[View]:
     """The test images under every corruption and severity."""
-    if not setup.cfg.evaluate.corruptions:
-        return []
-    if setup.data.texts:
-        raise ConfigError("evaluate.corruptions=true is for images, and the data are texts; leave it out")
     clean = _to_corrupt(setup)
     views = []
     for name, corrupt in CORRUPTIONS.items():

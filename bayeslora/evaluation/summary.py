@@ -11,13 +11,15 @@ import numpy as np
 import torch
 
 from bayeslora.diagnostics.calibration import fit_temperature
-from bayeslora.diagnostics.convergence import convergence, function_space
+from bayeslora.diagnostics.convergence import MAX_ENTRIES, Convergence, FunctionSpace, convergence, function_space
 from bayeslora.diagnostics.metrics import metrics
-from bayeslora.diagnostics.uncertainty import detection, predictive_entropy, risk_coverage
+from bayeslora.diagnostics.uncertainty import ONE_DRAW, detection, predictive_entropy, risk_coverage
 from bayeslora.evaluation.predictions import Predictions, Seen
 
 SHARES = (0.25, 0.5, 0.75, 1.0)
 """Parts of every chain, from its first draw, of which R-hat is reported."""
+DETECTORS = ("entropy", "mutual_information", "map_entropy")
+"""Scores by which another dataset is told apart."""
 Series = Sequence[Mapping[str, np.ndarray]]
 """Scalars of the kept draws, [draws] by name, one mapping a chain."""
 
@@ -50,17 +52,17 @@ def summarise(predictions: Predictions, series: Series, gradients: int) -> dict[
 def diagnostics(predictions: Predictions, series: Series) -> dict[str, Any]:
     """Convergence of every scalar, of predictions, and on parts of the chains; how far chains' ensembles agree."""
     names = [name for name in series[0] if name != "step" and all(name in s for s in series)]
-    found = {name: convergence([s[name] for s in series]).to_json() for name in names if _varies(name)}
-    function = function_space(predictions.probes).to_json()
+    found = {name: _scalar([s[name] for s in series]).to_json() for name in names if _varies(name)}
+    function = _predicted(predictions.probes).to_json()
     lengths = [len(s["step"]) for s in series]
     parts: dict[str, list[Any]] = {"shares": list(SHARES), "potential": [], "l2_norm": [], "function_space": []}
     for share in SHARES:
         ends = [math.ceil(share * length) for length in lengths]
         for name in ("potential", "l2_norm"):
-            parts[name].append(convergence([s[name][:end] for s, end in zip(series, ends, strict=True)]).rhat)
+            parts[name].append(_scalar([s[name][:end] for s, end in zip(series, ends, strict=True)]).rhat)
         cut = [p[:end] for p, end in zip(predictions.probes, ends, strict=True)]
         whole = share == 1
-        parts["function_space"].append(function["rhat_median"] if whole else function_space(cut, 500).rhat_median)
+        parts["function_space"].append(function["rhat_median"] if whole else _predicted(cut, 500).rhat_median)
     return found | {"function_space": function, "prefixes": parts, "agreement": agreement(predictions.by_chain)}
 
 
@@ -87,6 +89,32 @@ def agreement(ensembles: Sequence[torch.Tensor]) -> dict[str, Any]:
     return dict(zip(names, (sums / len(pairs)).tolist(), strict=True)) | {"reason": None}
 
 
+def _scalar(chains: Sequence[np.ndarray]) -> Convergence:
+    """Convergence of one scalar, but no number of chains of different length: the reason tells what is known."""
+    found = convergence(chains)
+    reason = _uneven(chains, found.rhat, found.ess_bulk)
+    return found if reason is None else Convergence(None, None, None, None, reason)
+
+
+def _predicted(probes: Sequence[np.ndarray], limit: int = MAX_ENTRIES) -> FunctionSpace:
+    """Convergence of predictions, but no number of chains of different length: the reason tells what is known."""
+    found = function_space(probes, limit)
+    reason = _uneven(probes, found.rhat_median, found.ess_median)
+    return found if reason is None else FunctionSpace(reason=reason)
+
+
+def _uneven(chains: Sequence[np.ndarray], rhat: float | None, ess: float | None) -> str | None:
+    """Why chains of different length are not judged, and R-hat and ESS of as many draws as the shortest has."""
+    shortest, longest = (pick(map(len, chains), default=0) for pick in (min, max))
+    if shortest == longest or ess is None:
+        return None
+    words = f"R-hat {rhat:.3f} and " if rhat is not None else ""
+    return (
+        f"chains of {shortest} to {longest} draws cannot be judged together until all are as long"
+        f" (the first {shortest} draws of each: {words}ESS {ess:.0f})"
+    )
+
+
 def _varies(name: str) -> bool:
     """Whether a scalar is a random quantity of the chain (a step size is none, nor is a share of clipped forces)."""
     return name not in ("lr", "clipped")
@@ -99,7 +127,7 @@ def _single(chains: Sequence[Sequence[float]]) -> dict[str, float | None]:
     return {
         "mean": float(values.mean()),
         "sd": sd,
-        "mcse": convergence([np.asarray(chain) for chain in chains]).mcse_mean,
+        "mcse": _scalar([np.asarray(chain) for chain in chains]).mcse_mean,
     }
 
 
@@ -113,12 +141,18 @@ def _tempered(predictions: Predictions) -> dict[str, Any] | None:
     return metrics(scaling.apply(predictions.map), predictions.targets) | scaling.to_json()
 
 
+def _count(predictions: Predictions) -> int:
+    """Draws of all chains."""
+    return sum(len(chain["nll"]) for chain in predictions.draws)
+
+
 def _uncertainty(predictions: Predictions) -> dict[str, Any]:
     """Mean predictive entropies in nats: MAP's, the ensemble's, and the latter split into its two parts."""
     baseline = predictions.map
+    parts: dict[str, Any] = {name: part.mean().item() for name, part in vars(predictions.entropy).items()}
     return {
         "map": None if baseline is None else {"total": predictive_entropy(baseline).mean().item()},
-        "ensemble": {name: part.mean().item() for name, part in vars(predictions.entropy).items()},
+        "ensemble": parts | ({"mutual_information": None, "reason": ONE_DRAW} if _count(predictions) < 2 else {}),
     }
 
 
@@ -134,7 +168,7 @@ def _selective(predictions: Predictions) -> dict[str, Any]:
 
 def _efficiency(series: Series, gradients: int) -> dict[str, Any]:
     """Effective draws of the potential per gradient."""
-    ess = convergence([s["potential"] for s in series]).ess_bulk
+    ess = _scalar([s["potential"] for s in series]).ess_bulk
     per_gradient = ess / gradients if ess is not None and gradients else None
     return {"efficiency": {"gradients": gradients, "ess_per_gradient": per_gradient}}
 
@@ -154,6 +188,8 @@ def out_of_distribution(predictions: Predictions, other: Seen) -> dict[str, Any]
         "entropy": detection(ours.total, theirs.total),
         "mutual_information": detection(ours.mutual_information, theirs.mutual_information),
     }
+    if _count(predictions) < 2:
+        found |= {"mutual_information": None, "reason": ONE_DRAW}
     if predictions.map is not None and other.map is not None:
         found["map_entropy"] = detection(predictive_entropy(predictions.map), predictive_entropy(other.map))
     return found

@@ -64,6 +64,9 @@ def _notes(setup: Setup, draws: Mapping[int, int], diverged: Mapping[int, int]) 
         yield f"Temperature {setup.cfg.temperature:g}: a tempered posterior, not the Bayes posterior (T = 1)."
     if setup.data.augment is not None:
         yield "Training images were augmented, which softens the likelihood: the target is not the plain posterior."
+    asked, there = setup.cfg.chain.probe_size, len(setup.data.train)
+    if asked > there:
+        yield f"The probe set is all {there:,} training examples: chain.probe_size={asked} asks for more."
     yield from setup.data.notes
 
 

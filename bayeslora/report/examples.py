@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bayeslora.diagnostics.uncertainty import Entropy
+from bayeslora.diagnostics.uncertainty import ONE_DRAW, Entropy
 from bayeslora.report.words import percent
 
 MOST_UNCERTAIN, MOST_CONFIDENT_ERRORS = 12, 6
@@ -83,7 +83,7 @@ class Shown:
 def most_uncertain(shown: Shown, draws: int, count: int = MOST_UNCERTAIN) -> Gallery:
     """The examples of highest mutual information: those that draws disagree about most."""
     if draws < 2:
-        return Gallery(missing="mutual information is what draws disagree about, and there is only one")
+        return Gallery(missing=ONE_DRAW)
     order = shown.entropy.mutual_information.sort(descending=True, stable=True).indices
     return _gallery(shown, order[:count])
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from unit.report_tools import Page, predictions, report, series
 
+from bayeslora.diagnostics.convergence import convergence
 from bayeslora.report.page import ReportData, write_report
 
 PNGS = {
@@ -150,11 +151,20 @@ def test_one_draw_says_nothing_of_what_draws_disagree_about(tmp_path: Path) -> N
     assert "mutual information is what draws disagree about, and there is only one" in page
     assert "which takes two draws" in page
     assert re.search(r"Ensemble [\d.]+ [\d.]+ –", page[page.index("Mean entropy") :])
+    assert data((1,)).metrics["uncertainty"]["ensemble"]["mutual_information"] is None
 
 
-def test_chains_of_different_length_are_cut_and_the_page_says_so(tmp_path: Path) -> None:
-    page = Page(write_report(data((20, 35)), tmp_path)).text
-    assert "chains of 20 to 35 draws were cut to the shortest" in page
+def test_chains_of_different_length_are_not_judged_and_the_page_says_so(tmp_path: Path) -> None:
+    found = data((20, 35))
+    for name in ("potential", "l2_norm"):
+        assert {found.metrics["diagnostics"][name][key] for key in ("rhat", "ess_bulk", "ess_tail")} == {None}
+    assert found.metrics["diagnostics"]["function_space"]["rhat_q95"] is None
+    assert set(found.metrics["diagnostics"]["prefixes"]["potential"]) == {None}
+    page = Page(write_report(found, tmp_path)).text
+    same = convergence([chain["potential"][:20] for chain in series([20, 35])])
+    assert "chains of 20 to 35 draws cannot be judged together until all are as long" in page
+    assert f"(the first 20 draws of each: R-hat {same.rhat:.3f} and ESS {same.ess_bulk:.0f})" in page
+    assert "The chains agree" not in page
     assert "The ensemble of 55 draws" in page
     assert files(tmp_path) == {"index.html", *PNGS}
 

@@ -1,0 +1,102 @@
+"""Criteria: each has value, limit and verdict, and what cannot be computed does not pass."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+from unit.report_tools import LIMITS, predictions, series
+
+from bayeslora.evaluation.criteria import CRITERIA, failed, judge
+from bayeslora.evaluation.summary import summarise
+
+GOOD: dict[str, float] = {
+    "potential_rhat": 1.01,
+    "function_space_rhat": 1.01,
+    "l2_norm_rhat": 1.05,
+    "potential_ess": 200.0,
+    "l2_norm_ess": 200.0,
+    "nll_above_map": -1e-9,
+    "ece_above_map": -1e-9,
+    "accuracy_below_map": 0.003,
+}
+"""The least good value of each that meets its default limit."""
+BETTER = {name: (1 if name.endswith("ess") else -1) for name in GOOD}
+"""The side of the limit on which a criterion is met."""
+
+
+def holding(**values: float | None) -> dict[str, Any]:
+    """Metrics in which each criterion has this value, the others the least good ones."""
+    wanted: dict[str, Any] = GOOD | values
+    names = {"potential": "rhat", "l2_norm": "rhat", "function_space": "rhat_q95"}
+    diagnostics: dict[str, Any] = {name: {key: wanted[f"{name}_rhat"]} for name, key in names.items()}
+    for name in ("potential", "l2_norm"):
+        diagnostics[name]["ess_bulk"] = wanted[f"{name}_ess"]
+    ensemble = {"nll": wanted["nll_above_map"], "ece": wanted["ece_above_map"]}
+    ensemble["accuracy"] = None if wanted["accuracy_below_map"] is None else -wanted["accuracy_below_map"]
+    return {"map": {"nll": 0.0, "ece": 0.0, "accuracy": 0.0}, "ensemble": ensemble, "diagnostics": diagnostics}
+
+
+def test_at_the_limits_all_are_met() -> None:
+    found = judge(holding(), LIMITS)
+    assert list(found) == list(CRITERIA) == list(LIMITS)
+    assert {name: one["value"] for name, one in found.items()} == pytest.approx(GOOD)
+    assert {name: one["limit"] for name, one in found.items()} == LIMITS
+    assert all(one["passed"] is True for one in found.values())
+    assert failed(found) == []
+
+
+@pytest.mark.parametrize("name", GOOD)
+def test_beyond_its_limit_a_criterion_is_not_met_and_the_others_are(name: str) -> None:
+    value = LIMITS[name] - BETTER[name] * 0.002
+    found = judge(holding(**{name: value}), LIMITS)
+    assert [key for key, one in found.items() if not one["passed"]] == [name]
+    (problem,) = failed(found)
+    assert problem == f"{CRITERIA[name][0]} is {value:.4g} and must be {CRITERIA[name][2]} {LIMITS[name]:g}"
+
+
+@pytest.mark.parametrize("name", ["nll_above_map", "ece_above_map"])
+def test_as_good_as_map_is_not_better_than_map(name: str) -> None:
+    assert judge(holding(**{name: 0.0}), LIMITS)[name]["passed"] is False
+
+
+@pytest.mark.parametrize("value", [None, math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("name", [name for name in GOOD if not name.endswith("_map")])
+def test_a_diagnostic_that_is_not_known_does_not_pass(name: str, value: float | None) -> None:
+    found = judge(holding(**{name: value}), LIMITS)
+    assert (found[name]["value"], found[name]["passed"]) == (None, False)
+    assert f"{CRITERIA[name][0]} is not known" in failed(found)[0]
+
+
+@pytest.mark.parametrize("missing", ["map", "ensemble", "diagnostics"])
+def test_without_its_part_of_the_metrics_nothing_passes(missing: str) -> None:
+    whole = holding()
+    for metrics in (whole | {missing: None}, {key: part for key, part in whole.items() if key != missing}):
+        found = judge(metrics, LIMITS)
+        lost = {name for name in GOOD if name.endswith("_map") == (missing != "diagnostics")}
+        assert {name for name, one in found.items() if not one["passed"]} == lost
+        assert {found[name]["value"] for name in lost} == {None}
+
+
+def test_criteria_without_a_limit_are_left_out() -> None:
+    found = judge(holding(potential_ess=1.0), LIMITS | {"potential_ess": None})
+    assert "potential_ess" not in found
+    assert len(found) == len(LIMITS) - 1
+    assert judge(holding(), {}) == {}
+
+
+def test_the_values_are_those_of_a_summary() -> None:
+    metrics = summarise(predictions([40, 40]), series([40, 40]), gradients=100)
+    found = {name: one["value"] for name, one in judge(metrics, LIMITS).items()}
+    diagnostics = metrics["diagnostics"]
+    assert found == {
+        "potential_rhat": diagnostics["potential"]["rhat"],
+        "function_space_rhat": diagnostics["function_space"]["rhat_q95"],
+        "l2_norm_rhat": diagnostics["l2_norm"]["rhat"],
+        "potential_ess": diagnostics["potential"]["ess_bulk"],
+        "l2_norm_ess": diagnostics["l2_norm"]["ess_bulk"],
+        "nll_above_map": metrics["ensemble"]["nll"] - metrics["map"]["nll"],
+        "ece_above_map": metrics["ensemble"]["ece"] - metrics["map"]["ece"],
+        "accuracy_below_map": metrics["map"]["accuracy"] - metrics["ensemble"]["accuracy"],
+    }
