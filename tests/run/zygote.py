@@ -132,7 +132,7 @@ def _obey(order: dict[str, Any]) -> None:
         if order["count"]:
             _replace(order["count"], lambda original: _counting(original, 0, folder / "calls"))
         code = call(order["command"], *order["arguments"])
-    except BaseException:
+    except BaseException:  # noqa: BLE001
         sys.excepthook(*sys.exc_info())
     finally:
         sys.stdout.flush()
