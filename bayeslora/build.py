@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -14,13 +14,15 @@ from torch import Tensor, nn
 
 from bayeslora.chains.plan import Plan
 from bayeslora.chains.stack import StackedBatches
-from bayeslora.config import accepted, check_precision, first_line, gather, instantiate
+from bayeslora.config import check_precision, gather, instantiate
 from bayeslora.datasets.base import Data, Split, Transform
 from bayeslora.datasets.batches import Batches, evaluation_batches
 from bayeslora.datasets.text import TokenCounts, token_counts
 from bayeslora.diagnostics.convergence import MAX_ENTRIES
 from bayeslora.errors import ConfigError, Problems, require
-from bayeslora.potential import Potential, Prior, matches
+from bayeslora.fit import build_model, check_fit, load_data, make_likelihood, try_model
+from bayeslora.likelihood import Categorical, Likelihood
+from bayeslora.potential import Potential, Prior
 from bayeslora.rng import generator, seeded
 from bayeslora.rundir import RunDirectory
 from bayeslora.samplers import schedules
@@ -48,6 +50,7 @@ class Setup:
     make_sampler: Callable[..., Any]
     make_warmup: Callable[..., Any]
     device: torch.device
+    likelihood: Likelihood = field(default_factory=Categorical)
 
     @property
     def chains(self) -> list[int]:
@@ -67,7 +70,7 @@ class Setup:
     def model(self, chain: int = 0) -> nn.Module:
         """The model with the initial weights of one chain, on the run's device."""
         with seeded(self.cfg.seed, chain, 0, "init"):
-            model = build_model(self.cfg.model, self.data)
+            model = build_model(self.cfg.model, self.data, self.likelihood)
         memory_format = torch.channels_last if self.cfg.trainer.channels_last else torch.contiguous_format
         return model.to(self.device, memory_format=memory_format)  # type: ignore[call-overload]
 
@@ -94,6 +97,7 @@ class Setup:
             full_data=self.loader(self.data.train) if cfg.sampler.get("control_variates") else None,
             compile_model=cfg.trainer.compile,
             max_potential=cfg.chain.max_potential,
+            likelihood=self.likelihood,
         )
 
     def batches(self, chain: int | Sequence[int]) -> BatchAt:
@@ -210,24 +214,26 @@ def build(cfg: DictConfig, run: RunDirectory | None = None) -> Setup:
     collect("dataset", lambda: instantiate(cfg.dataset))
     collect("sampler", lambda: _sampler(cfg))
     collect("warmup", lambda: _warmup(cfg))
-    collect("model", lambda: _try_model(cfg.model))
-    _check_values(cfg, problems)
+    collect("model", lambda: try_model(cfg.model))
+    collect("likelihood", lambda: make_likelihood(cfg))
+    check_values(cfg, problems)
     if run is not None:
         with problems.collect():
             run.check(plain(cfg))
     problems.raise_if_any()  # reading the data is work: it waits until the settings are right
-    collect("data", parts["dataset"].load)
+    collect("data", lambda: load_data(parts["dataset"]))
     if "data" in parts:
-        _check_against_data(cfg, parts["data"], problems)
+        _check_against_data(cfg, parts["data"], parts["likelihood"], problems)
     problems.raise_if_any()
     return Setup(
         cfg,
         _with_prefix(cfg, parts["data"]),
-        Potential(parts["prior"], len(parts["data"].train)),
+        Potential(parts["likelihood"].extend(parts["prior"]), len(parts["data"].train)),
         parts["plan"],
         parts["sampler"],
         parts["warmup"],
         device(cfg),
+        parts["likelihood"],
     )
 
 
@@ -241,11 +247,6 @@ def device(cfg: DictConfig) -> torch.device:
     return torch.device("cuda", 0) if cfg.trainer.accelerator == "gpu" else torch.device("cpu")
 
 
-def build_model(node: DictConfig, data: Data) -> nn.Module:
-    """The model, told the number of classes and input channels where it takes them."""
-    return instantiate(node, **accepted(node, num_classes=data.num_classes, in_channels=data.in_channels))
-
-
 def _with_prefix(cfg: DictConfig, data: Data) -> Data:
     """The data with the activations of the model's frozen layers, where it remembers them."""
     if not cfg.model.get("cache_prefix"):
@@ -253,13 +254,6 @@ def _with_prefix(cfg: DictConfig, data: Data) -> Data:
     from bayeslora.models.prefix import with_prefix
 
     return with_prefix(data, build_model(cfg.model, data).to(device(cfg)), device(cfg))
-
-
-def _try_model(node: DictConfig) -> None:
-    """Build a model of this package, without memory, for the sake of the checks it makes of its settings."""
-    if node._target_.startswith("bayeslora."):
-        with torch.device("meta"):
-            instantiate(node, **accepted(node, num_classes=10))
 
 
 def _sampler(cfg: DictConfig) -> Callable[..., Any]:
@@ -292,7 +286,7 @@ def _naming(path: str) -> Iterator[None]:
         raise ConfigError(f"{path}: {error}") from error
 
 
-def _check_values(cfg: DictConfig, problems: Problems) -> None:
+def check_values(cfg: DictConfig, problems: Problems) -> None:
     """Values that no part of its own checks."""
     checks = [
         *(
@@ -351,7 +345,7 @@ def _index_problems(index: Any, num_chains: int) -> Iterator[str]:
         yield f"chain.index={index} names chains from 0 to {num_chains - 1}, each once (chain.num_chains={num_chains})"
 
 
-def _check_against_data(cfg: DictConfig, data: Data, problems: Problems) -> None:
+def _check_against_data(cfg: DictConfig, data: Data, likelihood: Likelihood, problems: Problems) -> None:
     """What can be said only once the data are there."""
     with problems.collect():
         Batches(data, cfg.chain.batch_size, cfg.seed, 0, bucket=cfg.chain.bucket)
@@ -360,42 +354,4 @@ def _check_against_data(cfg: DictConfig, data: Data, problems: Problems) -> None
     if cfg.evaluate.split == "validation" and not len(data.validation):
         problems.add("evaluate.split=validation needs a validation set: train with dataset.validation_size=…")
     with problems.collect():
-        _check_model_against_data(cfg, data)
-
-
-def _check_names(cfg: DictConfig, model: nn.Module) -> None:
-    """Raise `ConfigError` for a setting by parameter name that no sampled parameter has."""
-    names = [name for name, p in model.named_parameters() if p.requires_grad]
-    problems = Problems()
-    for key in ("chain.lr_factors", "prior.overrides"):
-        for pattern in OmegaConf.select(cfg, key) or {}:
-            if not any(matches(name, pattern) for name in names):
-                problems.add(f"{key}: no sampled parameter is called {pattern}; they are {', '.join(names[:6])}, …")
-    problems.raise_if_any()
-
-
-def _check_model_against_data(cfg: DictConfig, data: Data) -> None:
-    """Raise `ConfigError` unless the model can be made for these data and takes them."""
-    node = cfg.model
-    kind, other = ("texts", "images") if data.texts else ("images", "texts")
-    if node._target_.startswith("bayeslora."):
-        wants_images = bool(accepted(node, in_channels=0))
-        require(
-            wants_images == (kind == "images"),
-            f"model: {node._target_} takes {other} and {data.name} holds {kind}; choose another model or dataset",
-        )
-        with torch.device("meta"):
-            _check_names(cfg, build_model(node, data))
-        return
-    model = build_model(node, data).eval()
-    _check_names(cfg, model)
-    try:
-        with torch.no_grad():
-            logits = model(data.transform(data.train.inputs[:2]))
-    except (RuntimeError, TypeError, IndexError, AttributeError, ValueError) as error:
-        raise ConfigError(f"model: {node._target_} does not take {data.name}: {first_line(error)}") from error
-    require(
-        logits.shape[1:] == (data.num_classes,),
-        f"model: {node._target_} gives {list(logits.shape)} for two examples of {data.name}; it must give logits"
-        f" [2, {data.num_classes}]",
-    )
+        check_fit(cfg, data, likelihood)

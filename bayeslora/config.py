@@ -109,6 +109,7 @@ class RootConfig:
     model: Any = None
     sampler: Any = None
     prior: Any = None
+    likelihood: Any = None
     chain: ChainConfig = field(default_factory=ChainConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     logger: Any = None
@@ -119,7 +120,7 @@ class RootConfig:
 GROUPS = ("experiment", "search", "size", "optimizer")
 """Groups that are chosen on the command line and leave no key of their own."""
 
-INJECTED = {"num_classes", "in_channels", "params", "kT", "seed", "chain"}
+INJECTED = {"num_classes", "num_outputs", "in_channels", "in_features", "params", "kT", "seed", "chain"}
 """Arguments that the application fills in where a target takes them."""
 
 
@@ -127,10 +128,12 @@ def check_config(cfg: DictConfig) -> list[str]:
     """All unknown keys and wrongly typed values of a composed configuration, each with its fix."""
     problems = list(_check_node(cfg, RootConfig, "", GROUPS))
     for path in ("dataset", "model", "sampler", "prior", "chain.warmup.optimizer"):
-        problems += _check_target(OmegaConf.select(cfg, path), path)
+        problems += check_target(OmegaConf.select(cfg, path), path)
+    if cfg.get("likelihood") is not None:
+        problems += check_target(cfg.likelihood, "likelihood")
     for group in ("logger", "callbacks"):
         for name, node in (OmegaConf.select(cfg, group) or {}).items():
-            problems += _check_target(node, f"{group}.{name}")
+            problems += check_target(node, f"{group}.{name}")
     return problems
 
 
@@ -154,7 +157,7 @@ def _check_node(cfg: DictConfig, schema: type, path: str, also: tuple[str, ...] 
             yield f"{name}: {first_line(error)}"
 
 
-def _check_target(node: Any, path: str) -> Iterator[str]:
+def check_target(node: Any, path: str) -> Iterator[str]:
     """The keys and plain values of a `_target_` node against the signature of what it names."""
     if not isinstance(node, DictConfig) or "_target_" not in node:
         yield f"{path} needs a _target_: choose one of the {path.partition('.')[0]} configs, or name your own class"
@@ -163,6 +166,9 @@ def _check_target(node: Any, path: str) -> Iterator[str]:
         target = pkgutil.resolve_name(node["_target_"])
     except (ImportError, ValueError, AttributeError) as error:
         yield f"{path}._target_={node['_target_']} cannot be imported ({first_line(error)})"
+        return
+    if not callable(target):
+        yield f"{path}._target_={node['_target_']} is a {type(target).__name__}; name a class or function in it"
         return
     parameters = inspect.signature(target).parameters
     hints = _hints(_callee(target))

@@ -11,6 +11,8 @@ Examples:
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from bayeslora.cli import run_command
@@ -20,8 +22,8 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
     from bayeslora.build import Setup
-    from bayeslora.evaluation.predictions import Predictions
     from bayeslora.posterior import Posterior
+    from bayeslora.report.page import ReportData
     from bayeslora.rundir import RunDirectory
 
 
@@ -35,26 +37,21 @@ def evaluate(run: RunDirectory, setup: Setup) -> dict[str, Any]:
         DataError: the run holds no draws, or a draw is corrupt or of another model; a reference does not fit.
         CriteriaError: `evaluate.strict` and a criterion is not met; all is written before.
     """
-    from bayeslora.evaluation.beyond import beyond, further_views, load_fitting_reference
     from bayeslora.evaluation.criteria import failed, judge
-    from bayeslora.evaluation.predictions import Pass, predict
     from bayeslora.loggers import log_evaluation
     from bayeslora.posterior import Posterior
 
-    posterior = Posterior.load(run.root, setup.model())
+    posterior = Posterior.load(run.root, setup.model(), setup.likelihood)
     if not len(posterior):
         raise DataError(f"{run.root} holds no draws yet; repeat the training command with run_dir={run.root}")
     with run.evaluating():
-        split = setup.evaluation_split()
-        targets, loader = split.targets.cpu(), setup.loader(split)
-        further, reference = further_views(setup), load_fitting_reference(setup, targets)
-        asked = Pass(targets, loader, setup.function_probe(), further.views, reference)
-        predictions = predict(posterior, asked, setup.validation_set())
         series = scalar_series(posterior)
-        metrics = _metrics(run, setup, predictions, series) | beyond(setup, predictions, further.missing)
+        look = _classes if setup.data.real is None else _real_numbers
+        found = look(run, setup, posterior, series)
+        metrics = found.summary | {"provenance": _provenance(run, setup, found.summary, series)}
         metrics |= {"criteria": judge(metrics, setup.cfg.evaluate.criteria)}
         run.write_metrics(metrics)
-        _write_report(run, setup, predictions, series, metrics)
+        _write_report(run, found, metrics)
         log_evaluation(setup.cfg, run, metrics)
     problems = failed(metrics["criteria"])
     if setup.cfg.evaluate.strict and problems:
@@ -62,19 +59,71 @@ def evaluate(run: RunDirectory, setup: Setup) -> dict[str, Any]:
     return metrics
 
 
-def _metrics(run: RunDirectory, setup: Setup, predictions: Predictions, series: list[dict[str, Any]]) -> dict[str, Any]:
-    """The content of `metrics.json` on the evaluated split, but for its criteria."""
-    from bayeslora.evaluation.summary import summarise
+@dataclass
+class Found:
+    """What one pass over the draws gives.
 
+    Attributes:
+        summary: of `metrics.json` all but criteria and provenance.
+        report: makes the report's data from the content of `metrics.json`.
+        probes: predictions of each chain's draws on part of the probe set, [draws, P, C].
+    """
+
+    summary: dict[str, Any]
+    report: Callable[[dict[str, Any]], ReportData]
+    probes: list[Any]
+
+
+def _classes(run: RunDirectory, setup: Setup, posterior: Posterior, series: list[dict[str, Any]]) -> Found:
+    """Evaluate a classifier."""
+    from bayeslora.evaluation.beyond import beyond, further_views, load_fitting_reference
+    from bayeslora.evaluation.predictions import Pass, predict
+    from bayeslora.evaluation.summary import summarise
+    from bayeslora.report.gather import report_data
+
+    split = setup.evaluation_split()
+    targets, loader = split.targets.cpu(), setup.loader(split)
+    further, reference = further_views(setup), load_fitting_reference(setup, targets)
+    asked = Pass(targets, loader, setup.function_probe(), further.views, reference)
+    predictions = predict(posterior, asked, setup.validation_set())
     summary = summarise(predictions, series, setup.gradients(predictions.chains))
+    summary |= beyond(setup, predictions, further.missing)
+    return Found(
+        summary,
+        lambda metrics: report_data(setup, predictions, series, metrics, _notes(run, setup)),
+        predictions.probes,
+    )
+
+
+def _real_numbers(run: RunDirectory, setup: Setup, posterior: Posterior, series: list[dict[str, Any]]) -> Found:
+    """Evaluate a regression."""
+    import numpy as np
+
+    from bayeslora.evaluation.regression import run_through, summarise
+    from bayeslora.report.gather import regression_report_data
+
+    found = run_through(posterior, setup)
+    chains = sorted(found.chains)
+    summary = summarise(found, posterior, series, setup)
+    return Found(
+        summary,
+        lambda metrics: regression_report_data(setup, found, series, metrics, _notes(run, setup)),
+        [np.stack(found.probes[chain]) for chain in chains],
+    )
+
+
+def _provenance(
+    run: RunDirectory, setup: Setup, summary: dict[str, Any], series: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """Where the numbers come from, and how long they took."""
     seconds = run.phase_totals("seconds")
     sampling = sum(spent for phase, spent in seconds.items() if phase != "warm-up")
     ess = summary["diagnostics"]["potential"]["ess_bulk"]
     timing = {"seconds": seconds, "ess_per_second": ess / sampling if ess is not None and sampling else None}
     timing |= _tokens(run, setup)
     counts = {"split": setup.cfg.evaluate.split, "draws": sum(len(s["step"]) for s in series), "chains": len(series)}
-    provenance = run.config.get("provenance", {}) | counts | timing
-    return summary | {"provenance": provenance}
+    recorded: dict[str, Any] = run.config.get("provenance", {})
+    return recorded | counts | timing
 
 
 def _tokens(run: RunDirectory, setup: Setup) -> dict[str, Any]:
@@ -98,19 +147,16 @@ def scalar_series(posterior: Posterior) -> list[dict[str, Any]]:
     return [arrays(store.records()) for store in posterior.stores]
 
 
-def _write_report(
-    run: RunDirectory, setup: Setup, predictions: Predictions, series: list[dict[str, Any]], metrics: dict[str, Any]
-) -> None:
+def _write_report(run: RunDirectory, found: Found, metrics: dict[str, Any]) -> None:
     """Write `diagnostics.nc` and `report/`; print the table, what became of the criteria, and where the report is."""
     from rich.console import Console
 
     from bayeslora.diagnostics.convergence import to_inference_data
-    from bayeslora.report.gather import report_data
     from bayeslora.report.page import write_report
     from bayeslora.report.table import criteria_lines, metrics_table
 
-    data = report_data(setup, predictions, series, metrics, _notes(run, setup))
-    to_inference_data(data.series, run.diagnostics_file, predictions.probes)
+    data = found.report(metrics)
+    to_inference_data(data.series, run.diagnostics_file, found.probes)
     page = write_report(data, run.report)
     console = Console()
     if not console.is_terminal:

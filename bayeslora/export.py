@@ -45,7 +45,7 @@ def export(cfg: DictConfig) -> list[Path]:
     require(not missing, f"{' and '.join(missing)} missing: give run_dir=outputs/… of a run and out_dir=FOLDER")
     run = RunDirectory(cfg.run_dir)
     setup = build(run.recorded())
-    posterior = Posterior.load(run.root, setup.model())
+    posterior = Posterior.load(run.root, setup.model(), setup.likelihood)
     draws = list(posterior.draws(cfg.chain))
     if not draws:
         raise DataError(f"{run.root} holds no draws{'' if cfg.chain is None else f' of chain {cfg.chain}'}")

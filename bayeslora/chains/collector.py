@@ -116,13 +116,11 @@ class DrawCollector(Callback):
         return scalars
 
     def _validation(self, module: SamplingModule) -> dict[str, list[float]]:
-        """Accuracy, NLL and ECE on the validation set, each by chain; nothing where there is none."""
+        """The likelihood's scores on the validation set, each by chain; nothing where there is none."""
         if self.validation is None:
             return {}
-        from bayeslora.diagnostics.metrics import metrics
-
-        batches = [(module.logits(x).float().log_softmax(-1), y) for x, y in self.validation()]
-        log_probs = torch.cat([logits for logits, _ in batches], dim=-2).cpu()
+        batches = [(module.logits(x).float(), y) for x, y in self.validation()]
+        outputs = torch.cat([found for found, _ in batches], dim=-2).cpu()
         targets = torch.cat([y for _, y in batches]).cpu()
-        rows = [metrics(row, targets) for row in log_probs.reshape(-1, *log_probs.shape[-2:])]
-        return {f"validation/{name}": [row[name] for row in rows] for name in ("accuracy", "nll", "ece")}
+        rows = [module.likelihood.scores(row, targets) for row in outputs.reshape(-1, *outputs.shape[-2:])]
+        return {f"validation/{name}": [row[name] for row in rows] for name in rows[0]}

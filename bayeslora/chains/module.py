@@ -18,8 +18,9 @@ from bayeslora.chains.plan import Phase, Plan
 from bayeslora.chains.stack import Stack
 from bayeslora.config import check_precision
 from bayeslora.errors import ConfigError, DivergedError, require
+from bayeslora.likelihood import Categorical, Likelihood
 from bayeslora.models.modes import frozen_statistics, set_sampling_mode
-from bayeslora.potential import Potential, categorical_nll, matches
+from bayeslora.potential import Potential, matches
 from bayeslora.samplers import Sampler, schedules
 
 Batch = tuple[Tensor, Tensor]
@@ -48,6 +49,7 @@ class SamplingModule(LightningModule):
         full_data: starts a pass over all training data, in batches; needed for control variates.
         compile_model: run the forward pass through `torch.compile`.
         max_potential: Ũ in nats per example beyond which a chain counts as diverged.
+        likelihood: what the model's outputs say of a target; None: softmax over classes.
     """
 
     automatic_optimization = False
@@ -71,11 +73,13 @@ class SamplingModule(LightningModule):
         full_data: Callable[[], Iterable[Batch]] | None = None,
         compile_model: bool = False,
         max_potential: float = 1e6,
+        likelihood: Likelihood | None = None,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
         self.model, self.potential, self.plan = model, potential, plan
         self.temperature, self.seed, self.chain = temperature, seed, chain
+        self.likelihood: Likelihood = likelihood or Categorical()
         self._make_sampler, self._make_warmup = sampler, warmup
         self._factors = {
             "warm-up": schedules.make(warmup_schedule, plan.warmup, **warmup_schedule_settings or {}),
@@ -189,7 +193,7 @@ class SamplingModule(LightningModule):
     def _check_repeatable(self, batch: Batch) -> None:
         """Raise `ConfigError` where the model gives two answers to one batch: dropout, say, that no mode turns off."""
         with frozen_statistics(self.network):
-            once, again = (categorical_nll(self._forward(batch[0]), batch[1]) for _ in range(2))
+            once, again = (self.likelihood.nll(self._forward(batch[0]), batch[1]) for _ in range(2))
         if not torch.allclose(once, again, rtol=1e-3, atol=1e-3, equal_nan=True):
             raise ConfigError(
                 f"model: {type(self.network).__name__} gives two answers to one batch, which changes the potential at "
@@ -224,9 +228,8 @@ class SamplingModule(LightningModule):
         return self._forward(inputs, shared_inputs=True) if isinstance(self.model, Stack) else self._forward(inputs)
 
     def nll(self, inputs: Any, targets: Tensor) -> Tensor:
-        """−log p(y|x, θ) in nats of inputs [B, …] and targets [B] that all chains share: [B], or [K, B] in a stack."""
-        logits = self.logits(inputs)
-        return categorical_nll(logits, targets.expand(logits.shape[:-1]))
+        """−log p(y|x, θ) in nats of inputs and targets [B, …] that all chains share: [B], or [K, B] in a stack."""
+        return self.likelihood.nll(self.logits(inputs), targets)
 
     def states(self) -> list[dict[str, Tensor]]:
         """What a draw holds, one dictionary a chain: sampled parameters and the buffers that go with them, detached."""
@@ -263,7 +266,7 @@ class SamplingModule(LightningModule):
         def closure() -> Tensor:
             optimizer.zero_grad(set_to_none=True)
             with nullcontext() if next(runs) == 0 else frozen_statistics(self.network):
-                potential = self.potential(categorical_nll(self._forward(inputs), targets), self.params)
+                potential = self.potential(self.likelihood.nll(self._forward(inputs), targets), self.params)
             self.last_potential = potential.detach()
             if not (potential.detach().abs() <= self.max_potential).all():
                 raise DivergedError(f"the potential is {potential.tolist()}")

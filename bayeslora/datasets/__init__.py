@@ -1,8 +1,23 @@
 """Datasets held in memory as tensors; one file a dataset."""
 
-from bayeslora.datasets.base import Data, Dataset, Split
+from bayeslora.datasets.base import Data, Dataset, Real, Split
 from bayeslora.datasets.cifar import Cifar10, Cifar100
+from bayeslora.datasets.csv import Csv
 from bayeslora.datasets.digits import Digits
+from bayeslora.datasets.examples import from_examples
 from bayeslora.datasets.glue import Glue
+from bayeslora.datasets.npz import Npz
 
-__all__ = ["Cifar10", "Cifar100", "Data", "Dataset", "Digits", "Glue", "Split"]
+__all__ = [
+    "Cifar10",
+    "Cifar100",
+    "Csv",
+    "Data",
+    "Dataset",
+    "Digits",
+    "Glue",
+    "Npz",
+    "Real",
+    "Split",
+    "from_examples",
+]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
@@ -24,9 +25,10 @@ Augment = Callable[[Tensor, torch.Generator], Tensor]
 
 @dataclass(frozen=True)
 class Split:
-    """Examples in memory: `inputs` [N, …] and `targets` [N] (int64 class numbers).
+    """Examples in memory: `inputs` [N, …] and `targets`, class numbers int64 [N] or real numbers float32 [N, D].
 
-    Images are uint8 [N, C, H, W]; texts are int32 [N, S, F, L], the fields F as in `bayeslora.datasets.text`.
+    Images are uint8 [N, C, H, W]; texts are int32 [N, S, F, L], the fields F as in `bayeslora.datasets.text`; tables
+    are float32 [N, F].
     """
 
     inputs: Tensor
@@ -45,19 +47,34 @@ class Split:
 
 
 @dataclass(frozen=True)
+class Real:
+    """Real-valued targets as a dataset gives them: (y − mean) / std.
+
+    Attributes:
+        names: of the D targets.
+        mean, std: by target, in its own unit; 0 and 1 where they are as they were.
+    """
+
+    names: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+@dataclass(frozen=True)
 class Data:
     """A loaded dataset.
 
     Attributes:
         name: what to call it in reports, e.g. `"CIFAR-10"`.
         train, validation, test: the splits; `validation` is carved from the official training set and may be empty.
-        class_names: one name a class; their number is the number of classes.
+        class_names: one name a class; their number is the number of classes. Empty for real-valued targets.
         transform: stored inputs to model input (used in training and in evaluation).
         augment: random augmentation of training batches, or None.
         augmentation: the augmentation in words, `"none"` where there is none (for the report).
         notes: what a reader of the results should know of the data, in plain sentences.
         lengths: of texts: tokens of the longest sequence of each training example, int64 [N]; None for images.
         texts: of texts: the sentences of each example by split, `"train"`, `"validation"` and `"test"`; else empty.
+        real: what the targets are, where they are real numbers; None for classes.
     """
 
     name: str
@@ -71,15 +88,27 @@ class Data:
     notes: tuple[str, ...] = field(default=())
     lengths: Tensor | None = None
     texts: Mapping[str, Sequence[tuple[str, ...]]] = field(default_factory=dict)
+    real: Real | None = None
 
     @property
     def num_classes(self) -> int:
-        return len(self.class_names)
+        """Number of classes, or of real-valued targets."""
+        return len(self.class_names) if self.real is None else len(self.real.names)
+
+    @property
+    def kind(self) -> str:
+        """`"texts"`, `"images"` or `"tables"` (anything else)."""
+        return "texts" if self.lengths is not None else "images" if self.train.inputs.ndim == 4 else "tables"
 
     @property
     def in_channels(self) -> int:
-        """Channels of an image [C, H, W]; 0 for texts."""
-        return int(self.train.inputs.shape[1]) if self.lengths is None else 0
+        """Channels of an image [C, H, W]; 0 for others."""
+        return int(self.train.inputs.shape[1]) if self.kind == "images" else 0
+
+    @property
+    def in_features(self) -> int:
+        """Numbers an example, of a table's row or of an image; 0 for texts."""
+        return 0 if self.kind == "texts" else math.prod(self.train.inputs.shape[1:])
 
 
 class Dataset(Protocol):

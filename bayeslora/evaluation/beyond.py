@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from bayeslora.datasets.base import Data, Split
@@ -67,8 +68,8 @@ def further_views(setup: Setup) -> Further:
             further.views.append(_other_dataset(setup, data))
         else:
             further.missing["ood"] = f"{cfg.ood} holds {problem}; choose a dataset of the same kind and size"
-    if cfg.corruptions and setup.data.texts:
-        further.missing["corruptions"] = "the data are texts, and corruptions are of images"
+    if cfg.corruptions and not (setup.data.kind == "images" and setup.data.train.inputs.dtype == torch.uint8):
+        further.missing["corruptions"] = f"the data are {setup.data.kind}, and corruptions are of images of bytes"
     elif cfg.corruptions:
         further.views += _corrupted(setup)
     return further

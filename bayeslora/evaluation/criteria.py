@@ -17,8 +17,8 @@ def _against_map(key: str, sign: float = 1.0) -> Callable[[Metrics], float | Non
     """sign × (ensemble − MAP) of a metric; None without a baseline."""
 
     def difference(metrics: Metrics) -> float | None:
-        ensemble, baseline = metrics.get("ensemble"), metrics.get("map")
-        return sign * (ensemble[key] - baseline[key]) if ensemble and baseline else None
+        ensemble, baseline = ((metrics.get(source) or {}).get(key) for source in ("ensemble", "map"))
+        return None if ensemble is None or baseline is None else sign * (ensemble - baseline)
 
     return difference
 
@@ -34,6 +34,9 @@ CRITERIA: dict[str, tuple[str, Callable[[Metrics], float | None], str]] = {
     "accuracy_below_map": ("Accuracy, MAP less ensemble", _against_map("accuracy", -1.0), "at most"),
 }
 """By name: the criterion in words, its value, and how the value must lie to its limit."""
+
+OF_CLASSES = ("ece_above_map", "accuracy_below_map")
+"""What a regression cannot be judged by."""
 
 HOLDS: dict[str, Callable[[float, float], bool]] = {
     "at most": lambda value, limit: value <= limit,
@@ -52,7 +55,7 @@ def judge(metrics: Metrics, limits: Mapping[str, float | None]) -> dict[str, dic
     found = {}
     for name, (title, measure, relation) in CRITERIA.items():
         limit = limits.get(name)
-        if limit is None:
+        if limit is None or (metrics.get("task") == "regression" and name in OF_CLASSES):
             continue
         value = measure(metrics)
         value = value if value is not None and math.isfinite(value) else None

@@ -36,7 +36,7 @@ def summarise(predictions: Predictions, series: Series, gradients: int) -> dict[
     return {
         "map": None if baseline is None else metrics(baseline, targets),
         "map_tempered": _tempered(predictions),
-        "draw": {name: _single([d[name] for d in predictions.draws]) for name in predictions.draws[0]},
+        "draw": {name: single([d[name] for d in predictions.draws]) for name in predictions.draws[0]},
         "ensemble": metrics(predictions.ensemble, targets),
         "chains": [
             {"chain": chain} | metrics(found, targets)
@@ -45,25 +45,30 @@ def summarise(predictions: Predictions, series: Series, gradients: int) -> dict[
         "cumulative": predictions.cumulative,
         "uncertainty": _uncertainty(predictions),
         "selective": _selective(predictions),
-        "diagnostics": diagnostics(predictions, series) | _efficiency(series, gradients),
+        "diagnostics": diagnostics(predictions, series) | efficiency(series, gradients),
     } | _reference(predictions)
 
 
 def diagnostics(predictions: Predictions, series: Series) -> dict[str, Any]:
     """Convergence of every scalar, of predictions, and on parts of the chains; how far chains' ensembles agree."""
+    return convergences(predictions.probes, series) | {"agreement": agreement(predictions.by_chain)}
+
+
+def convergences(probes: Sequence[np.ndarray], series: Series) -> dict[str, Any]:
+    """Convergence of every scalar, of predictions on part of the probe set, and on parts of the chains."""
     names = [name for name in series[0] if name != "step" and all(name in s for s in series)]
     found = {name: _scalar([s[name] for s in series]).to_json() for name in names if _varies(name)}
-    function = _predicted(predictions.probes).to_json()
+    function = _predicted(probes).to_json()
     lengths = [len(s["step"]) for s in series]
     parts: dict[str, list[Any]] = {"shares": list(SHARES), "potential": [], "l2_norm": [], "function_space": []}
     for share in SHARES:
         ends = [math.ceil(share * length) for length in lengths]
         for name in ("potential", "l2_norm"):
             parts[name].append(_scalar([s[name][:end] for s, end in zip(series, ends, strict=True)]).rhat)
-        cut = [p[:end] for p, end in zip(predictions.probes, ends, strict=True)]
+        cut = [p[:end] for p, end in zip(probes, ends, strict=True)]
         whole = share == 1
         parts["function_space"].append(function["rhat_median"] if whole else _predicted(cut, 500).rhat_median)
-    return found | {"function_space": function, "prefixes": parts, "agreement": agreement(predictions.by_chain)}
+    return found | {"function_space": function, "prefixes": parts}
 
 
 def agreement(ensembles: Sequence[torch.Tensor]) -> dict[str, Any]:
@@ -120,7 +125,7 @@ def _varies(name: str) -> bool:
     return name not in ("lr", "clipped")
 
 
-def _single(chains: Sequence[Sequence[float]]) -> dict[str, float | None]:
+def single(chains: Sequence[Sequence[float]]) -> dict[str, float | None]:
     """Mean over all single draws, sd among them, and the mean's Monte Carlo error."""
     values = np.concatenate([np.asarray(chain, dtype=np.float64) for chain in chains])
     sd = float(values.std(ddof=1)) if len(values) > 1 else None
@@ -166,7 +171,7 @@ def _selective(predictions: Predictions) -> dict[str, Any]:
     }
 
 
-def _efficiency(series: Series, gradients: int) -> dict[str, Any]:
+def efficiency(series: Series, gradients: int) -> dict[str, Any]:
     """Effective draws of the potential per gradient."""
     ess = _scalar([s["potential"] for s in series]).ess_bulk
     per_gradient = ess / gradients if ess is not None and gradients else None

@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
+import yaml
 from torch import Tensor, nn
 
-from bayeslora.errors import DataError
+from bayeslora.errors import DataError, require
+from bayeslora.likelihood import NOISE, Categorical, Gaussian, Likelihood, from_recorded
+from bayeslora.posterior.density import NormalMixture, Normals
 from bayeslora.posterior.export import export_adapters
 from bayeslora.posterior.store import Draw, DrawStore, load_into, read_tensors
 
 Loader = Callable[[], Iterable[tuple[Tensor, Tensor]]]
 """Starts a pass over (inputs, targets) batches."""
+
+BATCH = 500
+"""Examples a forward pass, where the caller gives no batches."""
 
 
 class Mixture:
@@ -49,6 +57,14 @@ def log_probs(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> Ten
     return torch.cat([model(inputs).float().log_softmax(-1).cpu() for inputs, _ in batches])
 
 
+@torch.inference_mode()
+def normals(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], likelihood: Gaussian) -> tuple[Tensor, Tensor]:
+    """Means and variances of a regression model in evaluation mode for every example, [N, D] each, on the CPU."""
+    model.eval()
+    mean, log_variance = likelihood.moments(torch.cat([model(inputs).cpu() for inputs, _ in batches]))
+    return mean, log_variance.exp()
+
+
 class Posterior:
     """All draws of all chains of a run.
 
@@ -56,18 +72,41 @@ class Posterior:
         stores: one `DrawStore` a chain.
         model: a model to load draws into; needed for `predict`.
         map_file: the MAP baseline, if the run kept one.
+        likelihood: what the model's outputs mean; None: classes.
+        root: the run directory, if there is one.
+
+    Attributes:
+        metrics: the content of `metrics.json`, if the run was evaluated.
 
     Example:
         >>> posterior = Posterior.load("outputs/quickstart/…", model)      # doctest: +SKIP
         >>> p = posterior.predict(loader).exp()                            # doctest: +SKIP
     """
 
-    def __init__(self, stores: list[DrawStore], model: nn.Module | None = None, map_file: Path | None = None) -> None:
+    def __init__(
+        self,
+        stores: list[DrawStore],
+        model: nn.Module | None = None,
+        map_file: Path | None = None,
+        likelihood: Likelihood | None = None,
+        root: Path | None = None,
+    ) -> None:
         self.stores, self.model, self.map_file = stores, model, map_file
+        self.likelihood: Likelihood = likelihood or Categorical()
+        self.root = root
+        self.metrics: dict[str, Any] | None = None
+        self._keeps: Any = None
 
     @classmethod
-    def load(cls, run_dir: Path | str, model: nn.Module | None = None) -> Posterior:
-        """The posterior of a finished or half-finished run.
+    def load(
+        cls, run_dir: Path | str, model: nn.Module | None = None, likelihood: Likelihood | None = None
+    ) -> Posterior:
+        """The posterior of a finished or half-finished run, or what `save` wrote.
+
+        Args:
+            run_dir: its folder.
+            model: of the run's structure; its sampled tensors are replaced.
+            likelihood: None: as the run's `config.yaml` says.
 
         Raises:
             DataError: there is no draw in `run_dir`.
@@ -78,7 +117,29 @@ class Posterior:
         map_file = root / "map.safetensors"
         if not stores and not map_file.exists():
             raise DataError(f"{root} holds no draws yet; run bayeslora.train with run_dir={root} first")
-        return cls(stores, model, map_file if map_file.exists() else None)
+        likelihood = likelihood or _recorded_likelihood(root / "config.yaml")
+        return cls(stores, model, map_file if map_file.exists() else None, likelihood, root)
+
+    def save(self, folder: Path | str) -> Path:
+        """Copy draws, baseline and settings into a new folder, from which `load` reads them; returns it.
+
+        Raises:
+            DataError: the folder is there already and not empty.
+        """
+        target = Path(folder)
+        taken = target.exists() and (not target.is_dir() or any(target.iterdir()))
+        if taken:
+            raise DataError(f"{target} is there already; choose another folder")
+        for store in self.stores:
+            into = target / "chains" / str(store.chain)
+            into.mkdir(parents=True)
+            shutil.copytree(store.folder / "draws", into / "draws")
+            shutil.copy2(store.manifest, into)
+        for name in ("map.safetensors", "config.yaml", "metrics.json"):
+            if self.root is not None and (self.root / name).is_file():
+                target.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(self.root / name, target)
+        return target
 
     def draws(self, chain: int | None = None) -> Iterator[Draw]:
         """All draws, or those of one chain, read one at a time."""
@@ -97,9 +158,11 @@ class Posterior:
 
     def model_of(self, draw: Draw) -> nn.Module:
         """The model with a draw's tensors (the one model there is: the next draw takes its place)."""
-        model = self._require_model()
-        load_into(model, draw.tensors, f"draw {draw.index} of chain {draw.chain}")
-        return model
+        return self._model_with(draw.tensors, f"draw {draw.index} of chain {draw.chain}")
+
+    def models(self, chain: int | None = None) -> Iterator[nn.Module]:
+        """The model with the tensors of each draw in turn, in evaluation mode."""
+        return (self.model_of(draw).eval() for draw in self.draws(chain))
 
     def predict_draw(self, draw: Draw, loader: Loader) -> Tensor:
         """log p [N, C] of one draw."""
@@ -107,22 +170,56 @@ class Posterior:
 
     def predict_map(self, loader: Loader) -> Tensor | None:
         """log p [N, C] of the MAP baseline; None where the run kept none."""
+        model = self.map_model()
+        return None if model is None else log_probs(model, loader())
+
+    def map_model(self) -> nn.Module | None:
+        """The model with the MAP baseline's tensors; None where the run kept none."""
         if self.map_file is None:
             return None
-        model = self._require_model()
-        load_into(model, read_tensors(self.map_file), str(self.map_file))
-        return log_probs(model, loader())
+        return self._model_with(read_tensors(self.map_file), str(self.map_file))
 
-    def predict(self, loader: Loader) -> Tensor:
-        """log p [N, C] of the ensemble: probabilities averaged over all draws.
+    def predict(self, inputs: Any) -> Any:
+        """What the ensemble of all draws predicts: probabilities, or densities, averaged.
 
         Args:
-            loader: called once a draw; gives (inputs, targets) batches in a fixed order.
+            inputs: a function that starts a pass over (inputs, targets) batches in a fixed order, called once a draw;
+                or a list or a `DataLoader` of such batches that does not shuffle; or a map-style `Dataset`; or a tensor
+                of model inputs [N, …].
+
+        Returns:
+            Classes: log p [N, C]. Regression: `Normals`, mean and variances [N, D].
         """
-        mixture = Mixture()
+        if isinstance(self.likelihood, Gaussian):
+            return self.predict_normals(inputs)
+        mixture, loader = Mixture(), self._loader(inputs)
         for draw in self.draws():
             mixture.add(self.predict_draw(draw, loader))
         return mixture.log_probs
+
+    def predict_normals(self, inputs: Any, chain: int | None = None) -> Normals:
+        """Mean, noise and spread of a regression's predictions; inputs as `predict` takes them."""
+        require(isinstance(self.likelihood, Gaussian), "this posterior is of classes: use predict")
+        assert isinstance(self.likelihood, Gaussian)
+        mixture, loader = NormalMixture(), self._loader(inputs)
+        for draw in self.draws(chain):
+            mixture.add(*normals(self.model_of(draw), loader(), self.likelihood))
+        if not mixture.count:
+            raise DataError("an ensemble needs at least one draw")
+        return mixture.normals
+
+    def diagnostics(self) -> dict[str, dict[str, Any]]:
+        """R-hat, ESS and Monte Carlo error of every scalar of the draws, by name (see `Convergence`)."""
+        import numpy as np
+
+        from bayeslora.diagnostics.convergence import convergence
+
+        records = [store.records() for store in self.stores]
+        shared = [name for name in records[0][0].scalars if name != "lr"] if records else []
+        series = {
+            name: [np.array([r.scalars.get(name, np.nan) for r in chain]) for chain in records] for name in shared
+        }
+        return {name: convergence(chains).to_json() for name, chains in series.items()}
 
     def adapters(self, out_dir: Path | str, facts: Mapping[str, str] | None = None) -> list[Path]:
         """Write every draw of a LoRA model as a PEFT adapter folder; returns the folders (see `export_adapters`)."""
@@ -132,3 +229,38 @@ class Posterior:
         if self.model is None:
             raise DataError("Posterior.load(run_dir, model) needs the model to predict with")
         return self.model
+
+    def _model_with(self, tensors: Mapping[str, Tensor], source: str) -> nn.Module:
+        """The model with these tensors; a sampled noise becomes its parameter."""
+        model = self._require_model()
+        if NOISE in tensors:
+            self.likelihood.attach(model, len(tensors[NOISE]))
+        load_into(model, tensors, source)
+        return model
+
+    def _loader(self, inputs: Any) -> Loader:
+        """Passes over batches of whatever `predict` takes."""
+        from bayeslora.datasets.base import Split
+        from bayeslora.datasets.examples import as_split
+
+        if callable(inputs) and not isinstance(inputs, Tensor):
+            return inputs
+        if isinstance(inputs, torch.utils.data.Dataset | Split):
+            inputs = as_split(inputs).inputs
+        if not isinstance(inputs, Tensor):
+            return lambda: inputs
+        device = next(self._require_model().parameters()).device
+        return lambda: ((batch.to(device), batch.new_empty(0)) for batch in inputs.split(BATCH))
+
+
+def _recorded_likelihood(file: Path) -> Likelihood:
+    """The likelihood that a run's `config.yaml` names; classes where there is no such file.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
+    try:
+        recorded = yaml.safe_load(file.read_text()) if file.is_file() else None
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise DataError(f"cannot read {file}: {str(error).splitlines()[0]}") from error
+    return from_recorded(recorded.get("likelihood") if isinstance(recorded, dict) else None)

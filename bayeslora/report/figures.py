@@ -14,7 +14,7 @@ from bayeslora.diagnostics.convergence import convergence, growth
 from bayeslora.report import mixing, plots
 from bayeslora.report.beyond import corruption_curves
 from bayeslora.report.style import Curve, finite, png
-from bayeslora.report.table import COLUMNS
+from bayeslora.report.table import ALL_COLUMNS
 from bayeslora.report.words import known, listed
 
 if TYPE_CHECKING:
@@ -86,11 +86,11 @@ def _errors(data: ReportData) -> tuple[dict[str, Curve], str]:
     """
     curve = data.metrics.get("cumulative") or {}
     draws = curve.get("draws") or []
-    over_chains = {c.key: finite(draws, curve[f"{c.key}_se"]) for c in COLUMNS if curve.get(f"{c.key}_se")}
+    over_chains = {c.key: finite(draws, curve[f"{c.key}_se"]) for c in ALL_COLUMNS if curve.get(f"{c.key}_se")}
     over_chains = {key: error for key, error in over_chains.items() if len(error[0])}
     if over_chains:
         return over_chains, " The band is ± the Monte Carlo standard error, from the chains' ensembles of these draws."
-    grown = {c.key: growth(data.singles[c.key]) for c in COLUMNS if c.key in data.singles}
+    grown = {c.key: growth(data.singles[c.key]) for c in ALL_COLUMNS if c.key in data.singles}
     single = {key: finite(one["draws"], one["mcse_mean"]) for key, one in grown.items()}
     single = {key: error for key, error in single.items() if len(error[0])}
     if single:
@@ -108,7 +108,7 @@ def _reliability(data: ReportData) -> Plot:
         "Reliability, before and after",
         "Bars below the diagonal: overconfident; above: underconfident. Beneath: the share of examples a bar has.",
         plots.reliability(data.reliability),
-        "no predictions were recorded",
+        data.absent,
     )
 
 
@@ -175,7 +175,7 @@ def _selective(data: ReportData) -> Plot:
         "The error rate if only the most confident part of the examples is answered: lower is better, as is the area"
         " under the curve.",
         plots.selective(data.metrics.get("selective") or {}),
-        "no curve was recorded",
+        "no curve was recorded" if data.absent.startswith("no") else data.absent,
     )
 
 

@@ -11,9 +11,10 @@ from torch import Tensor
 from bayeslora.diagnostics.calibration import scaled
 from bayeslora.diagnostics.metrics import Reliability, reliability
 from bayeslora.evaluation.predictions import Predictions
+from bayeslora.evaluation.regression import ABSENT, LEVELS, RegressionPass
 from bayeslora.report.classes import class_rows
 from bayeslora.report.describe import run_temperature, settings, title
-from bayeslora.report.examples import Shown, confident_errors, most_uncertain
+from bayeslora.report.examples import Gallery, Shown, confident_errors, most_uncertain
 from bayeslora.report.page import ReportData
 
 if TYPE_CHECKING:
@@ -56,6 +57,29 @@ def report_data(
         uncertain=most_uncertain(shown, draws),
         errors=confident_errors(shown),
         notes=notes,
+    )
+
+
+def regression_report_data(
+    setup: Setup, found: RegressionPass, series: Series, metrics: dict[str, Any], notes: list[str]
+) -> ReportData:
+    """All that the report of a regression shows; what needs classes is left out, with the reason."""
+    chains = sorted(found.chains)
+    names = [name for name in series[0] if name != "step" and all(name in s for s in series)]
+    held = ", ".join(f"{100 * metrics['ensemble'][f'coverage_{p}']:.1f} % in the central {p} %" for p in LEVELS)
+    return ReportData(
+        title=title(setup),
+        settings=settings(setup),
+        metrics=metrics,
+        temperature=run_temperature(setup),
+        chains=chains,
+        steps=[s["step"] for s in series],
+        series={name: [s[name] for s in series] for name in names},
+        singles={name: [np.asarray(found.singles[k][name]) for k in chains] for name in found.singles[chains[0]]},
+        uncertain=Gallery(missing=ABSENT),
+        errors=Gallery(missing=ABSENT),
+        notes=[f"Of the targets lie, by the ensemble: {held} interval.", *notes],
+        absent=ABSENT,
     )
 
 

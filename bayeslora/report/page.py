@@ -37,6 +37,7 @@ class ReportData:
         classes: how each class fares, in their order.
         uncertain, errors: the examples that draws disagree about most, and the most confident errors.
         notes: warnings for the top of the page.
+        absent: why there are no tables and figures of classes.
     """
 
     title: str
@@ -53,6 +54,7 @@ class ReportData:
     uncertain: Gallery = field(default_factory=lambda: Gallery(missing="no predictions were recorded"))
     errors: Gallery = field(default_factory=lambda: Gallery(missing="no predictions were recorded"))
     notes: list[str] = field(default_factory=list)
+    absent: str = "no predictions were recorded"
 
     @property
     def draws(self) -> int:
@@ -121,6 +123,7 @@ def _predictions(data: ReportData) -> dict[str, Any]:
     columns = table.columns(data.metrics)
     return {
         "columns": columns,
+        "regression": data.metrics.get("task") == "regression",
         "rows": table.rows(data.metrics, columns),
         "tempering": table.tempering(data.metrics),
         "criteria": table.criteria_rows(data.metrics),

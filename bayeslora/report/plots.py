@@ -28,7 +28,7 @@ from bayeslora.report.style import (
     scale,
     whole_numbers,
 )
-from bayeslora.report.table import COLUMNS, Column
+from bayeslora.report.table import ALL_COLUMNS, COLUMNS, Column
 
 BAR: dict[str, Any] = {"facecolor": "#8fc3e6", "edgecolor": "white", "linewidth": 0.8}
 GAP: dict[str, Any] = {"facecolor": "none", "edgecolor": PALETTE[1], "linewidth": 0.9, "hatch": "/////"}
@@ -53,7 +53,7 @@ def cumulative(
         chains: number of draws and metrics of each chain's own ensemble, where there are several.
     """
     draws = curves.get("draws", ())
-    found = [(column, finite(draws, curves.get(column.key, ()))) for column in COLUMNS]
+    found = [(column, finite(draws, curves.get(column.key, ()))) for column in ALL_COLUMNS]
     found = [(column, curve) for column, curve in found if len(curve[0])]
     if not found:
         return None

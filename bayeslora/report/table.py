@@ -44,6 +44,13 @@ COLUMNS = (
 )
 F1 = Column("f1", "F1", higher_is_better=True)
 """Of two classes only."""
+REGRESSION = (
+    Column("rmse", "RMSE"),
+    Column("nll", "NLL"),
+    Column("calibration_error", "Calibration error"),
+    Column("sharpness", "Predictive sd"),
+)
+ALL_COLUMNS = (*COLUMNS, *(column for column in REGRESSION if column.key != "nll"))
 
 
 @dataclass(frozen=True)
@@ -65,6 +72,8 @@ class Row:
 
 def columns(metrics: Metrics) -> tuple[Column, ...]:
     """The metrics that this run has."""
+    if metrics.get("task") == "regression":
+        return REGRESSION
     return (*COLUMNS, F1) if any(F1.key in values for _, values in _sources(metrics)) else COLUMNS
 
 

@@ -1,0 +1,173 @@
+"""Anyone's map-style datasets, tensors and arrays as `Data`: read into memory once, real numbers or classes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bayeslora.datasets.base import Data, Real, Split, Transform
+from bayeslora.datasets.images import Normalise
+from bayeslora.errors import DataError, require
+
+
+@dataclass(frozen=True)
+class AsTheyAre:
+    """Stored inputs are the model's inputs."""
+
+    def __call__(self, inputs: Tensor) -> Tensor:
+        return inputs
+
+
+def from_examples(
+    train: Any,
+    test: Any = None,
+    validation: Any = None,
+    *,
+    name: str = "own data",
+    class_names: Sequence[str] | None = None,
+    transform: Transform | None = None,
+) -> Data:
+    """A dataset made of anyone's examples, each part as `as_split` takes it.
+
+    Args:
+        train: the training examples, or all parts: a mapping with `train`, `test` and perhaps `validation`, or a tuple
+            (train, test) or (train, validation, test) of datasets.
+        test, validation: further parts, or None.
+        name: what to call it in reports.
+        class_names: by class; None: their numbers.
+        transform: stored inputs to model inputs; None: as they are, but images of bytes [N, C, H, W] scaled to [0, 1].
+
+    Raises:
+        DataError: something that holds no (input, target) examples, or parts of different form.
+    """
+    parts = {"train": train, "test": test, "validation": validation}
+    if isinstance(train, Mapping):
+        parts |= dict(train)
+    elif isinstance(train, tuple) and len(train) in (2, 3) and not _is_array(train[0]):
+        parts |= dict(
+            zip(("train", "validation", "test") if len(train) == 3 else ("train", "test"), train, strict=True)
+        )
+    splits = {part: as_split(found, part) for part, found in parts.items() if found is not None}
+    require("train" in splits, f"{name}: there is no part called train")
+    empty = splits["train"].take(slice(0))
+    ours, held_out, tested = whole = [splits.get(part, empty) for part in ("train", "validation", "test")]
+    _check_alike(splits, name)
+    real, classes = _targets(whole, class_names, name)
+    own_transform = transform or default_transform(ours.inputs)
+    return Data(name, ours, held_out, tested, class_names=classes, transform=own_transform, real=real)
+
+
+def as_split(examples: Any, part: str = "the data") -> Split:
+    """Examples in memory.
+
+    Args:
+        examples: a map-style dataset of (input, target) items, a pair of tensors or arrays (inputs [N, …], targets
+            [N] or [N, D]), or a `Split`.
+        part: what to call it in messages.
+
+    Raises:
+        DataError: there is no example, or it is no (input, target) pair.
+    """
+    if isinstance(examples, Split):
+        return examples
+    if isinstance(examples, torch.utils.data.TensorDataset):
+        examples = examples.tensors
+    if isinstance(examples, tuple | list) and len(examples) == 2 and _is_array(examples[0]):
+        inputs, targets = map(torch.as_tensor, examples)
+    else:
+        inputs, targets = _collected(examples, part)
+    if len(inputs) != len(targets):
+        raise DataError(f"{part}: {len(inputs)} inputs and {len(targets)} targets; there must be as many")
+    if not len(targets):
+        raise DataError(f"{part} holds no examples")
+    return Split(_narrow(inputs), _as_targets(targets, part))
+
+
+def _is_array(value: Any) -> bool:
+    return isinstance(value, Tensor | np.ndarray)
+
+
+def _collected(examples: Any, part: str) -> tuple[Tensor, Tensor]:
+    """Inputs and targets of a map-style dataset, one item at a time."""
+    if not (hasattr(examples, "__len__") and hasattr(examples, "__getitem__")):
+        raise DataError(
+            f"{part} is {type(examples).__name__}; give a map-style dataset (with __len__ and __getitem__), or a pair"
+            " of tensors (inputs, targets)"
+        )
+    items = [examples[row] for row in range(len(examples))]
+    wrong = next((item for item in items if not (isinstance(item, tuple | list) and len(item) == 2)), None)
+    if wrong is not None:
+        found = f"a {type(wrong).__name__}" + (f" with {', '.join(map(str, wrong))}" if isinstance(wrong, dict) else "")
+        raise DataError(f"{part}: an item must be (input, target), not {found}")
+    if not items:
+        raise DataError(f"{part} holds no examples")
+    try:
+        return tuple(torch.stack([_tensor(item[place]) for item in items]) for place in (0, 1))  # type: ignore[return-value]
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise DataError(f"{part}: items cannot be stacked to tensors ({str(error).splitlines()[0]})") from error
+
+
+def _tensor(value: Any) -> Tensor:
+    """A tensor, number, array or image as a tensor."""
+    return value if isinstance(value, Tensor) else torch.as_tensor(np.asarray(value))
+
+
+def _narrow(inputs: Tensor) -> Tensor:
+    """Double precision as float32; the rest as it is."""
+    return inputs.float() if inputs.dtype == torch.float64 else inputs
+
+
+def _as_targets(targets: Tensor, part: str) -> Tensor:
+    """Class numbers int64 [N], or real numbers float32 [N, D]."""
+    if not targets.is_floating_point():
+        classes = targets.squeeze(1) if targets.ndim == 2 and targets.shape[1] == 1 else targets
+        if classes.ndim != 1 or (len(classes) and int(classes.min()) < 0):
+            raise DataError(f"{part}: classes must be numbers from 0 on, one an example, not {list(targets.shape)}")
+        return classes.long()
+    if not targets.isfinite().all():
+        raise DataError(f"{part}: {int((~targets.isfinite()).sum())} targets are NaN or infinite; leave them out")
+    return targets.float().reshape(len(targets), -1)
+
+
+def _check_alike(splits: Mapping[str, Split], name: str) -> None:
+    first = splits["train"]
+    for part, split in splits.items():
+        ours, theirs = (
+            (tuple(s.inputs.shape[1:]), s.targets.dtype, tuple(s.targets.shape[1:])) for s in (first, split)
+        )
+        if ours != theirs:
+            raise DataError(
+                f"{name}: inputs of {part} are {list(theirs[0])} with targets {theirs[1]}, those of train"
+                f" {list(ours[0])} with {ours[1]}; all parts must be alike"
+            )
+
+
+def _targets(
+    splits: Sequence[Split], class_names: Sequence[str] | None, name: str
+) -> tuple[Real | None, tuple[str, ...]]:
+    """What the targets are: real numbers, or the names of the classes."""
+    targets = torch.cat([split.targets for split in splits])
+    if targets.is_floating_point():
+        count = targets.shape[1]
+        names = ("target",) if count == 1 else tuple(f"target {i}" for i in range(count))
+        return Real(names, (0.0,) * count, (1.0,) * count), ()
+    most = int(targets.max())
+    names = tuple(class_names) if class_names is not None else tuple(map(str, range(most + 1)))
+    if most >= len(names):
+        raise DataError(f"{name}: there is a class {most} and class_names has only {len(names)} names")
+    if len(names) < 2:
+        raise DataError(f"{name}: all examples are of one class; give real targets as floats, or class_names")
+    return None, names
+
+
+def default_transform(inputs: Tensor) -> Transform:
+    """Images of bytes [N, C, H, W] scaled to [0, 1]; everything else as it is."""
+    if inputs.dtype == torch.uint8 and inputs.ndim == 4:
+        channels = inputs.shape[1]
+        return Normalise((0.0,) * channels, (1.0,) * channels)
+    return AsTheyAre()

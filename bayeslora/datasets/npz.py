@@ -1,0 +1,152 @@
+"""Arrays in a NumPy file: images or tables, with classes or numbers to predict."""
+
+from __future__ import annotations
+
+import zipfile
+from dataclasses import KW_ONLY, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bayeslora.datasets.base import Data
+from bayeslora.datasets.tables import assemble, held_out, read_targets, setting_problems
+from bayeslora.errors import DataError
+
+NAMES = {
+    "x_train": ("x_train", "X_train", "train_images", "train_x", "x", "X"),
+    "y_train": ("y_train", "Y_train", "train_labels", "train_y", "y", "Y"),
+    "x_test": ("x_test", "X_test", "test_images", "test_x"),
+    "y_test": ("y_test", "Y_test", "test_labels", "test_y"),
+}
+"""What the arrays may be called; Keras's files and MedMNIST's are among them."""
+COLOURS = (1, 3)
+"""Channels of an image."""
+
+
+@dataclass
+class Npz:
+    """A file `.npz` with x_train, y_train, x_test, y_test (or x and y, of which a share is held out for testing).
+
+    Images are bytes of 0..255, [N, H, W], [N, H, W, C] or [N, C, H, W]; other inputs are numbers, [N, F] or of more
+    axes. Targets are classes (whole numbers, text) or real numbers, [N] or [N, D].
+
+    Attributes:
+        path: the file.
+        task: `"classification"`, `"regression"`, or `"auto"`: by the targets (see `read_targets`).
+        test_share: share of the examples held out where the file has no test set.
+        standardise: numbers, inputs and targets, are scaled to mean 0 and sd 1 of the training set. Images always are.
+        class_names: to show, in the order of the sorted classes; None: their values.
+        validation_size: examples moved from the training set to a validation set.
+        limit_train, limit_test: keep at most so many; None keeps all.
+
+    Raises:
+        DataError: a setting is impossible, or there is no such file; all problems at once.
+    """
+
+    path: str | Path
+    _: KW_ONLY
+    task: str = "auto"
+    test_share: float = 0.2
+    standardise: bool = True
+    class_names: list[str] | None = None
+    validation_size: int = 0
+    limit_train: int | None = None
+    limit_test: int | None = None
+
+    def __post_init__(self) -> None:
+        sizes = (self.validation_size, self.limit_train, self.limit_test)
+        problems = setting_problems(self.task, self.test_share, *sizes)
+        if self.path is None or not Path(self.path).expanduser().is_file():
+            problems.add(f"dataset.path={self.path} must be a file .npz with x_train, y_train, x_test and y_test")
+        if problems.found:
+            raise DataError(*problems.found)
+
+    def load(self) -> Data:
+        """Read the arrays into memory.
+
+        Raises:
+            DataError: an array is missing, corrupt or of another form than the others.
+        """
+        file = Path(self.path).expanduser()
+        arrays, notes = self._parts(file)
+        targets = read_targets(arrays["y_train"], arrays["y_test"], self.task, str(file))
+        shown = tuple(self.class_names or ())
+        if shown and len(shown) != len(targets.class_names):
+            raise DataError(
+                f"dataset.class_names has {len(shown)} names and {file} {len(targets.class_names)} classes; name each"
+            )
+        train, test = (_inputs(arrays[name], f"{file}, {name}") for name in ("x_train", "x_test"))
+        if train.shape[1:] != test.shape[1:] or train.dtype != test.dtype:
+            raise DataError(f"{file}: x_train is {list(train.shape)} and x_test {list(test.shape)}: not of one form")
+        return assemble(
+            file.stem, (train, test), targets, standardise=self.standardise, validation_size=self.validation_size,
+            limit_train=self.limit_train, limit_test=self.limit_test, notes=notes, shown_as=shown,
+        )  # fmt: skip
+
+    def _parts(self, file: Path) -> tuple[dict[str, np.ndarray], list[str]]:
+        """Inputs and targets of training and test set by name, and what to say of them."""
+        arrays = read_arrays(file)
+        found = {part: next((arrays[n] for n in names if n in arrays), None) for part, names in NAMES.items()}
+        there = {part: array for part, array in found.items() if array is not None}
+        missing = [part for part in ("x_train", "y_train") if part not in there]
+        if missing or ("x_test" in there) != ("y_test" in there):
+            wanted = missing or [part for part in ("x_test", "y_test") if part not in there]
+            raise DataError(
+                f"{file} holds {', '.join(arrays) or 'nothing'}, and no {' and '.join(wanted)}; save it by"
+                " np.savez(file, x_train=…, y_train=…, x_test=…, y_test=…)"
+            )
+        for split in {part.partition("_")[2] for part in there}:
+            sizes = [len(there[f"{axis}_{split}"]) if there[f"{axis}_{split}"].ndim else 0 for axis in "xy"]
+            if len(set(sizes)) > 1 or not sizes[0]:
+                raise DataError(f"{file}: {sizes[0]} inputs and {sizes[1]} targets of {split}; there must be as many")
+        if "x_test" in there:
+            return there, []
+        train, test = held_out(len(there["y_train"]), self.test_share)
+        rows = {"train": train, "test": test}
+        parts = {f"{axis}_{split}": there[f"{axis}_train"][rows[split]] for axis in "xy" for split in rows}
+        return parts, [f"{len(test):,} examples held out for the test set"]
+
+
+def read_arrays(file: Path) -> dict[str, np.ndarray]:
+    """The arrays of a NumPy file by name; objects are refused, since reading them would run code.
+
+    Raises:
+        DataError: it is no such file.
+    """
+    try:
+        with np.load(file, allow_pickle=False) as found:
+            return {name: found[name] for name in found.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, AttributeError) as error:
+        raise DataError(
+            f"{file} cannot be read as .npz of plain arrays ({str(error).splitlines()[0]}); write it by"
+            " np.savez(file, x_train=…, …) without objects"
+        ) from error
+
+
+def _inputs(array: np.ndarray, where: str) -> Tensor:
+    """Images uint8 [N, C, H, W], or numbers float32 [N, …].
+
+    Raises:
+        DataError: neither bytes nor numbers, or not finite.
+    """
+    if array.dtype == np.uint8 and array.ndim in (3, 4):
+        return _images(array)
+    if array.dtype.kind not in "fiub" or array.ndim < 2:
+        raise DataError(f"{where} is {array.dtype} {list(array.shape)}; inputs must be images or numbers [N, F]")
+    numbers = torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))
+    if not numbers.isfinite().all():
+        raise DataError(f"{where}: {int((~numbers.isfinite()).sum())} values are NaN or infinite; fill or remove them")
+    if numbers.ndim == 4 and array.shape[-1] in COLOURS and array.shape[1] not in COLOURS:
+        numbers = numbers.permute(0, 3, 1, 2).contiguous()
+    return numbers
+
+
+def _images(array: np.ndarray) -> Tensor:
+    """Bytes [N, H, W], [N, H, W, C] or [N, C, H, W] -> [N, C, H, W]."""
+    if array.ndim == 3:
+        array = array[:, None]
+    elif array.shape[-1] in COLOURS and array.shape[1] not in COLOURS:
+        array = array.transpose(0, 3, 1, 2)
+    return torch.from_numpy(np.ascontiguousarray(array))

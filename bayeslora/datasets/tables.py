@@ -1,0 +1,189 @@
+"""What datasets of anyone's arrays and tables share: a test set held out, targets as classes or numbers, scaling."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bayeslora.datasets.base import Data, Real, Split, carve, size_problems
+from bayeslora.datasets.examples import AsTheyAre
+from bayeslora.datasets.images import Normalise
+from bayeslora.errors import DataError, Problems
+from bayeslora.rng import generator
+
+TASKS = ("auto", "classification", "regression")
+MOST_CLASSES = 20
+"""Whole numbers of at most so many values are taken for classes, where the task is not given."""
+
+
+@dataclass(frozen=True)
+class Targets:
+    """Targets of both splits: class numbers int64 [N] with the classes' names, or float64 [N, D] and no names."""
+
+    train: Tensor
+    test: Tensor
+    class_names: tuple[str, ...] = ()
+
+
+def setting_problems(
+    task: str, test_share: float, validation_size: int, limit_train: int | None, limit_test: int | None
+) -> Problems:
+    """What is wrong with settings that these datasets share."""
+    problems = Problems()
+    if task not in TASKS:
+        problems.add(f"dataset.task={task} is unknown; choose one of {', '.join(TASKS)}")
+    if not 0 < test_share < 1:
+        problems.add(f"dataset.test_share={test_share} must lie between 0 and 1")
+    problems.add(*size_problems(validation_size, limit_train, limit_test))
+    return problems
+
+
+def held_out(count: int, share: float) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of the training and of the test set, where there is one set of examples: always the same shuffle.
+
+    Raises:
+        DataError: nothing would be left to train on, or to test.
+    """
+    order = torch.randperm(count, generator=generator(0, 0, 0, "split/held out")).numpy()
+    size = math.ceil(share * count)
+    if not 0 < size < count:
+        raise DataError(f"{count} examples are too few to hold out a share of {share:g} of them for the test set")
+    return np.sort(order[size:]), np.sort(order[:size])
+
+
+def read_targets(train: np.ndarray, test: np.ndarray, task: str, where: str) -> Targets:
+    """Classes or real numbers, by the task or, if it is `"auto"`, by what they look like.
+
+    Text, booleans and whole numbers of at most `MOST_CLASSES` values are classes, in sorted order; all else is numbers.
+
+    Args:
+        train, test: [N] or [N, D].
+        task: one of `TASKS`.
+        where: the source, for messages.
+
+    Raises:
+        DataError: they are neither, or the test set has a class that the training set lacks.
+    """
+    train, test = (y[:, 0] if y.ndim == 2 and y.shape[1] == 1 else y for y in (train, test))
+    if task == "classification" or (task == "auto" and _look_like_classes(train)):
+        return _classes(train, test, where)
+    try:
+        numbers = [np.asarray(y, dtype=np.float64).reshape(len(y), -1) for y in (train, test)]
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{where}: the targets are no numbers ({str(error).splitlines()[0]})") from error
+    broken = sum(int((~np.isfinite(y)).any(1).sum()) for y in numbers)
+    if broken:
+        raise DataError(f"{where}: {broken} targets are empty or not finite; fill them, or leave these rows out")
+    return Targets(torch.from_numpy(numbers[0]), torch.from_numpy(numbers[1]))
+
+
+def _look_like_classes(targets: np.ndarray) -> bool:
+    if targets.ndim != 1:
+        return False
+    if targets.dtype.kind in "OUSb":
+        return True
+    return targets.dtype.kind in "iu" and len(np.unique(targets)) <= MOST_CLASSES
+
+
+def _classes(train: np.ndarray, test: np.ndarray, where: str) -> Targets:
+    if train.ndim != 1:
+        raise DataError(
+            f"{where}: classes must be one an example, not {list(train.shape)}; set dataset.task=regression"
+        )
+    train, test = (y.astype(str) if y.dtype.kind in "OUSb" else y for y in (train, test))
+    values, numbers = np.unique(train, return_inverse=True)
+    if len(values) < 2:
+        raise DataError(f"{where}: all training examples are of class {values[0]}; there must be two classes at least")
+    known = {value: number for number, value in enumerate(values.tolist())}
+    new = sorted({str(value) for value in test.tolist() if value not in known})
+    if new:
+        raise DataError(f"{where}: no training example is of class {', '.join(new[:4])}, which test examples are")
+    names = tuple(f"{value:g}" if isinstance(value, float) else str(value) for value in values.tolist())
+    return Targets(torch.from_numpy(numbers), torch.tensor([known[value] for value in test.tolist()]), names)
+
+
+def assemble(
+    name: str,
+    inputs: tuple[Tensor, Tensor],
+    targets: Targets,
+    *,
+    target_names: Sequence[str] = (),
+    standardise: bool = True,
+    validation_size: int = 0,
+    limit_train: int | None = None,
+    limit_test: int | None = None,
+    notes: Sequence[str] = (),
+    shown_as: Sequence[str] = (),
+) -> Data:
+    """The dataset: a validation set carved, then inputs and numbers scaled by what is left to train on.
+
+    Args:
+        name: in reports.
+        inputs: of the training and the test set: images uint8 [N, C, H, W], or numbers float32 [N, …].
+        targets: of both.
+        target_names: of the D numbers; none: `target`.
+        standardise: scale inputs that are numbers, column by column, and targets that are, to mean 0 and sd 1.
+        validation_size, limit_train, limit_test: as `carve` has them.
+        notes: for the report.
+        shown_as: names of the classes to show, in place of their values.
+    """
+    train, test = (Split(x, y) for x, y in zip(inputs, (targets.train, targets.test), strict=True))
+    data = Data(
+        name=name,
+        train=train,
+        validation=train.take(slice(0)),
+        test=test,
+        class_names=tuple(shown_as) or targets.class_names,
+        transform=AsTheyAre(),
+        notes=tuple(notes),
+    )
+    data = carve(data, validation_size, limit_train, limit_test)
+    if data.train.inputs.dtype == torch.uint8:
+        data = replace(data, transform=channel_scale(data.train.inputs))
+    elif standardise:
+        data = _scaled_inputs(data)
+    return data if targets.class_names else _scaled_targets(data, target_names, standardise)
+
+
+def channel_scale(images: Tensor) -> Normalise:
+    """Scaling of images uint8 [N, C, H, W] by their mean and sd by channel, over all pixels."""
+    counts = torch.stack([torch.bincount(channel.flatten(), minlength=256) for channel in images.transpose(0, 1)])
+    levels = torch.arange(256, dtype=torch.float64) / 255
+    weights = counts.double() / counts.sum(1, keepdim=True)
+    mean = weights @ levels
+    sd = ((weights @ levels.square()) - mean.square()).clamp(min=0).sqrt()
+    return Normalise(tuple(mean.tolist()), tuple(s if s > 1e-6 else 1.0 for s in sd.tolist()))
+
+
+def _moments(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and sd of each column, float64; sd 1 where a column is constant."""
+    values = values.double()
+    mean, sd = values.mean(0, keepdim=True), values.std(0, unbiased=False, keepdim=True)
+    return mean, torch.where(sd > 1e-12 * (1 + mean.abs()), sd, 1.0)
+
+
+def _each(data: Data, change: object) -> Data:
+    """The data with every split changed."""
+    assert callable(change)
+    return replace(data, train=change(data.train), validation=change(data.validation), test=change(data.test))
+
+
+def _scaled_inputs(data: Data) -> Data:
+    mean, sd = _moments(data.train.inputs)
+    return _each(data, lambda split: Split(((split.inputs.double() - mean) / sd).float(), split.targets))
+
+
+def _scaled_targets(data: Data, names: Sequence[str], standardise: bool) -> Data:
+    """Real targets float32 [N, D], with what they were."""
+    mean, sd = _moments(data.train.targets)
+    if not standardise:
+        mean, sd = torch.zeros_like(mean), torch.ones_like(sd)
+    count = mean.shape[1]
+    named = tuple(names) or (("target",) if count == 1 else tuple(f"target {i}" for i in range(count)))
+    scaled = _each(data, lambda split: Split(split.inputs, ((split.targets - mean) / sd).float()))
+    return replace(scaled, real=Real(named, tuple(mean[0].tolist()), tuple(sd[0].tolist())))

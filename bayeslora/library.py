@@ -1,0 +1,283 @@
+"""Sampling without Hydra: `bayeslora.sample` for anyone's module and map-style dataset."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from bayeslora.build import Setup, check_values, plain
+from bayeslora.chains.plan import Plan
+from bayeslora.config import CONF_DIR, RootConfig, check_target, instantiate
+from bayeslora.datasets.base import Data
+from bayeslora.datasets.batches import Batches
+from bayeslora.datasets.examples import from_examples
+from bayeslora.errors import ConfigError, DivergedError, Problems, require
+from bayeslora.fit import check_names, check_outputs, check_task
+from bayeslora.likelihood import LIKELIHOODS, Categorical, Gaussian, Likelihood
+from bayeslora.posterior import Posterior
+from bayeslora.potential import Potential, Prior
+from bayeslora.rng import seeded
+from bayeslora.rundir import RunDirectory
+
+
+def sample(
+    model: nn.Module | Callable[[], nn.Module],
+    dataset: Any,
+    sampler: str = "sgld",
+    *,
+    likelihood: str | Likelihood | None = None,
+    prior: Prior | float = 1.0,
+    temperature: float = 1.0,
+    lr: float = 0.01,
+    chains: int = 4,
+    draws: int = 100,
+    thin: int = 20,
+    burn_in: int = 1000,
+    warmup: int = 500,
+    warmup_lr: float = 1e-3,
+    batch_size: int | None = 128,
+    val_dataset: Any = None,
+    test_dataset: Any = None,
+    class_names: tuple[str, ...] | None = None,
+    seed: int = 0,
+    parallel: str = "sequential",
+    device: str = "cpu",
+    run_dir: Path | str | None = None,
+    name: str = "sample",
+    progress: bool = True,
+    sampler_settings: Mapping[str, Any] | None = None,
+    chain_settings: Mapping[str, Any] | None = None,
+) -> Posterior:
+    """Sample the posterior of a model given a dataset; what is sampled are the parameters that require a gradient.
+
+    Args:
+        model: maps a batch of inputs to logits [B, C] (classes) or means [B, D] (regression). A module: every chain
+            begins with its weights. A function that makes one: every chain with its own, drawn under the chain's seed,
+            which lets R-hat see more.
+        dataset: map-style, of (input, target) items, or a pair of tensors (inputs, targets). Whole-number targets are
+            classes, floats are real numbers. Read into memory once, so random augmentation in it happens once.
+        sampler: a file in `conf/sampler`: `sgld`, `sghmc`, `baoab`, `psgld`, `map`, ….
+        likelihood: `"categorical"`, `"gaussian"` (one sampled noise a target), an object such as
+            `Gaussian(noise=0.1)`; None: by the targets.
+        prior: a `Prior`, or the variance of N(0, ·) on every parameter.
+        temperature: 1 is the Bayes posterior.
+        lr: step size ε on the mean loss.
+        chains, draws, thin, burn_in: chains, draws kept of each, steps a draw, steps before the first.
+        warmup, warmup_lr: steps of AdamW (without weight decay) to the MAP baseline, from which burn-in begins.
+        batch_size: None for all the data at every step.
+        val_dataset, test_dataset: further examples: every draw is scored on the first; on the second the posterior is
+            evaluated (`posterior.metrics`, and a report in the run directory).
+        class_names: by class.
+        seed: of batches and noise.
+        parallel: `"sequential"`, or `"stacked"`: all chains in one pass.
+        device: `"cpu"` or `"cuda"`.
+        run_dir: where draws are kept; a repeated call goes on there. None: a folder that goes with the posterior.
+        name: of the run, in reports.
+        progress: print how chains come on.
+        sampler_settings, chain_settings: further keys of `conf/sampler/<sampler>.yaml` and `conf/chain/default.yaml`.
+
+    Returns:
+        A `Posterior`, which predicts, iterates over draws, saves.
+
+    Raises:
+        ConfigError: settings, model and data do not fit each other; nothing was started.
+        DivergedError: a chain left the finite numbers.
+
+    Example:
+        >>> x, y = torch.randn(64, 3), torch.randint(2, (64,))
+        >>> posterior = sample(nn.Linear(3, 2), (x, y), chains=1, draws=5, thin=1, burn_in=5, warmup=5, progress=False)
+        >>> posterior.predict(x).exp().shape
+        torch.Size([64, 2])
+    """
+    data = from_examples(dataset, test_dataset, val_dataset, name=name, class_names=class_names)
+    chosen = _likelihood(likelihood, data)
+    given = prior if isinstance(prior, Prior) else Prior(float(prior))
+    folder, keeps = (Path(run_dir), None) if run_dir is not None else _temporary()
+    size = batch_size if batch_size is None else min(batch_size, len(data.train))
+    lengths = {"num_chains": chains, "num_draws": draws, "thin": thin, "burn_in": burn_in, "batch_size": size}
+    chain = lengths | {"parallel": parallel, "warmup": _warmup(warmup, warmup_lr)} | dict(chain_settings or {})
+    cfg = _composed(
+        name=name, seed=seed, temperature=temperature, run_dir=str(folder), chain=chain,
+        sampler=_sampler(sampler, lr, sampler_settings), prior=_described(given, vars(given)),
+        likelihood=_described(chosen, vars(chosen)), model=_described_model(model),
+        dataset={"_target_": "bayeslora.library.in_python", "examples": _digest(data)},
+        callbacks=_callbacks() if progress else None,
+        trainer={"accelerator": "gpu" if device.startswith("cuda") else "cpu"},
+    )  # fmt: skip
+    run = RunDirectory(folder)
+    setup = _setup(cfg, data, chosen, given, model, run)
+    _run(setup, run)
+    posterior = Posterior.load(run.root, setup.model(), chosen)
+    posterior._keeps = keeps
+    if test_dataset is not None:
+        from bayeslora.evaluate import evaluate
+
+        posterior.metrics = evaluate(run, setup)
+    return posterior
+
+
+def in_python(examples: str) -> None:
+    """The `dataset` that a run of `sample` records: its examples are in the program that called it.
+
+    Raises:
+        ConfigError: always.
+    """
+    raise ConfigError(
+        f"this run was sampled by bayeslora.sample from examples of a program (digest {examples[:12]}); repeat the call"
+        " there, with run_dir=… and test_dataset=… to evaluate it"
+    )
+
+
+@dataclass
+class OwnSetup(Setup):
+    """The parts of a run whose model is anyone's object."""
+
+    own: nn.Module | Callable[[], nn.Module] | None = None
+
+    def model(self, chain: int = 0) -> nn.Module:
+        """A copy of the module, or a new one drawn under the chain's seed, on the run's device."""
+        with seeded(self.cfg.seed, chain, 0, "init"):
+            made = copy.deepcopy(self.own) if isinstance(self.own, nn.Module) else self.own()  # type: ignore[misc]
+        assert isinstance(made, nn.Module)
+        return self.likelihood.attach(made, self.data.num_classes).to(self.device)
+
+
+def _setup(
+    cfg: DictConfig,
+    data: Data,
+    likelihood: Likelihood,
+    prior: Prior,
+    model: nn.Module | Callable[[], nn.Module],
+    run: RunDirectory,
+) -> OwnSetup:
+    """All parts, checked; every problem is reported at once."""
+    problems = Problems()
+    unknown = list(check_target(cfg.sampler, "sampler"))
+    problems.add(*unknown)
+    check_values(cfg, problems)
+    if cfg.chain.parallel == "processes":
+        problems.add("parallel=processes needs a configuration; choose sequential or stacked")
+    chain = cfg.chain
+    with problems.collect():
+        run.check(plain(cfg))
+    with problems.collect():
+        Batches(data, chain.batch_size, cfg.seed, 0)
+    with problems.collect():
+        plan = Plan(chain.warmup.steps, chain.burn_in, chain.num_draws, chain.thin, chain.cycles, chain.exploration)
+    with problems.collect():
+        check_task(data, likelihood)
+    if not unknown:
+        with problems.collect():
+            make_sampler = instantiate(cfg.sampler)
+            make_sampler([nn.Parameter(torch.zeros(1))], kT=1.0, seed=cfg.seed, chain=0)
+    problems.raise_if_any()
+    potential = Potential(likelihood.extend(prior), len(data.train))
+    where = torch.device("cuda", 0) if cfg.trainer.accelerator == "gpu" else torch.device("cpu")
+    warmup = instantiate(chain.warmup.optimizer)
+    setup = OwnSetup(cfg, data, potential, plan, make_sampler, warmup, where, likelihood, model)
+    made = setup.model().cpu()
+    require(any(p.requires_grad for p in made.parameters()), "model: no parameter requires a gradient: none to sample")
+    check_names(cfg, made)
+    check_outputs(made, data, likelihood, f"model: {type(made).__name__}")
+    return setup
+
+
+def _run(setup: Setup, run: RunDirectory) -> None:
+    """Run the chains to their ends.
+
+    Raises:
+        DivergedError: some did not reach theirs.
+    """
+    from bayeslora.chains.runner import ChainRunner
+
+    run.open(plain(setup.cfg))
+    stopped = ChainRunner(setup, run).run_all(setup.chains)
+    if stopped:
+        raise DivergedError("; ".join(stopped.values()), list(stopped))
+
+
+def _likelihood(likelihood: str | Likelihood | None, data: Data) -> Likelihood:
+    if likelihood is None:
+        return Categorical() if data.real is None else Gaussian()
+    if not isinstance(likelihood, str):
+        return likelihood
+    known = ", ".join(LIKELIHOODS)
+    require(likelihood in LIKELIHOODS, f"likelihood={likelihood} is unknown; choose one of {known}")
+    made: Likelihood = LIKELIHOODS[likelihood]()
+    return made
+
+
+def _sampler(name: str, lr: float, settings: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The node of `conf/sampler/<name>.yaml` with a step size and further settings."""
+    file = Path(CONF_DIR) / "sampler" / f"{name}.yaml"
+    known = ", ".join(sorted(other.stem for other in file.parent.glob("*.yaml")))
+    require(file.is_file(), f"sampler={name} is unknown; choose one of {known}")
+    node = OmegaConf.to_container(OmegaConf.load(file))
+    assert isinstance(node, dict)
+    return {str(key): value for key, value in node.items()} | {"lr": lr} | dict(settings or {})
+
+
+def _warmup(steps: int, lr: float) -> dict[str, Any]:
+    require(lr > 0, f"warmup_lr={lr} must be a positive number")
+    optimizer = {"_target_": "torch.optim.AdamW", "_partial_": True, "lr": lr, "weight_decay": 0.0}
+    return {"steps": steps, "optimizer": optimizer}
+
+
+def _callbacks() -> dict[str, Any]:
+    node = OmegaConf.to_container(OmegaConf.load(Path(CONF_DIR) / "callbacks" / "default.yaml"))
+    assert isinstance(node, dict)
+    return {str(key): value for key, value in node.items()}
+
+
+def _composed(**settings: Any) -> DictConfig:
+    """A configuration as the commands compose it, of these settings and the defaults of the rest."""
+    from omegaconf.errors import OmegaConfBaseException
+
+    from bayeslora.config import first_line
+
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(RootConfig), OmegaConf.create(settings))
+    except OmegaConfBaseException as error:
+        raise ConfigError(first_line(error)) from error
+    cfg = OmegaConf.create(OmegaConf.to_container(merged))
+    assert isinstance(cfg, DictConfig)
+    return cfg
+
+
+def _described(what: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """An object as a node of a configuration."""
+    kind = type(what)
+    return {"_target_": f"{kind.__module__}.{kind.__qualname__}", **settings}
+
+
+def _described_model(model: nn.Module | Callable[[], nn.Module]) -> dict[str, Any]:
+    """A model's name and, of a module, its state: other weights are another run."""
+    if not isinstance(model, nn.Module):
+        require(callable(model), f"model must be a module, or a function that makes one, not {type(model).__name__}")
+        return {"_target_": f"{getattr(model, '__module__', '')}.{getattr(model, '__qualname__', 'model')}"}
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        digest.update(f"{name}{tuple(tensor.shape)}".encode() + tensor.detach().cpu().float().numpy().tobytes())
+    return {"_target_": f"{type(model).__module__}.{type(model).__qualname__}", "state": digest.hexdigest()[:16]}
+
+
+def _digest(data: Data) -> str:
+    """Changes with the training examples."""
+    digest = hashlib.sha256()
+    for tensor in (data.train.inputs, data.train.targets):
+        digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode() + tensor.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _temporary() -> tuple[Path, Any]:
+    folder = tempfile.TemporaryDirectory(prefix="bayeslora-")
+    return Path(folder.name), folder

@@ -1,0 +1,154 @@
+"""Likelihoods: what a model's outputs say of a target, as −log p(y|x, θ) in nats.
+
+A likelihood is one term of the potential; its noise, if it is sampled, is one more parameter of the model with a prior
+of its own. Samplers know nothing of it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from bayeslora.errors import require
+from bayeslora.potential import Prior, categorical_nll
+
+NOISE = "log_noise_variance"
+"""The name of the sampled noise among a model's parameters: log σ² of each target, [D]."""
+
+
+class Likelihood(Protocol):
+    """How outputs [..., B, O] and targets [B, …] (or [..., B, …]) give nats an example, [..., B]."""
+
+    def outputs(self, targets: int) -> int:
+        """Outputs O that the model needs for so many classes, or numbers an example."""
+
+    def nll(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """−log p(y|x, θ) in nats, at least fp32: [..., B]."""
+
+    def scores(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
+        """What is followed on a validation set, of outputs [B, O] on the CPU; `nll` is one of them."""
+
+    def attach(self, model: nn.Module, targets: int) -> nn.Module:
+        """The model with the parameters of the likelihood, if it has any."""
+
+    def extend(self, prior: Prior) -> Prior:
+        """The prior with that of the likelihood's own parameters."""
+
+
+class Categorical:
+    """Classes: p(y|x, θ) = softmax(outputs)_y."""
+
+    def outputs(self, targets: int) -> int:
+        """One logit a class."""
+        return targets
+
+    def nll(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Logits [..., B, C] and classes [B] or [..., B] -> [..., B]."""
+        return categorical_nll(outputs, targets.expand(outputs.shape[:-1]))
+
+    def scores(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
+        """Accuracy, NLL and ECE."""
+        from bayeslora.diagnostics.metrics import metrics
+
+        found = metrics(outputs.float().log_softmax(-1), targets)
+        return {name: found[name] for name in ("accuracy", "nll", "ece")}
+
+    def attach(self, model: nn.Module, targets: int) -> nn.Module:  # noqa: ARG002
+        """The model as it is."""
+        return model
+
+    def extend(self, prior: Prior) -> Prior:
+        """The prior as it is."""
+        return prior
+
+
+class Gaussian:
+    """Real numbers: y ~ N(μ(x), σ²), independent over D targets; −log p = ½ Σ_d [(y − μ)²/σ² + log σ² + log 2π].
+
+    Args:
+        noise: σ, in the unit of the targets as the model sees them (their standard deviation, where the dataset
+            standardises them). A number: fixed and known. `"learned"`: one σ a target, sampled with the weights as
+            log σ², so that its posterior is part of every prediction. `"per_example"`: the model gives log σ² of every
+            example as further outputs, [μ, log σ²].
+        prior_variance: of log σ² ~ N(0, ·) where it is learned.
+
+    Raises:
+        ConfigError: a noise that is neither positive nor one of the names, or an impossible variance.
+
+    Note:
+        `"learned"` is the Bayesian choice for noise that is alike everywhere: nothing is fitted, σ is integrated out.
+        On log σ² the potential Ũ has curvature about D/2, that of a mean loss: it needs no step size of its own.
+
+    Source: Nix & Weigend (1994) for `"per_example"`.
+    """
+
+    def __init__(self, noise: float | str = "learned", prior_variance: float = 4.0) -> None:
+        fixed = isinstance(noise, int | float) and not isinstance(noise, bool)
+        require(
+            (fixed and math.isfinite(noise) and noise > 0) or noise in ("learned", "per_example"),  # type: ignore[arg-type, operator]
+            f"likelihood.noise={noise} must be a positive number (a standard deviation), learned, or per_example",
+        )
+        valid = math.isfinite(prior_variance) and prior_variance > 0
+        require(valid, f"likelihood.prior_variance={prior_variance} must be a positive finite number")
+        self.noise, self.prior_variance = noise, prior_variance
+
+    def outputs(self, targets: int) -> int:
+        """One mean a target; with noise per example also its log variance."""
+        return 2 * targets if self.noise == "per_example" else targets
+
+    def moments(self, outputs: Tensor) -> tuple[Tensor, Tensor]:
+        """Means and log σ², [..., D] each, at least fp32."""
+        outputs = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
+        if isinstance(self.noise, str):
+            mean, log_variance = outputs.chunk(2, dim=-1)
+            return mean, log_variance
+        return outputs, torch.full_like(outputs, 2 * math.log(self.noise))
+
+    def nll(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Outputs [..., B, O] and targets [B, D] or [..., B, D] -> [..., B]."""
+        mean, log_variance = self.moments(outputs)
+        square = (targets - mean).square() * (-log_variance).exp()
+        return 0.5 * (square + log_variance + math.log(2 * math.pi)).sum(-1)
+
+    def scores(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
+        """NLL and RMSE, in the unit in which the model sees the targets."""
+        mean, _ = self.moments(outputs)
+        rmse = (targets - mean).double().square().mean().sqrt().item()
+        return {"nll": self.nll(outputs, targets).double().mean().item(), "rmse": rmse}
+
+    def attach(self, model: nn.Module, targets: int) -> nn.Module:
+        """Where noise is learned: the model with a parameter `NOISE` [D], which it gives beside its means."""
+        if self.noise == "learned" and not hasattr(model, NOISE):
+            like = next(model.parameters(), torch.empty(0))
+            model.register_parameter(NOISE, nn.Parameter(torch.zeros(targets, dtype=like.dtype, device=like.device)))
+            model.register_forward_hook(_append_noise)
+        return model
+
+    def extend(self, prior: Prior) -> Prior:
+        """The same prior with N(0, prior_variance) on log σ², unless it names `NOISE` itself."""
+        if self.noise != "learned":
+            return prior
+        overrides = {NOISE: self.prior_variance} | prior.overrides
+        return Prior(prior.variance, prior.scaling, overrides, prior.vectors)
+
+
+def _append_noise(model: nn.Module, inputs: Any, means: Tensor) -> Tensor:  # noqa: ARG001
+    """Means [..., D] -> [means, log σ²], [..., 2D]."""
+    return torch.cat([means, getattr(model, NOISE).expand_as(means).to(means.dtype)], dim=-1)
+
+
+LIKELIHOODS: dict[str, type] = {"categorical": Categorical, "gaussian": Gaussian}
+"""By the name of the file in `conf/likelihood`."""
+
+
+def from_recorded(node: Mapping[str, Any] | None) -> Likelihood:
+    """The likelihood that a run's `config.yaml` names; classes for runs that name none."""
+    settings = {key: value for key, value in (node or {}).items() if not key.startswith("_")}
+    name = str((node or {}).get("_target_", "Categorical")).rpartition(".")[2].lower()
+    require(name in LIKELIHOODS, f"likelihood {name} is none of this package's; give Posterior.load(…, likelihood=…)")
+    made: Likelihood = LIKELIHOODS[name](**settings)
+    return made

@@ -1,0 +1,183 @@
+"""`bayeslora.sample`: anyone's module and map-style dataset, in a plain Python program."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, TensorDataset
+
+import bayeslora
+from bayeslora.errors import ConfigError
+from bayeslora.likelihood import NOISE, Gaussian
+from bayeslora.posterior import Posterior
+
+TINY = {"chains": 2, "draws": 4, "thin": 1, "burn_in": 2, "warmup": 3, "batch_size": 8, "progress": False}
+SOURCE = torch.Generator().manual_seed(0)
+X = torch.randn(40, 3, generator=SOURCE)
+CLASSES = (X[:, 0] > 0).long() + (X[:, 1] > 1).long()
+REALS = X @ torch.tensor([1.0, -2.0, 0.5]) + 0.1 * torch.randn(40, generator=SOURCE)
+
+
+def net(outputs: int = 3) -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        return nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, outputs))
+
+
+class Items(Dataset):
+    """A map-style dataset that gives one example at a time, a Python number for the class."""
+
+    def __len__(self) -> int:
+        return len(X)
+
+    def __getitem__(self, row: int) -> tuple[Tensor, int]:
+        return X[row], int(CLASSES[row])
+
+
+def sampled(model: Any = None, data: Any = None, **settings: Any) -> Posterior:
+    return bayeslora.sample(model or net(), data or (X, CLASSES), **(TINY | settings))
+
+
+def same_draws(one: Posterior, other: Posterior) -> bool:
+    pairs = list(zip(one.draws(), other.draws(), strict=True))
+    return len(pairs) > 0 and all(torch.equal(a.tensors[name], b.tensors[name]) for a, b in pairs for name in a.tensors)
+
+
+@pytest.mark.parametrize("examples", [Items(), TensorDataset(X, CLASSES)], ids=["items", "tensors"])
+def test_a_dataset_and_its_tensors_give_the_same_draws(examples: Any) -> None:
+    assert same_draws(sampled(), sampled(data=examples))
+
+
+def test_the_posterior_predicts_iterates_and_saves(tmp_path: Path) -> None:
+    model = net()
+    before = [p.clone() for p in model.parameters()]
+    posterior = sampled(model, parallel="stacked")
+    assert all(
+        torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True)
+    )  # the user's own is left alone
+    draws = list(posterior.draws())
+    assert [(draw.chain, draw.index) for draw in draws] == [(c, i) for c in (0, 1) for i in range(4)]
+    log_p = posterior.predict(X)
+    by_hand = torch.stack([m(X).softmax(-1).detach() for m in posterior.models()]).mean(0)
+    torch.testing.assert_close(log_p.exp(), by_hand)
+    torch.testing.assert_close(log_p, posterior.predict(DataLoader(Items(), batch_size=7)))
+    torch.testing.assert_close(log_p, posterior.predict(Items()))
+    again = Posterior.load(posterior.save(tmp_path / "kept"), net())
+    torch.testing.assert_close(log_p, again.predict(X))
+    with pytest.raises(ConfigError, match="is there already"):
+        posterior.save(tmp_path / "kept")
+
+
+def test_without_a_run_directory_nothing_is_left_behind() -> None:
+    posterior = sampled()
+    folder = posterior.root
+    assert folder is not None
+    assert folder.is_dir()
+    del posterior
+    assert not folder.exists()
+
+
+def test_a_repeated_call_goes_on_where_it_was(tmp_path: Path) -> None:
+    first = sampled(run_dir=tmp_path / "run", draws=2)
+    longer = sampled(run_dir=tmp_path / "run", draws=4)
+    assert (len(first), len(longer)) == (8, 8)  # both look at the one folder
+    assert same_draws(longer, sampled())
+    with pytest.raises(ConfigError, match=r"another configuration: dataset.examples"):
+        sampled(data=(X + 1, CLASSES), run_dir=tmp_path / "run")
+    with pytest.raises(ConfigError, match=r"another configuration: model.state"):
+        sampled(nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 3)), run_dir=tmp_path / "run")
+
+
+def test_a_function_gives_every_chain_its_own_start() -> None:
+    def make() -> nn.Module:
+        return nn.Linear(3, 3)
+
+    starts = sampled(make, warmup=0, burn_in=0, draws=1, lr=1e-9, parallel="stacked")
+    ours, theirs = (draw.tensors["weight"] for draw in starts.draws())
+    assert not torch.allclose(ours, theirs, atol=1e-3)
+    copied = sampled(nn.Linear(3, 3), warmup=0, burn_in=0, draws=1, lr=1e-9, parallel="stacked")
+    ours, theirs = (draw.tensors["weight"] for draw in copied.draws())
+    torch.testing.assert_close(ours, theirs, atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("noise", "outputs", "sampled_noise"), [(0.1, 1, False), ("learned", 1, True), ("per_example", 2, False)]
+)
+def test_regression_is_evaluated_in_its_own_terms(
+    noise: Any, outputs: int, sampled_noise: bool, tmp_path: Path
+) -> None:
+    posterior = sampled(
+        net(outputs), (X, REALS), likelihood=Gaussian(noise), test_dataset=(X[:20], REALS[:20]),
+        val_dataset=(X[20:], REALS[20:]), run_dir=tmp_path / "run",
+    )  # fmt: skip
+    assert all((NOISE in draw.tensors) == sampled_noise for draw in posterior.draws())
+    found = posterior.metrics
+    assert found is not None
+    said = posterior.predict(X[:20])
+    rmse = (said.mean[:, 0] - REALS[:20]).square().mean().sqrt().item()
+    assert found["ensemble"]["rmse"] == pytest.approx(rmse, rel=1e-4)
+    assert {"nll", "coverage_50", "coverage_90", "calibration_error"} <= found["ensemble"].keys()
+    assert "needs classes" in found["absent"]["accuracy"]
+    assert not {"accuracy", "ece", "brier"} & found["ensemble"].keys()
+    assert {"ece_above_map", "accuracy_below_map"}.isdisjoint(found["criteria"])
+    assert "validation/rmse" in posterior.diagnostics()
+    page = (tmp_path / "run" / "report" / "index.html").read_text()
+    assert "RMSE" in page
+    assert "needs classes" in page
+    again = Posterior.load(tmp_path / "run", net(outputs))
+    torch.testing.assert_close(again.predict(X[:20]).sd, said.sd)
+
+
+BAD = {
+    "inputs and": {"data": (X, CLASSES[:-1])},
+    "must be \\(input, target\\), not a dict with text, label": {"data": [{"text": "a", "label": 1}]},
+    "give a map-style dataset": {"data": iter([1])},
+    "holds no examples": {"data": (X[:0], CLASSES[:0])},
+    "are NaN or infinite": {"data": (X, REALS / 0)},
+    "all examples are of one class": {"data": (X, CLASSES * 0)},
+    "choose likelihood=gaussian": {"data": (X, REALS), "likelihood": "categorical"},
+    "choose likelihood=categorical": {"likelihood": "gaussian"},
+    "likelihood=poisson is unknown": {"likelihood": "poisson"},
+    "sampler=hmc is unknown; choose one of asgld": {"sampler": "hmc"},
+    "unknown key sampler.rho": {"sampler_settings": {"rho": 0.1}},
+    "sampler.lr=-1": {"lr": -1.0},
+    "chain.num_draws=0 must be at least 1": {"draws": 0},
+    "temperature=-1": {"temperature": -1.0},
+    "gives \\[2, 2\\] for two examples of sample; it must give logits \\[2, 3\\]": {"model": net(2)},
+    "does not take sample: .*mat1 and mat2": {"model": nn.Linear(5, 3)},
+    "no parameter requires a gradient": {"model": net().requires_grad_(False)},
+    "processes needs a configuration": {"parallel": "processes"},
+    "unknown key chain.thinn|thinn": {"chain_settings": {"thinn": 2}},
+    "no sampled parameter is called head": {"chain_settings": {"lr_factors": {"head": 2.0}}},
+}
+
+
+@pytest.mark.parametrize("message", BAD)
+def test_what_cannot_be_sampled_is_refused_with_the_fix(message: str, tmp_path: Path) -> None:
+    settings = dict(BAD[message])
+    with pytest.raises(ConfigError, match=message):
+        sampled(settings.pop("model", None), settings.pop("data", None), **settings, run_dir=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("noise", [-1, 0.0, float("nan"), True, "fitted"])
+def test_an_impossible_noise_is_refused(noise: Any) -> None:
+    with pytest.raises(ConfigError, match=r"likelihood.noise=\S+ must be a positive number"):
+        Gaussian(noise)
+
+
+def test_several_problems_are_told_at_once() -> None:
+    with pytest.raises(ConfigError) as caught:
+        sampled(draws=0, temperature=-1.0, lr=-1.0)
+    assert len(caught.value.problems) == 3
+
+
+def test_importing_the_package_imports_no_torch() -> None:
+    code = "import sys, bayeslora; assert bayeslora.__all__; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
