@@ -6,6 +6,8 @@ from bayeslora.datasets.csv import Csv
 from bayeslora.datasets.digits import Digits
 from bayeslora.datasets.examples import from_examples
 from bayeslora.datasets.glue import Glue
+from bayeslora.datasets.hub import Hub
+from bayeslora.datasets.image_folder import ImageFolder
 from bayeslora.datasets.npz import Npz
 
 __all__ = [
@@ -16,6 +18,8 @@ __all__ = [
     "Dataset",
     "Digits",
     "Glue",
+    "Hub",
+    "ImageFolder",
     "Npz",
     "Real",
     "Split",

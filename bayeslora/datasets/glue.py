@@ -120,29 +120,8 @@ class Glue:
             notes=(*train.notes("train"), *test.notes("test")),
             texts={"train": train.pairs(train.columns), "test": test.pairs(train.columns)},
         )
-        return self._encoded(carve(data, self.validation_size, self.limit_train, self.limit_test))
-
-    def _encoded(self, data: Data) -> Data:
-        """The data with tokens for inputs, in place of row numbers."""
-        names = ("train", "validation", "test")
-        texts = [pair for name in names for pair in data.texts[name]]
-        encoded = encode(load_tokenizer(str(self.tokenizer)), texts, self.layout, self.max_length)
-        sizes = [len(data.texts[name]) for name in names]
-        train, validation, test = encoded.tokens.split(sizes)
-        empty = sum(not text.strip() for pair in texts for text in pair)
-        found = {
-            f"{encoded.cut:,} of {encoded.lengths.numel():,} sequences cut to {self.max_length} tokens": encoded.cut,
-            f"{empty:,} empty sentences": empty,
-            f"{encoded.padding:.0%} of the stored tokens are padding": encoded.padding >= 0.005,
-        }
-        return replace(
-            data,
-            train=Split(train, data.train.targets),
-            validation=Split(validation, data.validation.targets),
-            test=Split(test, data.test.targets),
-            lengths=encoded.lengths[: sizes[0]].amax(1),
-            notes=(*data.notes, *(note for note, holds in found.items() if holds)),
-        )
+        carved = carve(data, self.validation_size, self.limit_train, self.limit_test)
+        return tokenised(carved, str(self.tokenizer), self.layout, self.max_length)
 
     def _setting_problems(self) -> list[str]:
         whole = isinstance(self.max_length, int)
@@ -183,6 +162,33 @@ class Glue:
             known = ", ".join(_tasks(folder)) or f"look at {page}"
             raise DataError(f"{self.hub} has no parquet files of a task {self.task!r}; its tasks: {known}")
         return files
+
+
+def tokenised(data: Data, tokenizer: str, layout: str, max_length: int) -> Data:
+    """Data of texts with tokens for inputs, int32 [N, S, F, L], in place of row numbers.
+
+    Raises:
+        DataError: the tokenizer cannot be had or does not fit.
+    """
+    names = ("train", "validation", "test")
+    texts = [pair for name in names for pair in data.texts[name]]
+    encoded = encode(load_tokenizer(tokenizer), texts, layout, max_length)
+    sizes = [len(data.texts[name]) for name in names]
+    train, validation, test = encoded.tokens.split(sizes)
+    empty = sum(not text.strip() for pair in texts for text in pair)
+    found = {
+        f"{encoded.cut:,} of {encoded.lengths.numel():,} sequences cut to {max_length} tokens": encoded.cut,
+        f"{empty:,} empty sentences": empty,
+        f"{encoded.padding:.0%} of the stored tokens are padding": encoded.padding >= 0.005,
+    }
+    return replace(
+        data,
+        train=Split(train, data.train.targets),
+        validation=Split(validation, data.validation.targets),
+        test=Split(test, data.test.targets),
+        lengths=encoded.lengths[: sizes[0]].amax(1),
+        notes=(*data.notes, *(note for note, holds in found.items() if holds)),
+    )
 
 
 def find_files(folder: Path, task: str) -> Files | None:

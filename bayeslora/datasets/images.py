@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -68,3 +70,11 @@ def channel_problems(mean: Sequence[float], std: Sequence[float], channels: int)
     if not problems and min(std) <= 0:
         problems.append(f"dataset.std must be above 0, not {list(std)}")
     return problems
+
+
+def fitted(image: Any, size: int, mode: str) -> Tensor:
+    """A PIL image cut to its middle square and scaled, as uint8 [C, size, size]; `mode` is `"RGB"` or `"L"`."""
+    from PIL import Image, ImageOps
+
+    pixels = np.array(ImageOps.fit(image.convert(mode), (size, size), Image.Resampling.BILINEAR))
+    return torch.from_numpy(pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1).copy())

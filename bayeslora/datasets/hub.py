@@ -1,0 +1,238 @@
+"""Datasets of the Hugging Face hub, and folders of the same form: images or texts with classes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bayeslora.datasets.base import Data, Split, carve
+from bayeslora.datasets.glue import LAYOUTS, MIN_LENGTH, Table, find_classes, tokenised
+from bayeslora.datasets.images import fitted
+from bayeslora.datasets.tables import Targets, assemble, held_out, read_targets, setting_problems
+from bayeslora.datasets.text import TrimPadding, check_tokenizer_folder, local_folder
+from bayeslora.errors import DataError
+
+if TYPE_CHECKING:
+    import datasets
+
+LABELS = ("label", "labels", "fine_label", "class", "target", "category", "intent", "sentiment")
+"""What the column of labels is called: the first that is there, after a column of the hub's type `ClassLabel`."""
+TESTS = ("test", "validation", "valid", "val", "dev")
+"""What the test set is called: the first that is there and has labels."""
+
+
+@dataclass
+class Hub:
+    """A dataset by its name on the hub, or a folder of parquet, csv or json files, read by the library `datasets`.
+
+    Attributes:
+        path: `owner/name` on the hub, or a folder whose files are called after their split (`train.csv`, `test.csv`).
+        subset: of the hub's dataset, where it has several.
+        train, test: names of the splits; None: `train`, and the first of `TESTS`, or a share of the training set.
+        inputs: the columns to predict from, one of images, or one or two of texts; None: all images or texts there are.
+        label: the column of classes; None: found by type and name.
+        tokenizer: of texts: a folder with a tokenizer, or the hub's name of a model.
+        max_length: a sequence of more tokens is cut.
+        layout: of pairs of texts: `"pair"` or `"separate"`, as `Glue` has it.
+        size: of images: height and width in pixels; None: those of the first image.
+        test_share: share held out where there is no test set.
+        validation_size: examples moved from the training set to a validation set.
+        limit_train, limit_test: keep at most so many; None keeps all.
+
+    Raises:
+        DataError: a setting is impossible; all problems at once.
+    """
+
+    path: str
+    _: KW_ONLY
+    subset: str | None = None
+    train: str | None = None
+    test: str | None = None
+    inputs: list[str] | None = None
+    label: str | None = None
+    tokenizer: str | None = None
+    max_length: int = 256
+    layout: str = "pair"
+    size: int | None = None
+    test_share: float = 0.2
+    validation_size: int = 0
+    limit_train: int | None = None
+    limit_test: int | None = None
+
+    def __post_init__(self) -> None:
+        sizes = (self.validation_size, self.limit_train, self.limit_test)
+        problems = setting_problems("auto", self.test_share, *sizes)
+        if not self.path:
+            problems.add(
+                "dataset.path must name a dataset of the hub (owner/name), or a folder of parquet, csv or json"
+            )
+        if self.layout not in LAYOUTS:
+            problems.add(f"dataset.layout={self.layout!r} is unknown; choose one of {', '.join(LAYOUTS)}")
+        if self.max_length < MIN_LENGTH:
+            problems.add(f"dataset.max_length={self.max_length} must be at least {MIN_LENGTH}")
+        if self.size is not None and self.size < 1:
+            problems.add(f"dataset.size={self.size} must be at least 1 (pixels)")
+        with problems.collect():
+            if self.tokenizer is not None and (folder := local_folder(self.tokenizer)) is not None:
+                check_tokenizer_folder(folder)
+        if problems.found:
+            raise DataError(*problems.found)
+
+    def load(self) -> Data:
+        """Read (or download) the data into memory: images uint8 [N, C, H, W], or texts as tokens.
+
+        Raises:
+            DataError: it cannot be had, or holds neither images nor texts with classes.
+        """
+        train, test, notes = self._splits()
+        label = self._label(train)
+        columns = self._inputs(train, label)
+        missing = [name for name in (*columns, label) if name not in test.column_names]
+        if missing:
+            raise DataError(f"{self.path}: the test set has no column {', '.join(missing)}, which the training set has")
+        if _is_image(train, columns[0]):
+            return self._images(train, test, columns[0], label, notes)
+        return self._texts(train, test, columns, label, notes)
+
+    def _splits(self) -> tuple[datasets.Dataset, datasets.Dataset, list[str]]:
+        """Training and test set, and what to say of them."""
+        found = load(self.path, self.subset)
+        name = self.train or "train"
+        if name not in found:
+            raise DataError(f"{self.path} has no split {name}, only {', '.join(found)}; set dataset.train")
+        train = found[name]
+        if self.test is not None and self.test not in found:
+            raise DataError(f"{self.path} has no split {self.test}, only {', '.join(found)}; set dataset.test")
+        candidates = [self.test] if self.test else [one for one in TESTS if one in found and one != name]
+        labelled = [one for one in candidates if _labelled(found[one], self._label(train))]
+        if labelled:
+            return train, found[labelled[0]], [f"tested on {labelled[0]}"] * (labelled[0] != "test")
+        ours, theirs = held_out(len(train), self.test_share)
+        return train.select(ours), train.select(theirs), [f"{len(theirs):,} examples held out for the test set"]
+
+    def _label(self, split: datasets.Dataset) -> str:
+        import datasets
+
+        if self.label is not None:
+            if self.label not in split.column_names:
+                raise DataError(
+                    f"dataset.label={self.label}: {self.path} has no such column, only {', '.join(split.column_names)}"
+                )
+            return self.label
+        typed = [name for name, kind in split.features.items() if isinstance(kind, datasets.ClassLabel)]
+        named = [name for name in LABELS if name in split.column_names]
+        if not typed and not named:
+            raise DataError(
+                f"{self.path}: no column looks like classes among {', '.join(split.column_names)}; set dataset.label"
+            )
+        return next((name for name in named if name in typed), (typed or named)[0])
+
+    def _inputs(self, split: datasets.Dataset, label: str) -> list[str]:
+        import datasets
+
+        if self.inputs:
+            unknown = [name for name in self.inputs if name not in split.column_names]
+            if unknown:
+                raise DataError(f"dataset.inputs: {self.path} has no column {', '.join(unknown)}")
+            return list(self.inputs)
+        images = [name for name, kind in split.features.items() if isinstance(kind, datasets.Image)]
+        strings = ("string", "large_string")
+        texts = [n for n, kind in split.features.items() if n != label and getattr(kind, "dtype", "") in strings]
+        if not images and not texts:
+            raise DataError(f"{self.path}: no column holds images or texts, only {', '.join(split.column_names)}")
+        return images[:1] or texts
+
+    def _images(
+        self, train: datasets.Dataset, test: datasets.Dataset, column: str, label: str, notes: Sequence[str]
+    ) -> Data:
+        names = getattr(train.features[label], "names", None)
+        size = self.size or train[0][column].size[1]
+        colour = any(train[row][column].mode not in ("L", "1") for row in range(min(10, len(train))))
+        inputs = [self._decoded(split, column, size, "RGB" if colour else "L") for split in (train, test)]
+        if names:
+            numbers = [torch.tensor(split[label][:]) for split in (train, test)]
+            targets = Targets(numbers[0], numbers[1], tuple(names))
+        else:
+            stored = [np.asarray(split[label][:]) for split in (train, test)]
+            targets = read_targets(stored[0], stored[1], "classification", self.path)
+        return assemble(
+            self.path.rstrip("/").rpartition("/")[2], (inputs[0], inputs[1]), targets, notes=notes,
+            validation_size=self.validation_size, limit_train=self.limit_train, limit_test=self.limit_test,
+        )  # fmt: skip
+
+    def _decoded(self, split: datasets.Dataset, column: str, size: int, mode: str) -> Tensor:
+        """Images uint8 [N, C, size, size]."""
+        try:
+            return torch.stack([fitted(image, size, mode) for image in split[column]])
+        except (OSError, SyntaxError, ValueError) as error:
+            raise DataError(f"{self.path}: an image cannot be read ({str(error).split(' <')[0]})") from error
+
+    def _texts(
+        self, train: datasets.Dataset, test: datasets.Dataset, columns: list[str], label: str, notes: Sequence[str]
+    ) -> Data:
+        if self.tokenizer is None:
+            raise DataError(
+                f"{self.path} holds texts (columns {', '.join(columns)}): choose a model of texts, e.g."
+                " model=roberta_lora, or set dataset.tokenizer"
+            )
+        names = tuple(getattr(train.features[label], "names", None) or ())
+        parts = [
+            Table(
+                Path(f"{self.path} {part}"), {c: [str(text) for text in s[c]] for c in columns}, list(s[label]), names
+            )
+            for part, s in (("train", train), ("test", test))
+        ]
+        classes = find_classes(*parts)
+        rows = [Split(torch.arange(len(targets)), targets) for targets in map(classes.targets, parts)]
+        data = Data(
+            name=self.path.rstrip("/").rpartition("/")[2],
+            train=rows[0],
+            validation=rows[0].take(slice(0)),
+            test=rows[1],
+            class_names=classes.names,
+            transform=TrimPadding(),
+            notes=tuple(notes),
+            texts={"train": parts[0].pairs(columns), "test": parts[1].pairs(columns)},
+        )
+        carved = carve(data, self.validation_size, self.limit_train, self.limit_test)
+        return tokenised(carved, self.tokenizer, self.layout, self.max_length)
+
+
+def load(path: str, subset: str | None) -> Any:
+    """All splits of a dataset, by name.
+
+    Raises:
+        DataError: it cannot be had or read.
+    """
+    import datasets
+    from datasets.exceptions import DatasetsError
+    from huggingface_hub.errors import HTTPError
+
+    datasets.disable_progress_bars()
+    folder = Path(path).expanduser()
+    try:
+        return datasets.load_dataset(str(folder) if folder.is_dir() else path, name=subset)
+    except (DatasetsError, OSError, ValueError, HTTPError) as error:
+        reason = " ".join(str(error.__cause__ or error).split())[:300]
+        where = "the folder" if folder.is_dir() else "on the hub"
+        raise DataError(
+            f"dataset.path={path} cannot be read {where} ({reason}). Give owner/name of a dataset of the hub (without a"
+            " network: fetch its parquet files into a folder), or a folder of files such as train.csv and test.csv"
+        ) from error
+
+
+def _labelled(split: datasets.Dataset, label: str) -> bool:
+    """Whether a split has labels (test sets of competitions hide theirs)."""
+    return label in split.column_names and len(split) > 0 and split[0][label] not in (None, -1)
+
+
+def _is_image(split: datasets.Dataset, column: str) -> bool:
+    import datasets
+
+    return isinstance(split.features[column], datasets.Image)
