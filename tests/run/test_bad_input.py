@@ -45,7 +45,9 @@ def before_work(result: Ended, *words: str) -> list[str]:
 def test_an_unknown_experiment_is_answered_by_the_list_of_them() -> None:
     started = [process("train", "experiment=quickstrt"), process("train", "experiment=quickstart", "quickstart")]
     unknown, no_setting = map(ended, started)
-    before_work(unknown, "there is no experiment called quickstrt; choose one of", "cifar10_resnet18_sgld", "quickstart")
+    before_work(
+        unknown, "there is no experiment called quickstrt; choose one of", "cifar10_resnet18_sgld", "quickstart"
+    )
     before_work(no_setting, "cannot read 'quickstart' on the command line: write KEY=VALUE")
 
 
