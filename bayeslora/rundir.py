@@ -119,10 +119,10 @@ class RunDirectory:
                 f"chain.num_draws={wanted}, but the run in {self.root} was to have {there}: it can be made longer, not"
                 " shorter"
             )
-        if wanted > there and (schedule := config["chain"]["schedule"]) not in SCHEDULES_WITHOUT_END:
+        if wanted > there and (depends := _depends_on_length(config["chain"])):
             raise ConfigError(
-                f"chain.num_draws={wanted}: the run in {self.root} was planned for {there} draws, on which the"
-                f" step sizes of its {schedule} schedule depend; choose another run_dir for a longer run"
+                f"chain.num_draws={wanted}: the run in {self.root} was planned for {there} draws, on which"
+                f" {depends}; choose another run_dir for a longer run"
             )
 
     def open(self, config: dict[str, Any]) -> None:
@@ -158,6 +158,15 @@ class RunDirectory:
     def write_metrics(self, metrics: dict[str, Any]) -> None:
         """Write `metrics.json`."""
         write_atomically(self.metrics_file, (json.dumps(metrics, indent=2, allow_nan=False) + "\n").encode())
+
+
+def _depends_on_length(chain: dict[str, Any]) -> str | None:
+    """What it is, if anything, in a chain's plan that another number of draws would change from the start."""
+    if chain["cycles"]:
+        return f"the lengths of its {chain['cycles']} cycles depend"
+    if chain["schedule"] not in SCHEDULES_WITHOUT_END:
+        return f"the step sizes of its {chain['schedule']} schedule depend"
+    return None
 
 
 def fixed(config: dict[str, Any]) -> dict[str, Any]:

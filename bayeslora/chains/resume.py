@@ -18,6 +18,7 @@ from bayeslora.chains.snapshot import Extra, Snapshot, capture, restore
 from bayeslora.errors import DataError, InterruptedRunError
 from bayeslora.files import write_atomically
 from bayeslora.posterior.store import parse_tensors, serialise
+from bayeslora.stopping import SIGNALS, hand_on
 
 KEEP = 2
 """Newest resume points kept: should one be damaged, the one before it serves."""
@@ -140,7 +141,7 @@ class KeepResumePoints(Callback):
         drawn = self.at_draws and module.plan.draw_after(taken) is not None
         if self.asked is not None or last or drawn or time.monotonic() - self._written >= self.every:
             self.write(module)
-        if self.asked is not None and not last:
+        if self.asked is not None:
             self._stop(self.asked, taken)
 
     def write(self, module: SamplingModule, but: Collection[int] = ()) -> None:
@@ -161,8 +162,7 @@ class KeepResumePoints(Callback):
     def _listen(self) -> None:
         """Take over the signals that ask a run to stop (only the main thread may)."""
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
-                self._before[number] = signal.signal(number, self._note)
+            self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
 
     def _note(self, number: int, frame: Any) -> None:  # noqa: ARG002
         if self.asked == number == signal.SIGINT:
@@ -177,9 +177,8 @@ class KeepResumePoints(Callback):
 
     def _stop(self, number: int, step: int) -> None:
         """End the run, or hand the signal on to a scheduler's handler."""
-        handler: Callable[[int, Any], Any] | Any = self._before.get(number)
+        handler = self._before.get(number)
         self._ignore()
-        if number in (signal.SIGUSR1, signal.SIGUSR2) and callable(handler):
-            handler(number, None)
+        hand_on(number, handler)
         name = signal.Signals(number).name
         raise InterruptedRunError(f"stopped by {name} after step {step:,}; nothing is lost. {self.advice}")
