@@ -106,7 +106,8 @@ def _newest_run(cfg: DictConfig) -> Path:
     wanted = fixed(plain(cfg))
     for file in sorted(beside.glob("*/config.yaml"), reverse=True):
         with suppress(DataError):  # a folder with a spoilt configuration is not the one
-            if not any(differences(wanted, fixed(RunDirectory(file.parent).config))):
+            there = RunDirectory(file.parent).config
+            if isinstance(there.get("chain"), dict) and not any(differences(wanted, fixed(there))):
                 return file.parent
     raise ConfigError(
         f"resume=true, but {beside} holds no run of this configuration; leave resume out to start one, or give"

@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from lightning import Callback, Trainer
 
@@ -63,10 +63,10 @@ class ResumePoints:
         for found, file in self._files():
             if found == step and _intact(file):
                 tensors, metadata = parse_tensors(file)
-                try:
-                    return Snapshot(int(metadata["step"]), tensors, dict(metadata["values"]))
-                except (KeyError, TypeError, ValueError) as error:
-                    raise DataError(f"{file} is no resume point ({error})") from error
+                values = metadata.get("values")
+                if metadata.get("step") != step or not _are_a_samplers(values):
+                    raise DataError(f"{file} is no resume point: it does not say where its chain was")
+                return Snapshot(step, tensors, values)
         raise DataError(f"{self.folder} holds no whole resume point after {step} steps")
 
     def _files(self) -> list[tuple[int, Path]]:
@@ -74,6 +74,13 @@ class ResumePoints:
         entries = self.folder.iterdir() if self.folder.is_dir() else []
         found = [(int(match[1]), file) for file in entries if (match := NAME.fullmatch(file.name))]
         return sorted(found, reverse=True)
+
+
+def _are_a_samplers(values: Any) -> TypeGuard[dict[str, Any]]:
+    """Whether these are what a sampler remembers in numbers and marks, with the factor on its step size."""
+    if not isinstance(values, dict) or not isinstance(values.get("lr_scale"), int | float):
+        return False
+    return isinstance(values.get("step"), int) and all(isinstance(v, bool | int | float) for v in values.values())
 
 
 def _intact(file: Path) -> bool:
