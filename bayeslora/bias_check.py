@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from bayeslora.build import Setup
     from bayeslora.rundir import RunDirectory
 
-KEYS = {"run_dir", "out_dir", "keep_time", "bootstrap", "limits", "strict"}
+KEYS = {"run_dir", "out_dir", "keep_time", "bootstrap", "limits", "strict", "trust"}
 METRICS = ("nll", "ece")
 IN_STEPS = ("offset", "decay_steps", "cycle_length")
 """Settings of schedules that count steps."""
@@ -50,6 +50,7 @@ def bias_check(cfg: DictConfig) -> dict[str, Any]:
     from rich.console import Console
 
     from bayeslora.files import write_atomically
+    from bayeslora.recorded import names
     from bayeslora.rundir import RunDirectory
     from bayeslora.train import train
 
@@ -57,7 +58,7 @@ def bias_check(cfg: DictConfig) -> dict[str, Any]:
     run = RunDirectory(cfg.run_dir)
     before = _finished_metrics(run)
     other = RunDirectory(cfg.out_dir or f"{run.root}_half_step")
-    changed = half_step(run.recorded(), other.root, before["provenance"]["split"], cfg.keep_time)
+    changed = half_step(run.recorded(names(cfg.trust)), other.root, before["provenance"]["split"], cfg.keep_time)
     after = train(changed)
     assert after is not None  # it ran every chain
     found: dict[str, Any] = compare(before, after, cfg.limits)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
+import signal
 import sys
 import warnings
 from collections.abc import Callable
@@ -13,10 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from bayeslora.config import CONF_DIR
-from bayeslora.errors import BayesloraError, ConfigError, Problems
+from bayeslora.errors import BayesloraError, ConfigError, InterruptedRunError, Problems, StorageError
+from bayeslora.stopping import ending_the_command
 
 # here, so that the processes which launchers start are quiet too: they import this file before they compose
 warnings.filterwarnings("ignore", message=r"\s*'hydra/launcher/\w+' is validated against ConfigStore schema")
+
+STORAGE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
+"""What the system says where the trouble is the disk, whatever was being written."""
 
 
 def run_command(config_name: str, job: Callable[[Any], Any]) -> None:
@@ -37,15 +43,12 @@ def run_command(config_name: str, job: Callable[[Any], Any]) -> None:
     code = 0
     try:
         require_extras(sys.argv[1:])
-        hydra.main(version_base="1.3", config_path=CONF_DIR, config_name=config_name)(task)()
+        with ending_the_command():
+            hydra.main(version_base="1.3", config_path=CONF_DIR, config_name=config_name)(task)()
         for failure in task.failures:
             raise failure
-    except BayesloraError as error:
-        code = report(error, error.problems if isinstance(error, ConfigError) else [str(error)], error.exit_code)
-    except (HydraException, OmegaConfBaseException) as error:
-        code = report(error, [readable(error)], ConfigError.exit_code)
-    except KeyboardInterrupt as error:
-        code = report(error, ["interrupted; draws kept so far stay readable"], 130)
+    except (BayesloraError, HydraException, OmegaConfBaseException, OSError, KeyboardInterrupt) as error:
+        code = report(error, *_said(error))
     sys.exit(code)
 
 
@@ -66,10 +69,28 @@ class _Task:
         try:
             return self.job(cfg)
         except (BayesloraError, HydraException, OmegaConfBaseException) as error:
+            if isinstance(error, InterruptedRunError):
+                raise KeyboardInterrupt(str(error)) from error  # the jobs of a sweep that are still to come, too
             if HydraConfig.get().mode == RunMode.MULTIRUN:
                 raise  # Hydra goes on to the next job and says which one failed
             self.failures.append(error)
             return None
+
+
+def _said(error: BaseException) -> tuple[list[str], int]:
+    """What to tell the user of an error, one message a problem, and the exit code; other errors go on."""
+    if isinstance(error, OSError) and error.errno in STORAGE:
+        error = StorageError(Path(error.filename or "a file"), error)
+    if isinstance(error, BayesloraError):
+        return error.problems if isinstance(error, ConfigError) else [str(error)], error.exit_code
+    if isinstance(error, OSError):
+        raise error
+    if isinstance(error, KeyboardInterrupt):
+        name = str(error) or signal.SIGINT.name
+        advice = "nothing is lost. Repeat the command with run_dir=… of this run to go on"
+        return [f"stopped by {name}; {advice}" if name.startswith("SIG") else name], InterruptedRunError.exit_code
+    assert isinstance(error, Exception)
+    return [readable(error)], ConfigError.exit_code
 
 
 def forced(argument: str) -> str:

@@ -184,14 +184,15 @@ def evaluate_run(cfg: DictConfig) -> dict[str, Any]:
     from omegaconf import OmegaConf
 
     from bayeslora.build import build
+    from bayeslora.recorded import names
     from bayeslora.rundir import RunDirectory
 
-    unknown = sorted(set(cfg) - {"run_dir", *OVERRIDES})
+    unknown = sorted(set(cfg) - {"run_dir", "trust", *OVERRIDES})
     if unknown:
-        raise ConfigError(f"unknown key {', '.join(unknown)}: evaluate takes run_dir, {', '.join(OVERRIDES)}")
+        raise ConfigError(f"unknown key {', '.join(unknown)}: evaluate takes run_dir, trust, {', '.join(OVERRIDES)}")
     require(not OmegaConf.is_missing(cfg, "run_dir"), "which run? Give its folder: run_dir=outputs/…")
     run = RunDirectory(cfg.run_dir)
-    recorded = run.recorded()
+    recorded = run.recorded(names(cfg.trust))
     for key in OVERRIDES:
         if cfg[key] is not None:
             recorded.evaluate[key] = cfg[key]

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from bayeslora.build import Setup
     from bayeslora.rundir import RunDirectory
 
-KEYS = {"run_dir", "out_dir", "chain", "last"}
+KEYS = {"run_dir", "out_dir", "chain", "last", "trust"}
 
 
 def export(cfg: DictConfig) -> list[Path]:
@@ -36,6 +36,7 @@ def export(cfg: DictConfig) -> list[Path]:
     from bayeslora.build import build
     from bayeslora.posterior import Posterior
     from bayeslora.posterior.export import export_adapters
+    from bayeslora.recorded import names
     from bayeslora.rundir import RunDirectory
 
     unknown = sorted(set(cfg) - KEYS)
@@ -44,7 +45,7 @@ def export(cfg: DictConfig) -> list[Path]:
     missing = [key for key in ("run_dir", "out_dir") if OmegaConf.is_missing(cfg, key)]
     require(not missing, f"{' and '.join(missing)} missing: give run_dir=outputs/… of a run and out_dir=FOLDER")
     run = RunDirectory(cfg.run_dir)
-    setup = build(run.recorded())
+    setup = build(run.recorded(names(cfg.trust)))
     posterior = Posterior.load(run.root, setup.model(), setup.likelihood)
     draws = list(posterior.draws(cfg.chain))
     if not draws:

@@ -7,7 +7,7 @@ import platform
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -21,6 +21,7 @@ from bayeslora.config import differences
 from bayeslora.errors import ConfigError, DataError, StorageError
 from bayeslora.files import locked, remove_leftovers, write_atomically
 from bayeslora.posterior.store import DrawStore
+from bayeslora.recorded import check_contained, check_trusted, read_config
 
 PACKAGES = ("bayeslora", "torch", "lightning", "hydra-core", "torchvision", "transformers", "peft", "arviz")
 FREE_TO_CHANGE = {
@@ -77,22 +78,22 @@ class RunDirectory:
         Raises:
             DataError: there is none, or it is not readable.
         """
-        try:
-            loaded = yaml.safe_load(self.config_file.read_text())
-        except FileNotFoundError:
-            raise DataError(
-                f"{self.root} is no run directory: it has no config.yaml. Give run_dir=… of a run"
-            ) from None
-        except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-            raise DataError(f"cannot read {self.config_file}: {str(error).splitlines()[0]}") from error
-        if not isinstance(loaded, dict):
-            raise DataError(f"{self.config_file} does not hold a configuration")
-        return loaded
+        return read_config(self.config_file)
 
-    def recorded(self) -> DictConfig:
-        """The recorded configuration as it was composed, to build the parts from; on the CPU if there is no GPU."""
-        cfg = OmegaConf.create({key: value for key, value in self.config.items() if key != "provenance"})
-        if not torch.cuda.is_available():
+    def recorded(self, trusted: Sequence[str] = ()) -> DictConfig:
+        """The recorded configuration as it was composed, to build the parts from; on the CPU if there is no GPU.
+
+        Args:
+            trusted: packages, modules or classes not of bayeslora that it may name.
+
+        Raises:
+            DataError: there is none; or a link leads out of the folder; or it names or points to what it should not.
+        """
+        check_contained(self.root)
+        config = {key: value for key, value in self.config.items() if key != "provenance"}
+        check_trusted(config, self.config_file, trusted)
+        cfg = OmegaConf.create(config)
+        if not torch.cuda.is_available() and isinstance(cfg.get("trainer"), DictConfig):
             cfg.trainer.accelerator = "cpu"  # a run from elsewhere
         return cfg
 
@@ -106,7 +107,10 @@ class RunDirectory:
             if any(not (f.name.startswith(".") or f.name in HOUSEKEEPING) for f in self.root.iterdir()):
                 raise ConfigError(f"run_dir={self.root} holds files but no run; choose another run_dir")
             return
+        check_contained(self.root)
         recorded = self.config
+        if not all(isinstance(recorded.get("chain", {}).get(key), int) for key in ("num_draws", "num_chains")):
+            raise DataError(f"{self.config_file} does not hold the configuration of a run")
         changed = list(differences(fixed(config), fixed(recorded)))
         if changed:
             raise ConfigError(
@@ -119,10 +123,10 @@ class RunDirectory:
                 f"chain.num_draws={wanted}, but the run in {self.root} was to have {there}: it can be made longer, not"
                 " shorter"
             )
-        if wanted > there and (schedule := config["chain"]["schedule"]) not in SCHEDULES_WITHOUT_END:
+        if wanted > there and (depends := _depends_on_length(config["chain"])):
             raise ConfigError(
-                f"chain.num_draws={wanted}: the run in {self.root} was planned for {there} draws, on which the"
-                f" step sizes of its {schedule} schedule depend; choose another run_dir for a longer run"
+                f"chain.num_draws={wanted}: the run in {self.root} was planned for {there} draws, on which"
+                f" {depends}; choose another run_dir for a longer run"
             )
 
     def open(self, config: dict[str, Any]) -> None:
@@ -158,6 +162,15 @@ class RunDirectory:
     def write_metrics(self, metrics: dict[str, Any]) -> None:
         """Write `metrics.json`."""
         write_atomically(self.metrics_file, (json.dumps(metrics, indent=2, allow_nan=False) + "\n").encode())
+
+
+def _depends_on_length(chain: dict[str, Any]) -> str | None:
+    """What it is, if anything, in a chain's plan that another number of draws would change from the start."""
+    if chain["cycles"]:
+        return f"the lengths of its {chain['cycles']} cycles depend"
+    if chain["schedule"] not in SCHEDULES_WITHOUT_END:
+        return f"the step sizes of its {chain['schedule']} schedule depend"
+    return None
 
 
 def fixed(config: dict[str, Any]) -> dict[str, Any]:

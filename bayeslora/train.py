@@ -11,11 +11,12 @@ Examples:
 from __future__ import annotations
 
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bayeslora.cli import run_command
-from bayeslora.errors import ConfigError, DivergedError, require
+from bayeslora.errors import ConfigError, DataError, DivergedError, WorkerError, require
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -34,6 +35,7 @@ def train(cfg: DictConfig) -> dict[str, Any] | None:
         ConfigError: anything wrong with the configuration or the data; nothing was started.
         DivergedError: a chain diverged; the others are finished and what there is is evaluated.
         InterruptedRunError: the run was asked to stop, and can be resumed.
+        WorkerError: a process that ran a chain was killed; the others are finished and what there is is evaluated.
     """
     import torch
 
@@ -51,7 +53,12 @@ def train(cfg: DictConfig) -> dict[str, Any] | None:
     run.open(plain(cfg))
     runner = ChainRunner(setup, run)
     run_all = run_processes if cfg.chain.parallel == "processes" else ChainRunner.run_all
-    stopped = run_all(runner, setup.chains)
+    try:
+        stopped = run_all(runner, setup.chains)
+    except WorkerError:
+        if any(len(run.store(chain)) for chain in range(cfg.chain.num_chains)):
+            evaluate(run, setup)
+        raise
     running = _running(run, setup)
     if cfg.chain.index is not None and running:
         print(f"chains {running} of {run.root} have not ended yet; whoever ends last evaluates the run", flush=True)  # noqa: T201
@@ -94,7 +101,7 @@ def _set_run_dir(cfg: DictConfig) -> None:
 
 
 def _newest_run(cfg: DictConfig) -> Path:
-    """The newest run directory beside the one that this run would make, whose configuration is this one.
+    """The run directory that was named, if it holds a run; else the newest beside it whose configuration is this one.
 
     Raises:
         ConfigError: there is none.
@@ -103,11 +110,15 @@ def _newest_run(cfg: DictConfig) -> Path:
     from bayeslora.config import differences
     from bayeslora.rundir import RunDirectory, fixed
 
-    beside = Path(cfg.run_dir).parent
+    here, beside = Path(cfg.run_dir), Path(cfg.run_dir).parent
+    if RunDirectory(here).config_file.exists():
+        return here
     wanted = fixed(plain(cfg))
     for file in sorted(beside.glob("*/config.yaml"), reverse=True):
-        if not any(differences(wanted, fixed(RunDirectory(file.parent).config))):
-            return file.parent
+        with suppress(DataError):  # a folder with a spoilt configuration is not the one
+            there = RunDirectory(file.parent).config
+            if isinstance(there.get("chain"), dict) and not any(differences(wanted, fixed(there))):
+                return file.parent
     raise ConfigError(
         f"resume=true, but {beside} holds no run of this configuration; leave resume out to start one, or give"
         " run_dir=… of the run to go on with"

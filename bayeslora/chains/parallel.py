@@ -6,12 +6,16 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from bayeslora.errors import BayesloraError, InterruptedRunError, WorkerError
+from bayeslora.stopping import SIGNALS, hand_on
 
 if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
     from multiprocessing.context import SpawnProcess
 
     from bayeslora.chains.runner import ChainRunner
@@ -38,12 +42,14 @@ def run_processes(runner: ChainRunner, chains: Sequence[int]) -> dict[int, str]:
     gpu = runner.setup.device.type == "cuda"
     slots = torch.cuda.device_count() if gpu else os.cpu_count() or 1
     workers = _Workers(runner, slots=min(slots, len(chains)), cores=os.cpu_count() or 1)
-    before = {number: signal.signal(number, workers.pass_on) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {number: signal.signal(number, workers.pass_on) for number in SIGNALS}
     try:
         workers.run(list(chains))
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+    if workers.asked is not None:
+        hand_on(workers.asked, before[signal.Signals(workers.asked)])
     return workers.result()
 
 
@@ -56,18 +62,18 @@ class _Workers:
         self.config, self.slots = plain(runner.setup.cfg), slots
         self.threads = runner.setup.cfg.trainer.num_threads or max(1, cores // slots)
         self.context = multiprocessing.get_context("spawn")
-        self.answers: Any = self.context.SimpleQueue()
+        self.answers: dict[int, Connection] = {}
         self.running: dict[int, tuple[int, SpawnProcess]] = {}
         self.codes: dict[int, int] = {}
-        self.asked = False
+        self.asked: int | None = None
 
     def run(self, waiting: list[int]) -> None:
         """Start workers as slots become free, until all have ended."""
         while waiting or self.running:
             free = set(range(self.slots)) - {slot for slot, _ in self.running.values()}
-            while waiting and free and not self.asked:
+            while waiting and free and self.asked is None:
                 self._start(waiting.pop(0), free.pop())
-            if self.asked:
+            if self.asked is not None:
                 waiting.clear()
             for chain, (_, process) in list(self.running.items()):
                 process.join(POLL / len(self.running))
@@ -76,14 +82,16 @@ class _Workers:
                     del self.running[chain]
 
     def _start(self, chain: int, slot: int) -> None:
-        arguments = (self.config, chain, slot, self.threads, self.answers)
+        self.answers[chain], answer = self.context.Pipe(duplex=False)  # its own: one that is killed blocks no other
+        arguments = (self.config, chain, slot, self.threads, answer)
         process = self.context.Process(target=_work, args=arguments, name=f"chain-{chain}")
         process.start()
+        answer.close()
         self.running[chain] = slot, process
 
     def pass_on(self, number: int, frame: Any) -> None:  # noqa: ARG002
         """Ask the workers to stop, when this process was asked to."""
-        self.asked = True
+        self.asked = number
         for _, process in self.running.values():
             if process.pid is not None and process.is_alive():
                 os.kill(process.pid, signal.SIGTERM)
@@ -94,11 +102,13 @@ class _Workers:
 
         stopped: dict[int, str] = {}
         messages: dict[int, str] = {}
-        while not self.answers.empty():
-            chain, kind, message = self.answers.get()
-            (stopped if kind == "diverged" else messages)[chain] = message
-        if self.asked or any(code == InterruptedRunError.exit_code for code in self.codes.values()):
-            raise InterruptedRunError(next(iter(messages.values()), "stopped before a chain had begun"))
+        for chain, answer in self.answers.items():
+            with suppress(EOFError):  # it said nothing, or was killed amid its words
+                kind, message = answer.recv()
+                (stopped if kind == "diverged" else messages)[chain] = message
+        if self.asked is not None or any(code == InterruptedRunError.exit_code for code in self.codes.values()):
+            advice = f"stopped; nothing is lost. Repeat the command with run_dir={self.config['run_dir']} to go on"
+            raise InterruptedRunError(next(iter(messages.values()), advice))
         failed = {chain: code for chain, code in self.codes.items() if code != 0 and chain not in stopped}
         if failed:
             said = [f"chain {c}: {messages.get(c) or exit_signal(code)}" for c, code in failed.items()]
@@ -106,7 +116,7 @@ class _Workers:
         return stopped
 
 
-def _work(config: dict[str, Any], chain: int, slot: int, threads: int, answers: Any) -> None:
+def _work(config: dict[str, Any], chain: int, slot: int, threads: int, answer: Connection) -> None:
     """What a worker does: build the run's parts anew and run one chain."""
     import torch
     from omegaconf import OmegaConf
@@ -115,13 +125,24 @@ def _work(config: dict[str, Any], chain: int, slot: int, threads: int, answers: 
     from bayeslora.chains.runner import ChainRunner
     from bayeslora.rundir import RunDirectory
 
+    threading.Thread(target=_stop_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
     if torch.cuda.is_available():
         torch.cuda.set_device(slot)
     try:
         runner = ChainRunner(build(OmegaConf.create(config)), RunDirectory(config["run_dir"]))
-        for stopped, message in runner.run_all([chain]).items():
-            answers.put((stopped, "diverged", message))
+        for message in runner.run_all([chain]).values():
+            answer.send(("diverged", message))
     except BayesloraError as error:
-        answers.put((chain, "failed", str(error)))
+        answer.send(("failed", str(error)))
         sys.exit(error.exit_code)
+    except KeyboardInterrupt:  # in a terminal it reaches all processes, also those whose chain has not begun
+        sys.exit(InterruptedRunError.exit_code)
+
+
+def _stop_with_parent() -> None:
+    """Ask this worker to stop when the process that started it has ended, killed or not: nobody waits for its chain."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os.kill(os.getpid(), signal.SIGTERM)

@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from lightning import Callback, Trainer
 
@@ -18,6 +18,7 @@ from bayeslora.chains.snapshot import Extra, Snapshot, capture, restore
 from bayeslora.errors import DataError, InterruptedRunError
 from bayeslora.files import write_atomically
 from bayeslora.posterior.store import parse_tensors, serialise
+from bayeslora.stopping import SIGNALS, hand_on
 
 KEEP = 2
 """Newest resume points kept: should one be damaged, the one before it serves."""
@@ -62,10 +63,10 @@ class ResumePoints:
         for found, file in self._files():
             if found == step and _intact(file):
                 tensors, metadata = parse_tensors(file)
-                try:
-                    return Snapshot(int(metadata["step"]), tensors, dict(metadata["values"]))
-                except (KeyError, TypeError, ValueError) as error:
-                    raise DataError(f"{file} is no resume point ({error})") from error
+                values = metadata.get("values")
+                if metadata.get("step") != step or not _are_a_samplers(values):
+                    raise DataError(f"{file} is no resume point: it does not say where its chain was")
+                return Snapshot(step, tensors, values)
         raise DataError(f"{self.folder} holds no whole resume point after {step} steps")
 
     def _files(self) -> list[tuple[int, Path]]:
@@ -73,6 +74,13 @@ class ResumePoints:
         entries = self.folder.iterdir() if self.folder.is_dir() else []
         found = [(int(match[1]), file) for file in entries if (match := NAME.fullmatch(file.name))]
         return sorted(found, reverse=True)
+
+
+def _are_a_samplers(values: Any) -> TypeGuard[dict[str, Any]]:
+    """Whether these are what a sampler remembers in numbers and marks, with the factor on its step size."""
+    if not isinstance(values, dict) or not isinstance(values.get("lr_scale"), int | float):
+        return False
+    return isinstance(values.get("step"), int) and all(isinstance(v, bool | int | float) for v in values.values())
 
 
 def _intact(file: Path) -> bool:
@@ -140,7 +148,7 @@ class KeepResumePoints(Callback):
         drawn = self.at_draws and module.plan.draw_after(taken) is not None
         if self.asked is not None or last or drawn or time.monotonic() - self._written >= self.every:
             self.write(module)
-        if self.asked is not None and not last:
+        if self.asked is not None:
             self._stop(self.asked, taken)
 
     def write(self, module: SamplingModule, but: Collection[int] = ()) -> None:
@@ -161,8 +169,7 @@ class KeepResumePoints(Callback):
     def _listen(self) -> None:
         """Take over the signals that ask a run to stop (only the main thread may)."""
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
-                self._before[number] = signal.signal(number, self._note)
+            self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
 
     def _note(self, number: int, frame: Any) -> None:  # noqa: ARG002
         if self.asked == number == signal.SIGINT:
@@ -177,9 +184,8 @@ class KeepResumePoints(Callback):
 
     def _stop(self, number: int, step: int) -> None:
         """End the run, or hand the signal on to a scheduler's handler."""
-        handler: Callable[[int, Any], Any] | Any = self._before.get(number)
+        handler = self._before.get(number)
         self._ignore()
-        if number in (signal.SIGUSR1, signal.SIGUSR2) and callable(handler):
-            handler(number, None)
+        hand_on(number, handler)
         name = signal.Signals(number).name
         raise InterruptedRunError(f"stopped by {name} after step {step:,}; nothing is lost. {self.advice}")

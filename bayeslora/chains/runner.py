@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from bayeslora.chains.resume import KeepResumePoints, Restore, ResumePoints
 from bayeslora.chains.snapshot import Extra, Snapshot
-from bayeslora.errors import DataError, DivergedError
+from bayeslora.errors import DataError, DivergedError, InterruptedRunError
 from bayeslora.files import remove_leftovers
 
 if TYPE_CHECKING:
@@ -127,14 +127,15 @@ class ChainRunner:
         module.lr_scale = self._scale(chains[0], 0)
         quiet_lightning()
         loggers = make_loggers(cfg, chains, step)
-        callbacks = self._callbacks(chains, start, loggers)
+        *others, keep = self._callbacks(chains, start, loggers)
+        assert isinstance(keep, KeepResumePoints)
         trainer = Trainer(
             accelerator=cfg.trainer.accelerator,
             devices=1,
             precision=cfg.trainer.precision,
             max_epochs=1,
             logger=False,  # Lightning knows of no chains: the callbacks log themselves
-            callbacks=callbacks,
+            callbacks=[*others, keep],
             plugins=[LightningEnvironment()],
             default_root_dir=self.run.root,
             enable_checkpointing=False,
@@ -146,10 +147,10 @@ class ChainRunner:
             try:
                 trainer.fit(module, train_dataloaders=Steps(setup.batches(which), setup.plan.total, step))
             except DivergedError as error:
-                keep = callbacks[-1]
-                assert isinstance(keep, KeepResumePoints)
                 keep.write(module, but=error.chains or chains)  # the step was not taken: the others go on from here
                 raise
+            except SystemExit as end:  # so Lightning answers signals that come while nobody else listens
+                raise InterruptedRunError(f"stopped; nothing is lost. {keep.advice}") from end
 
     def _callbacks(self, chains: list[int], start: list[Snapshot], loggers: ChainLoggers) -> list[Callback]:
         """What accompanies chains: first what puts them where they were, last what writes their resume points."""

@@ -75,15 +75,16 @@ def restore(module: SamplingModule, snapshots: Sequence[Snapshot], extras: Seque
     stacked = isinstance(module.model, Stack)
 
     def joined(name: str) -> Tensor:
+        if any(name not in snapshot.tensors for snapshot in snapshots):
+            raise DataError(f"resume points do not fit one another: one of them lacks {name}")
         rows = [snapshot.tensors[name] for snapshot in snapshots]
         return (torch.stack(rows) if stacked else rows[0]).to(module.device)
 
     held = module.held()
+    for snapshot in snapshots:
+        _check_fits(snapshot, {n: t[0] if stacked else t for n, t in held.items()}, _params(warmup), stacked)
     for name, tensor in held.items():
-        key = MODEL + name
-        if any(key not in s.tensors or s.tensors[key].shape != tensor.shape[stacked:] for s in snapshots):
-            raise DataError(f"a resume point does not fit the model: {name} is missing or has another shape")
-        tensor.copy_(joined(key))
+        tensor.copy_(joined(MODEL + name))
     names = snapshots[0].tensors
     sampler.memory.clear()
     sampler.memory.update({k: v for k, v in snapshots[0].values.items() if k != "lr_scale"})
@@ -97,6 +98,34 @@ def restore(module: SamplingModule, snapshots: Sequence[Snapshot], extras: Seque
     for i, extra in enumerate(extras):
         extra.load_rows([_under(f"{EXTRA}{i}/", snapshot.tensors) for snapshot in snapshots])
     module.start, module.lr_scale = snapshots[0].step, snapshots[0].values["lr_scale"]
+
+
+def _check_fits(snapshot: Snapshot, held: Mapping[str, Tensor], params: Sequence[Tensor], stacked: bool) -> None:
+    """Raise `DataError` unless a snapshot has what the model of one chain holds, and memory of its size.
+
+    Args:
+        snapshot: of one chain.
+        held: what a draw of the model holds.
+        params: what the warm-up's optimizer moves; each [K, …] in a stack.
+        stacked: whether it is one.
+    """
+    size = sum(p[0].numel() if stacked else p.numel() for p in params)
+    for name, tensor in held.items():
+        found = snapshot.tensors.get(MODEL + name)
+        if found is None or found.shape != tensor.shape:
+            raise DataError(f"a resume point does not fit the model: {name} is missing or has another shape")
+    for name, tensor in snapshot.tensors.items():
+        kind, _, rest = name.partition("/")
+        place, _, key = rest.partition("/")
+        if kind + "/" == SAMPLER:
+            fits = tensor.numel() == 1 or tensor.shape == (size,)
+        elif kind + "/" == WARMUP:
+            known = place.isdecimal() and int(place) < len(params) and bool(key)
+            fits = known and tensor.shape in (torch.Size(()), params[int(place)].shape[stacked:])
+        else:
+            fits = name.removeprefix(MODEL) in held if name.startswith(MODEL) else name.startswith(EXTRA)
+        if not fits:
+            raise DataError(f"a resume point does not fit the model: {name} is not of it, or has another shape")
 
 
 def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -137,14 +137,15 @@ def load_base(name_or_path: str, layout: str, num_classes: int) -> Any:
     auto = AutoModelForSequenceClassification if layout == "pair" else AutoModel
     head = {"num_labels": num_classes} if layout == "pair" else {}
     try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True, **head)
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False, **head)
         config.pad_token_id = padding_token(config)
         config.use_cache = False
         with seeded(0, 0, 0, "base"):
             if torch.get_default_device().type == "meta":
                 model = auto.from_config(config)
             else:
-                model = auto.from_pretrained(folder, config=config, dtype=torch.float32, local_files_only=True)
+                safe = {"local_files_only": True, "trust_remote_code": False, "use_safetensors": True}
+                model = auto.from_pretrained(folder, config=config, dtype=torch.float32, **safe)
             model.name_or_path = name_or_path
             return model if layout == "pair" else BiEncoder(model, num_classes)
     except (OSError, ValueError, KeyError) as error:

@@ -4,17 +4,44 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from bayeslora.errors import DataError, require
 from bayeslora.files import write_atomically
 from bayeslora.models.fingerprint import base_fingerprint, frozen_tensors, is_head
-from bayeslora.posterior.store import Draw, load_into
+from bayeslora.posterior.store import Draw, load_into, read_tensors
 
 ORIGIN = "bayeslora.json"
 """A file beside the adapter: which draw it is, and the fingerprint of the base model it belongs to."""
+
+WEIGHTS = "adapter_model.safetensors"
+ABOUT = {"peft_type", "peft_version", "auto_mapping", "base_model_name_or_path", "revision", "inference_mode"}
+"""Entries of an adapter's configuration that say where it comes from and are not used to load it."""
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value <= 65_536
+
+
+def _are(kind: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: value is None or (isinstance(value, list) and all(map(kind, value)))
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+SETTINGS: dict[str, Callable[[Any], bool]] = {
+    "r": lambda value: _is_count(value) and value > 0,
+    "lora_alpha": lambda value: isinstance(value, int | float) and 0 < value < float("inf"),
+    "target_modules": lambda value: value is not None and _are(_is_text)(value),
+    "layers_to_transform": _are(_is_count),
+    "modules_to_save": _are(_is_text),
+    "task_type": lambda value: value in (None, "SEQ_CLS"),
+}
+"""Settings of an adapter that are used to load it, and what each must be."""
 
 CARD = """---
 base_model: {base}
@@ -87,22 +114,57 @@ def load_adapter(base: Any, folder: Path | str) -> Any:
     Raises:
         DataError: the folder holds no exported adapter, one that is corrupt, or one of another base.
     """
-    from peft import PeftModel
+    from peft import LoraConfig, PeftModel, get_peft_model_state_dict
     from safetensors import SafetensorError
 
     path = Path(folder)
-    recorded = read_origin(path)["base_sha256"]
+    recorded, settings = read_origin(path)["base_sha256"], read_adapter_config(path)
     found = base_fingerprint(tensor for name, tensor in base.named_parameters() if not is_head(name))
     if found != recorded:
-        named = json.loads((path / "adapter_config.json").read_text()).get("base_model_name_or_path")
+        named = settings.get("base_model_name_or_path")
         raise DataError(
             f"{path} is an adapter of another base model ({named}): its weights have fingerprint {recorded[:12]}, these"
             f" have {found[:12]}"
         )
+    config = LoraConfig(**{key: value for key, value in settings.items() if key in SETTINGS})
     try:
-        return PeftModel.from_pretrained(base, str(path), local_files_only=True)
+        names = set(read_tensors(path / WEIGHTS))
+        loaded = PeftModel.from_pretrained(base, str(path), config=config, local_files_only=True)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise DataError(f"the adapter in {path} is corrupt ({str(error).splitlines()[0]}); export it again") from error
+    wrong = sorted(names ^ set(get_peft_model_state_dict(loaded, save_embedding_layers=False)))
+    if wrong:
+        raise DataError(f"the adapter in {path} is corrupt (it lacks, or should not have, {wrong[0]}); export it again")
+    return loaded
+
+
+def read_adapter_config(folder: Path) -> dict[str, Any]:
+    """What `adapter_config.json` says, which must be a plain LoRA adapter as `export_adapters` writes it.
+
+    PEFT imports modules and reads files that some of its other settings name, so these must be at their defaults.
+
+    Raises:
+        DataError: it is missing, no JSON, or holds a setting that an exported draw does not have.
+    """
+    from peft import LoraConfig
+
+    file = folder / "adapter_config.json"
+    try:
+        settings = json.loads(file.read_text())
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"cannot read {file} ({str(error).splitlines()[0]})") from error
+    if not isinstance(settings, dict):
+        raise DataError(f"{file} does not hold the settings of an adapter")
+    defaults = json.loads(json.dumps(LoraConfig(inference_mode=True).to_dict(), default=list))
+    wrong = [key for key, fits in SETTINGS.items() if key in settings and not fits(settings[key])]
+    wrong += [
+        key
+        for key, value in settings.items()
+        if key not in SETTINGS and key not in ABOUT and value and value != defaults.get(key)
+    ]
+    if wrong or settings.get("peft_type") != "LORA":
+        raise DataError(f"{file} is not of an adapter that bayeslora exported: {', '.join(wrong[:4]) or 'peft_type'}")
+    return settings
 
 
 def read_origin(folder: Path) -> dict[str, Any]:
@@ -116,8 +178,8 @@ def read_origin(folder: Path) -> dict[str, Any]:
         whole = isinstance(origin, dict) and isinstance(origin.get("base_sha256"), str)
     except (OSError, ValueError, RecursionError):
         whole = False
-    if not whole or not (folder / "adapter_model.safetensors").is_file():
-        raise DataError(f"{folder} holds no adapter that bayeslora exported ({ORIGIN}, adapter_model.safetensors)")
+    if not whole or not (folder / WEIGHTS).is_file():
+        raise DataError(f"{folder} holds no adapter that bayeslora exported ({ORIGIN}, {WEIGHTS})")
     return origin
 
 

@@ -122,7 +122,7 @@ def _obey(order: dict[str, Any]) -> None:
     (folder / "calls").unlink(missing_ok=True)
     for number, name in ((0, os.devnull), (1, folder / "out"), (2, folder / "err")):
         os.dup2(os.open(name, os.O_RDWR | os.O_CREAT | os.O_TRUNC), number)
-    code = 70
+    code = 1
     try:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         if not order["report"]:
