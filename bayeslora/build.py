@@ -12,6 +12,7 @@ import torch
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import Tensor, nn
 
+from bayeslora.chains import ranks
 from bayeslora.chains.plan import Plan
 from bayeslora.chains.stack import StackedBatches
 from bayeslora.config import accepted, check_precision, first_line, gather, instantiate
@@ -323,7 +324,7 @@ def _check_values(cfg: DictConfig, problems: Problems) -> None:
         ),
     ]
     problems.add(*(message for holds, message in checks if not holds))
-    problems.add(*_index_problems(cfg.chain.index, cfg.chain.num_chains))
+    problems.add(*_index_problems(cfg.chain.index, cfg.chain.num_chains), *ranks.setting_problems(cfg))
     with problems.collect():
         check_precision(cfg.trainer.precision)
     with problems.collect():
@@ -353,8 +354,9 @@ def _check_against_data(cfg: DictConfig, data: Data, problems: Problems) -> None
         _check_model_against_data(cfg, data)
 
 
-def _check_names(cfg: DictConfig, model: nn.Module) -> None:
-    """Raise `ConfigError` for a setting by parameter name that no sampled parameter has."""
+def _check_parts(cfg: DictConfig, model: nn.Module, data: Data) -> None:
+    """Raise `ConfigError` for a setting by parameter name that no sampled parameter has, or what ranks cannot share."""
+    ranks.require_shares(cfg, model, len(data.train))
     names = [name for name, p in model.named_parameters() if p.requires_grad]
     problems = Problems()
     for key in ("chain.lr_factors", "prior.overrides"):
@@ -375,10 +377,10 @@ def _check_model_against_data(cfg: DictConfig, data: Data) -> None:
             f"model: {node._target_} takes {other} and {data.name} holds {kind}; choose another model or dataset",
         )
         with torch.device("meta"):
-            _check_names(cfg, build_model(node, data))
+            _check_parts(cfg, build_model(node, data), data)
         return
     model = build_model(node, data).eval()
-    _check_names(cfg, model)
+    _check_parts(cfg, model, data)
     try:
         with torch.no_grad():
             logits = model(data.transform(data.train.inputs[:2]))

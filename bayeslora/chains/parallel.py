@@ -6,7 +6,9 @@ import multiprocessing
 import os
 import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from bayeslora.errors import BayesloraError, InterruptedRunError, WorkerError
@@ -38,13 +40,27 @@ def run_processes(runner: ChainRunner, chains: Sequence[int]) -> dict[int, str]:
     gpu = runner.setup.device.type == "cuda"
     slots = torch.cuda.device_count() if gpu else os.cpu_count() or 1
     workers = _Workers(runner, slots=min(slots, len(chains)), cores=os.cpu_count() or 1)
-    before = {number: signal.signal(number, workers.pass_on) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
+    with listening(workers.pass_on):
         workers.run(list(chains))
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
     return workers.result()
+
+
+@contextmanager
+def listening(handler: Callable[[int, Any], None]) -> Iterator[None]:
+    """Handle the signals that ask a run to stop, inside the block (only the main thread may)."""
+    numbers = (signal.SIGTERM, signal.SIGINT) if threading.current_thread() is threading.main_thread() else ()
+    before = {number: signal.signal(number, handler) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, one in before.items():
+            signal.signal(number, one)
+
+
+def only_gpu(slot: int) -> None:
+    """Let this process see one GPU alone, as its first; before it has touched any."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    os.environ["CUDA_VISIBLE_DEVICES"] = visible.split(",")[slot] if visible else str(slot)
 
 
 class _Workers:
@@ -116,8 +132,8 @@ def _work(config: dict[str, Any], chain: int, slot: int, threads: int, answers: 
     from bayeslora.rundir import RunDirectory
 
     torch.set_num_threads(threads)
-    if torch.cuda.is_available():
-        torch.cuda.set_device(slot)
+    if config["trainer"]["accelerator"] == "gpu":
+        only_gpu(slot)
     try:
         runner = ChainRunner(build(OmegaConf.create(config)), RunDirectory(config["run_dir"]))
         for stopped, message in runner.run_all([chain]).items():

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from bayeslora.chains.resume import KeepResumePoints, Restore, ResumePoints
 from bayeslora.chains.snapshot import Extra, Snapshot
+from bayeslora.datasets.batches import Batches
 from bayeslora.errors import DataError, DivergedError
 
 if TYPE_CHECKING:
@@ -29,10 +30,11 @@ class ChainRunner:
     Args:
         setup: the run's parts.
         run: its directory, open.
+        rank: of this process, where a chain runs on several devices (see `ranks.py`); only rank 0 writes.
     """
 
-    def __init__(self, setup: Setup, run: RunDirectory) -> None:
-        self.setup, self.run = setup, run
+    def __init__(self, setup: Setup, run: RunDirectory, rank: int = 0) -> None:
+        self.setup, self.run, self.rank = setup, run, rank
 
     def run_all(self, chains: Sequence[int]) -> dict[int, str]:
         """Run chains, each under its own lock; returns those that diverged and what happened to them.
@@ -104,11 +106,21 @@ class ChainRunner:
         return ResumePoints(self.run.chain(chain) / "resume", lambda step: self.setup.plan.draw_after(step) is not None)
 
     def _run_group(self, chains: list[int]) -> None:
-        """Run one chain, or several stacked, from where they are to their last draw."""
+        """Run one chain, or several stacked, from where they are to their last draw, on as many devices as asked."""
+        if self.setup.cfg.trainer.devices == 1:
+            return self.fit(chains)
+        from bayeslora.chains.ranks import run_ranks
+
+        return run_ranks(self, chains[0])
+
+    def fit(self, chains: list[int]) -> None:
+        """Run one chain, or several stacked, in this process, alone or as one of the ranks."""
         from lightning import Trainer
         from lightning.pytorch.plugins.environments import LightningEnvironment
+        from lightning.pytorch.strategies import DDPStrategy
 
         from bayeslora.build import Steps
+        from bayeslora.chains.ranks import SharedBatches
         from bayeslora.loggers import make_loggers, quiet_lightning
 
         setup, cfg = self.setup, self.setup.cfg
@@ -119,10 +131,15 @@ class ChainRunner:
         module.lr_scale = self._scale(chains[0], 0)
         quiet_lightning()
         loggers = make_loggers(cfg, chains, step)
-        callbacks = self._callbacks(chains, start, loggers)
+        callbacks: list[Callback] = [Restore(start)] if self.rank else self._callbacks(chains, start, loggers)
+        devices, batches = cfg.trainer.devices, setup.batches(which)
+        if isinstance(batches, Batches) and devices > 1:
+            batches = SharedBatches(batches, self.rank, devices)
         trainer = Trainer(
             accelerator=cfg.trainer.accelerator,
             devices=1,
+            num_nodes=devices,
+            strategy="auto" if devices == 1 else DDPStrategy(broadcast_buffers=False),
             precision=cfg.trainer.precision,
             max_epochs=1,
             logger=False,  # Lightning knows of no chains: the callbacks log themselves
@@ -136,11 +153,11 @@ class ChainRunner:
         )
         with loggers:
             try:
-                trainer.fit(module, train_dataloaders=Steps(setup.batches(which), setup.plan.total, step))
+                trainer.fit(module, train_dataloaders=Steps(batches, setup.plan.total, step))
             except DivergedError as error:
                 keep = callbacks[-1]
-                assert isinstance(keep, KeepResumePoints)
-                keep.write(module, but=error.chains or chains)  # the step was not taken: the others go on from here
+                if isinstance(keep, KeepResumePoints):
+                    keep.write(module, but=error.chains or chains)  # the step was not taken: others go on from here
                 raise
 
     def _callbacks(self, chains: list[int], start: list[Snapshot], loggers: ChainLoggers) -> list[Callback]:
