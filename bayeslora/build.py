@@ -12,6 +12,7 @@ import torch
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import Tensor, nn
 
+from bayeslora.chains import ranks
 from bayeslora.chains.plan import Plan
 from bayeslora.chains.stack import StackedBatches
 from bayeslora.config import check_precision, gather, instantiate
@@ -327,7 +328,7 @@ def check_values(cfg: DictConfig, problems: Problems) -> None:
         ),
     ]
     problems.add(*(message for holds, message in checks if not holds))
-    problems.add(*_index_problems(cfg.chain.index, cfg.chain.num_chains))
+    problems.add(*_index_problems(cfg.chain.index, cfg.chain.num_chains), *ranks.setting_problems(cfg))
     with problems.collect():
         check_precision(cfg.trainer.precision)
     with problems.collect():

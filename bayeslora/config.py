@@ -61,6 +61,8 @@ class TrainerConfig:
     """`trainer`: where and how the steps run."""
 
     accelerator: str = "cpu"
+    strategy: str = "auto"
+    devices: int = 1
     precision: str = "32-true"
     channels_last: bool = False
     compile: bool = False

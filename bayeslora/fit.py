@@ -8,6 +8,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
+from bayeslora.chains.ranks import require_shares
 from bayeslora.config import accepted, first_line, instantiate
 from bayeslora.datasets.base import Data
 from bayeslora.errors import ConfigError, Problems, require
@@ -76,11 +77,17 @@ def _check_model(cfg: DictConfig, data: Data, likelihood: Likelihood) -> None:
     if node._target_.startswith("bayeslora."):
         _check_kind(node, data)
         with torch.device("meta"):
-            check_names(cfg, build_model(node, data, likelihood))
+            _check_parts(cfg, build_model(node, data, likelihood), data)
         return
     model = build_model(node, data, likelihood)
-    check_names(cfg, model)
+    _check_parts(cfg, model, data)
     check_outputs(model, data, likelihood, f"model: {node._target_}")
+
+
+def _check_parts(cfg: DictConfig, model: nn.Module, data: Data) -> None:
+    """Raise `ConfigError` for a setting by a name that no sampled parameter has, or what devices cannot share."""
+    check_names(cfg, model)
+    require_shares(cfg, model, len(data.train))
 
 
 def check_outputs(model: nn.Module, data: Data, likelihood: Likelihood, name: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
@@ -32,6 +32,18 @@ def ending_the_command() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def listening(handler: Callable[[int, Any], None]) -> Iterator[dict[int, Any]]:
+    """Inside the block `handler` gets these signals (only the main thread may listen); gives who had them before."""
+    numbers = SIGNALS if threading.current_thread() is threading.main_thread() else ()
+    before = {int(number): signal.signal(number, handler) for number in numbers}
+    try:
+        yield before
+    finally:
+        for number, one in before.items():
+            signal.signal(number, one)
 
 
 def hand_on(number: int, handler: Any) -> None:

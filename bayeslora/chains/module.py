@@ -267,13 +267,18 @@ class SamplingModule(LightningModule):
             optimizer.zero_grad(set_to_none=True)
             with nullcontext() if next(runs) == 0 else frozen_statistics(self.network):
                 potential = self.potential(self.likelihood.nll(self._forward(inputs), targets), self.params)
-            self.last_potential = potential.detach()
-            if not (potential.detach().abs() <= self.max_potential).all():
-                raise DivergedError(f"the potential is {potential.tolist()}")
+            self.last_potential = self._of_all_ranks(potential.detach())
+            if not (self.last_potential.abs() <= self.max_potential).all():
+                raise DivergedError(f"the potential is {self.last_potential.tolist()}")
             self.manual_backward(potential.sum())
-            return potential
+            return self.last_potential
 
         return closure
+
+    def _of_all_ranks(self, potential: Tensor) -> Tensor:
+        """Ũ of the whole batch: the mean over the ranks' shares, each with the prior once, as DDP does gradients."""
+        alone = self.trainer.world_size == 1
+        return potential if alone else self.trainer.strategy.reduce(potential.clone(), reduce_op="mean")
 
     def diverged(self, what: str, step: int, chains: list[int]) -> DivergedError:
         """The error for what left the finite numbers in a step (the first is number 1), with the fix."""

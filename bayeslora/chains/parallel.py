@@ -12,7 +12,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from bayeslora.errors import BayesloraError, InterruptedRunError, WorkerError
-from bayeslora.stopping import SIGNALS, hand_on
+from bayeslora.stopping import hand_on, listening
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
@@ -42,15 +42,17 @@ def run_processes(runner: ChainRunner, chains: Sequence[int]) -> dict[int, str]:
     gpu = runner.setup.device.type == "cuda"
     slots = torch.cuda.device_count() if gpu else os.cpu_count() or 1
     workers = _Workers(runner, slots=min(slots, len(chains)), cores=os.cpu_count() or 1)
-    before = {number: signal.signal(number, workers.pass_on) for number in SIGNALS}
-    try:
+    with listening(workers.pass_on) as before:
         workers.run(list(chains))
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
     if workers.asked is not None:
         hand_on(workers.asked, before[signal.Signals(workers.asked)])
     return workers.result()
+
+
+def only_gpu(slot: int) -> None:
+    """Let this process see one GPU alone, as its first; before it has touched any."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    os.environ["CUDA_VISIBLE_DEVICES"] = visible.split(",")[slot] if visible else str(slot)
 
 
 class _Workers:
@@ -127,8 +129,8 @@ def _work(config: dict[str, Any], chain: int, slot: int, threads: int, answer: C
 
     threading.Thread(target=_stop_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
-    if torch.cuda.is_available():
-        torch.cuda.set_device(slot)
+    if config["trainer"]["accelerator"] == "gpu":
+        only_gpu(slot)
     try:
         runner = ChainRunner(build(OmegaConf.create(config)), RunDirectory(config["run_dir"]))
         for message in runner.run_all([chain]).values():

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from bayeslora.chains.resume import KeepResumePoints, Restore, ResumePoints
 from bayeslora.chains.snapshot import Extra, Snapshot
+from bayeslora.datasets.batches import Batches
 from bayeslora.errors import DataError, DivergedError, InterruptedRunError
 from bayeslora.files import remove_leftovers
 
@@ -30,10 +31,11 @@ class ChainRunner:
     Args:
         setup: the run's parts.
         run: its directory, open.
+        rank: of this process, where a chain runs on several devices (see `ranks.py`); only rank 0 writes.
     """
 
-    def __init__(self, setup: Setup, run: RunDirectory) -> None:
-        self.setup, self.run = setup, run
+    def __init__(self, setup: Setup, run: RunDirectory, rank: int = 0) -> None:
+        self.setup, self.run, self.rank = setup, run, rank
 
     def run_all(self, chains: Sequence[int]) -> dict[int, str]:
         """Run chains, each under its own lock; returns those that diverged and what happened to them.
@@ -112,11 +114,21 @@ class ChainRunner:
         return ResumePoints(self.run.chain(chain) / "resume", lambda step: self.setup.plan.draw_after(step) is not None)
 
     def _run_group(self, chains: list[int]) -> None:
-        """Run one chain, or several stacked, from where they are to their last draw."""
+        """Run one chain, or several stacked, from where they are to their last draw, on as many devices as asked."""
+        if self.setup.cfg.trainer.devices == 1:
+            return self.fit(chains)
+        from bayeslora.chains.ranks import run_ranks
+
+        return run_ranks(self, chains[0])
+
+    def fit(self, chains: list[int]) -> None:
+        """Run one chain, or several stacked, in this process, alone or as one of the ranks."""
         from lightning import Trainer
         from lightning.pytorch.plugins.environments import LightningEnvironment
+        from lightning.pytorch.strategies import DDPStrategy
 
         from bayeslora.build import Steps
+        from bayeslora.chains.ranks import SharedBatches
         from bayeslora.loggers import make_loggers, quiet_lightning
 
         setup, cfg = self.setup, self.setup.cfg
@@ -127,15 +139,19 @@ class ChainRunner:
         module.lr_scale = self._scale(chains[0], 0)
         quiet_lightning()
         loggers = make_loggers(cfg, chains, step)
-        *others, keep = self._callbacks(chains, start, loggers)
-        assert isinstance(keep, KeepResumePoints)
+        callbacks: list[Callback] = [Restore(start)] if self.rank else self._callbacks(chains, start, loggers)
+        devices, batches = cfg.trainer.devices, setup.batches(which)
+        if isinstance(batches, Batches) and devices > 1:
+            batches = SharedBatches(batches, self.rank, devices)
         trainer = Trainer(
             accelerator=cfg.trainer.accelerator,
             devices=1,
+            num_nodes=devices,
+            strategy="auto" if devices == 1 else DDPStrategy(broadcast_buffers=False),
             precision=cfg.trainer.precision,
             max_epochs=1,
             logger=False,  # Lightning knows of no chains: the callbacks log themselves
-            callbacks=[*others, keep],
+            callbacks=callbacks,
             plugins=[LightningEnvironment()],
             default_root_dir=self.run.root,
             enable_checkpointing=False,
@@ -145,12 +161,14 @@ class ChainRunner:
         )
         with loggers:
             try:
-                trainer.fit(module, train_dataloaders=Steps(setup.batches(which), setup.plan.total, step))
+                trainer.fit(module, train_dataloaders=Steps(batches, setup.plan.total, step))
             except DivergedError as error:
-                keep.write(module, but=error.chains or chains)  # the step was not taken: the others go on from here
+                keep = callbacks[-1]
+                if isinstance(keep, KeepResumePoints):
+                    keep.write(module, but=error.chains or chains)  # the step was not taken: others go on from here
                 raise
             except SystemExit as end:  # so Lightning answers signals that come while nobody else listens
-                raise InterruptedRunError(f"stopped; nothing is lost. {keep.advice}") from end
+                raise InterruptedRunError(f"stopped; nothing is lost. {self._advice}") from end
 
     def _callbacks(self, chains: list[int], start: list[Snapshot], loggers: ChainLoggers) -> list[Callback]:
         """What accompanies chains: first what puts them where they were, last what writes their resume points."""
@@ -175,11 +193,15 @@ class ChainRunner:
             [self.points(chain) for chain in chains],
             every=cfg.chain.resume_every,
             at_draws=cfg.chain.on_divergence == "retry",
-            advice=f"Repeat the command with run_dir={self.run.root} to go on",
+            advice=self._advice,
             extras=extras,
         )
         timing = Timing([folder / "timing.jsonl" for folder in folders])
         return [Restore(start, extras), collector, timing, *own, keep]
+
+    @property
+    def _advice(self) -> str:
+        return f"Repeat the command with run_dir={self.run.root} to go on"
 
     def _sound(self, chain: int, step: int) -> bool:
         """Whether all that a chain leaves in its first `step` steps is on disk."""

@@ -158,6 +158,33 @@ class Exploding(SGLD):
         return potential, moved
 
 
+class DyingRank(SGLD):
+    """SGLD of which rank 1 is killed in step `at`."""
+
+    def __init__(
+        self, params: Any, lr: float, kT: float, seed: int, chain: int = 0, *, at: int = 0, **settings: Any
+    ) -> None:
+        self.at = at
+        super().__init__(params, lr, kT, seed, chain, **settings)
+
+    def update(self, theta: Tensor, evaluate: Any) -> tuple[Tensor, Tensor]:
+        if self.steps == self.at and os.environ.get("NODE_RANK") == "1":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().update(theta, evaluate)
+
+
+class SignalToParent(Callback):
+    """Asks the process that started this one to stop, after `step` steps, and waits for what comes of it."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
+        if module.steps_taken == self.step:
+            os.kill(os.getppid(), signal.SIGTERM)
+            time.sleep(0.5)
+
+
 class DropoutNet(nn.Module):
     """A net of somebody's own, with dropout."""
 
