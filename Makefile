@@ -6,7 +6,7 @@ PACKAGE_FILES := pyproject.toml requirements.lock
 INSTALL = VIRTUAL_ENV=$(abspath $(VENV)) $(VENV)/bin/uv pip install -q -c requirements.lock
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-minilm quickstart test lint format lock clean
+.PHONY: help install install-minilm quickstart test lint format docs docs-serve lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -28,12 +28,18 @@ lint: $(VENV)/.installed-dev  ## ruff and mypy
 format: $(VENV)/.installed-dev  ## put the code in ruff's format
 	$(VENV)/bin/ruff check --fix . ; $(VENV)/bin/ruff format .
 
+docs: $(VENV)/.installed-docs  ## build the documentation into site/, warnings as errors
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build -q --strict
+
+docs-serve: $(VENV)/.installed-docs  ## show the documentation while you write it
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs serve -q
+
 lock: $(VENV)/bin/uv  ## pin the newest versions that pyproject.toml allows
 	$(VENV)/bin/uv pip compile -q --upgrade --universal --python-version 3.11 --no-emit-index-url --no-annotate \
-		--no-header --extra dev pyproject.toml -o requirements.lock
+		--no-header --extra dev --extra docs pyproject.toml -o requirements.lock
 
 clean:  ## remove .venv and caches (runs in outputs/ stay)
-	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) build dist site .pytest_cache .ruff_cache .mypy_cache
 
 $(VENV)/bin/uv:
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v < (3, 14) else \
@@ -44,6 +50,10 @@ $(VENV)/bin/uv:
 $(VENV)/.installed: $(VENV)/bin/uv $(PACKAGE_FILES)
 	$(INSTALL) -e .
 	@touch $@
+
+$(VENV)/.installed-docs: $(VENV)/bin/uv $(PACKAGE_FILES)
+	$(INSTALL) -e ".[docs]"
+	@touch $@ $(VENV)/.installed
 
 $(VENV)/.installed-dev: $(VENV)/bin/uv $(PACKAGE_FILES)
 	$(INSTALL) -e ".[dev]"
