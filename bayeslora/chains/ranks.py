@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from bayeslora.datasets.batches import Batches
 
 STRATEGIES = ("auto", "ddp")
-GRACE = 10.0
+GRACE = 60.0
 """Seconds that rank 0 has to notice that another one is gone."""
 
 
