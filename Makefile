@@ -3,13 +3,14 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 PACKAGE_FILES := pyproject.toml requirements.lock
+CACHES := build dist site .pytest_cache .ruff_cache .mypy_cache
 INSTALL = VIRTUAL_ENV=$(abspath $(VENV)) $(VENV)/bin/uv pip install -q -c requirements.lock
 
 .DEFAULT_GOAL := help
 .PHONY: help install install-minilm quickstart test lint format docs docs-serve lock clean
 
 help:  ## list the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 42
 
 install: $(VENV)/.installed  ## make .venv and install bayeslora with its pinned dependencies
 
@@ -39,7 +40,7 @@ lock: $(VENV)/bin/uv  ## pin the newest versions that pyproject.toml allows
 		--no-header --extra dev --extra docs pyproject.toml -o requirements.lock
 
 clean:  ## remove .venv and caches (runs in outputs/ stay)
-	rm -rf $(VENV) build dist site .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) $(CACHES)
 
 $(VENV)/bin/uv:
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v < (3, 14) else \
@@ -58,3 +59,5 @@ $(VENV)/.installed-docs: $(VENV)/bin/uv $(PACKAGE_FILES)
 $(VENV)/.installed-dev: $(VENV)/bin/uv $(PACKAGE_FILES)
 	$(INSTALL) -e ".[dev]"
 	@touch $@ $(VENV)/.installed
+
+include experiments.mk

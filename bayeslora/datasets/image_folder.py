@@ -75,7 +75,7 @@ class ImageFolder:
             train, test = self._hold_out(train)
             notes = [f"{len(test):,} images held out for the test set"]
         else:
-            if new := sorted(set(class_folders(test_root)) - set(names)):
+            if new := sorted(set(subfolders(test_root)) - set(names)):
                 raise DataError(f"{test_root} has a class {new[0]}, which {train_root} lacks")
             test = _listed(test_root, names)
         numbers = [torch.tensor([number for _, number in part]) for part in (train, test)]
@@ -113,13 +113,18 @@ class ImageFolder:
             raise DataError(f"{file} cannot be read as an image ({reason}); remove or mend it") from error
 
 
+def subfolders(root: Path) -> list[str]:
+    """Names of the folders in `root`, sorted, without hidden ones."""
+    return sorted(entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+
+
 def class_folders(root: Path) -> list[str]:
     """The names of the classes, sorted: the folders in `root`.
 
     Raises:
         DataError: there are fewer than two.
     """
-    names = sorted(entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    names = subfolders(root)
     if len(names) < 2:
         present = ", ".join(sorted(entry.name for entry in root.iterdir())[:6]) or "nothing"
         raise DataError(

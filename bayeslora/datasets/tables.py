@@ -73,7 +73,7 @@ def read_targets(train: np.ndarray, test: np.ndarray, task: str, where: str) -> 
     if task == "classification" or (task == "auto" and _look_like_classes(train)):
         return _classes(train, test, where)
     try:
-        numbers = [np.asarray(y, dtype=np.float64).reshape(len(y), -1) for y in (train, test)]
+        numbers = [np.array(y, dtype=np.float64).reshape(len(y), -1) for y in (train, test)]
     except (TypeError, ValueError) as error:
         raise DataError(f"{where}: the targets are no numbers ({str(error).splitlines()[0]})") from error
     broken = sum(int((~np.isfinite(y)).any(1).sum()) for y in numbers)

@@ -68,8 +68,9 @@ def further_views(setup: Setup) -> Further:
             further.views.append(_other_dataset(setup, data))
         else:
             further.missing["ood"] = f"{cfg.ood} holds {problem}; choose a dataset of the same kind and size"
-    if cfg.corruptions and not (setup.data.kind == "images" and setup.data.train.inputs.dtype == torch.uint8):
-        further.missing["corruptions"] = f"the data are {setup.data.kind}, and corruptions are of images of bytes"
+    kind = setup.data.kind if setup.data.kind != "images" or _bytes(setup.data) else "images of fractions"
+    if cfg.corruptions and kind != "images":
+        further.missing["corruptions"] = f"the data are {kind}, and corruptions are of images"
     elif cfg.corruptions:
         further.views += _corrupted(setup)
     return further
@@ -94,12 +95,19 @@ def beyond(setup: Setup, predictions: Predictions, missing: Mapping[str, str]) -
     return found
 
 
+def _bytes(data: Data) -> bool:
+    """Whether inputs are stored as bytes, as images are."""
+    return data.train.inputs.dtype == torch.uint8
+
+
 def _does_not_fit(ours: Data, theirs: Data) -> str | None:
     """What another dataset holds that a model for ours cannot take, beside ours; None if it can."""
 
     def kind(data: Data) -> str:
         if data.texts:
             return f"{'single texts' if data.test.inputs.shape[1] == 1 else 'pairs of texts'}"
+        if data.kind == "tables":
+            return f"rows of {data.in_features} numbers"
         channels, height, width = data.test.inputs.shape[1:]
         return f"images of {height} × {width} pixels in {channels} channel{'s' * (channels != 1)}"
 

@@ -26,6 +26,7 @@ def settings(setup: Setup) -> list[tuple[str, str]]:
     return [
         ("Temperature", temperature(run_temperature(setup))),
         ("Prior", prior(setup.potential.prior)),
+        ("Likelihood", likelihood(setup.cfg.get("likelihood"))),
         ("Augmentation", data.augmentation),
         ("Data", f"{data.name}: N = {len(data.train):,} training examples; evaluated on {cfg.evaluate.split}"),
         ("Model", f"{_with_arguments(cfg.model)}; {count:,} sampled parameters"),
@@ -124,6 +125,14 @@ def prior(value: Prior) -> str:
     overrides = "".join(f"; {pattern}: {variance:g}" for pattern, variance in value.overrides.items())
     vectors = "" if value.vectors == value.variance else f"; {value.vectors:g} on biases and norm parameters"
     return f"Gaussian, mean 0, variance {value.variance:g}{scaling}{vectors}{overrides}"
+
+
+def likelihood(node: DictConfig | None) -> str:
+    """The likelihood and its noise."""
+    if node is None or _class(node) == "Categorical":
+        return "Categorical"
+    noise = {"learned": "sampled with the weights", "per_example": "given by the model"}.get(str(node.get("noise")))
+    return f"{_class(node)}, noise {noise or _short(node.get('noise'))}"
 
 
 def _class(node: DictConfig) -> str:

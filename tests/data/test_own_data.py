@@ -1,0 +1,314 @@
+"""Arrays, tables, image folders and hub datasets of anyone's own: what they give, and every way they can be wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from data.text_tools import bert_tokenizer, mrpc
+from PIL import Image
+
+from bayeslora.datasets import Csv, Hub, ImageFolder, Npz, from_examples
+from bayeslora.errors import DataError
+
+RNG = np.random.default_rng(0)
+BYTES = RNG.integers(0, 256, (30, 8, 8), dtype=np.uint8)
+CLASSES = np.arange(30) % 3
+
+
+@pytest.fixture(autouse=True)
+def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "hub-cache"))
+
+
+def npz(folder: Path, **arrays: Any) -> Path:
+    np.savez(folder / "own.npz", **arrays)
+    return folder / "own.npz"
+
+
+FASHION = {"x_train": BYTES, "y_train": CLASSES, "x_test": BYTES[:9], "y_test": CLASSES[:9]}
+
+
+# Arrays
+
+
+@pytest.mark.parametrize(
+    "form",
+    [lambda x: x, lambda x: x[..., None], lambda x: x[:, None]],
+    ids=["NHW", "NHWC", "NCHW"],
+)
+def test_grey_images_become_one_channel_and_are_normalised(tmp_path: Path, form: Callable[..., Any]) -> None:
+    arrays = FASHION | {"x_train": form(BYTES), "x_test": form(BYTES[:9])}
+    data = Npz(npz(tmp_path, **arrays)).load()
+    assert torch.equal(data.train.inputs, torch.from_numpy(BYTES)[:, None])
+    assert (data.kind, data.in_channels, data.in_features) == ("images", 1, 64)
+    assert data.class_names == ("0", "1", "2")
+    assert data.train.targets.tolist() == CLASSES.tolist()
+    seen = data.transform(data.train.inputs).double()
+    assert abs(seen.mean()) < 1e-5
+    assert abs(seen.std(unbiased=False) - 1) < 1e-5
+
+
+def test_colour_images_keep_their_channels(tmp_path: Path) -> None:
+    colour = RNG.integers(0, 256, (30, 8, 9, 3), dtype=np.uint8)
+    data = Npz(npz(tmp_path, x=colour, y=CLASSES)).load()
+    assert data.train.inputs.shape == (24, 3, 8, 9)
+    assert (len(data.test), data.notes) == (6, ("6 examples held out for the test set",))
+
+
+def test_medmnists_names_are_known(tmp_path: Path) -> None:
+    names = {
+        "train_images": BYTES,
+        "train_labels": CLASSES[:, None],
+        "test_images": BYTES,
+        "test_labels": CLASSES[:, None],
+    }
+    assert Npz(npz(tmp_path, **names), class_names=["a", "b", "c"]).load().class_names == ("a", "b", "c")
+
+
+def test_numbers_are_standardised_by_the_training_set_alone(tmp_path: Path) -> None:
+    x, y = RNG.normal(5, 2, (30, 4)), RNG.normal(100, 10, 30)
+    data = Npz(npz(tmp_path, x_train=x, y_train=y, x_test=x + 9, y_test=y + 9), validation_size=10).load()
+    assert data.real is not None
+    assert data.train.targets.shape == (20, 1)
+    for values in (data.train.inputs, data.train.targets):
+        torch.testing.assert_close(values.mean(0), torch.zeros(values.shape[1]), atol=1e-5, rtol=0)
+        torch.testing.assert_close(values.std(0, unbiased=False), torch.ones(values.shape[1]))
+    back = data.test.targets[:, 0].double() * data.real.std[0] + data.real.mean[0]
+    np.testing.assert_allclose(back.numpy(), y + 9, rtol=1e-5)
+    plain = Npz(npz(tmp_path, x=x, y=y), standardise=False).load()
+    assert (plain.real.mean, plain.real.std) == ((0.0,), (1.0,))
+
+
+BAD_NPZ: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "holds a, and no x_train and y_train; save it by": ({"a": BYTES}, {}),
+    "and no y_test": ({k: v for k, v in FASHION.items() if k != "y_test"}, {}),
+    "30 inputs and 29 targets of train": (FASHION | {"y_train": CLASSES[:-1]}, {}),
+    "no training example is of class 7": (FASHION | {"y_test": np.full(9, 7)}, {}),
+    "x_train is \\[30, 1, 8, 8\\] and x_test": (FASHION | {"x_test": BYTES[:9, :4]}, {}),
+    "all training examples are of class 1": (FASHION | {"y_train": CLASSES * 0 + 1}, {}),
+    "values are NaN or infinite": (FASHION | {"x_train": BYTES * np.inf, "x_test": BYTES[:9] / 1.0}, {}),
+    "1 targets are empty or not finite": ({"x": BYTES / 1.0, "y": np.where(CLASSES.cumsum() == 1, np.nan, 0.5)}, {}),
+    "class_names has 2 names and": (FASHION, {"class_names": ["a", "b"]}),
+    "inputs must be images or numbers": ({"x": np.array(["a"] * 30), "y": CLASSES}, {}),
+    "dataset.task=guess is unknown": (FASHION, {"task": "guess"}),
+    "test_share=1.5 must lie between": (FASHION, {"test_share": 1.5}),
+    "validation_size=30 leaves nothing": (FASHION, {"validation_size": 30}),
+}
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize("message", BAD_NPZ)
+def test_arrays_that_cannot_be_used_are_refused_with_the_fix(tmp_path: Path, message: str) -> None:
+    arrays, settings = BAD_NPZ[message]
+    with pytest.raises(ValueError, match=message):
+        Npz(npz(tmp_path, **arrays), **settings).load()
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 cut short", b"text"])
+def test_a_file_that_is_no_npz_is_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "broken.npz").write_bytes(content)
+    with pytest.raises(DataError, match=r"cannot be read as .npz of plain arrays"):
+        Npz(tmp_path / "broken.npz").load()
+
+
+def test_objects_are_not_unpickled(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="without objects"):
+        Npz(npz(tmp_path, x=np.array([{}] * 9, dtype=object), y=CLASSES)).load()
+
+
+@pytest.mark.parametrize("kind", [Npz, Csv, ImageFolder, Hub])
+def test_a_path_that_is_not_there_is_refused_before_anything_is_read(kind: Any, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"dataset\.path"):
+        kind("" if kind is Hub else tmp_path / "none")
+
+
+# Tables
+
+
+TABLE = "id,size,colour,price\n" + "".join(
+    f"{i},{i * 0.5},{'red' if i % 2 else 'blue'},{100 + 3.5 * i}\n" for i in range(20)
+)
+
+
+def csv(folder: Path, text: str = TABLE, name: str = "own.csv") -> Path:
+    (folder / name).write_text(text)
+    return folder / name
+
+
+def test_a_table_of_numbers_and_categories(tmp_path: Path) -> None:
+    data = Csv(csv(tmp_path), leave_out=["id"], standardise=False).load()
+    assert (data.kind, data.in_features, len(data.train), len(data.test)) == ("tables", 3, 16, 4)
+    assert data.real is not None
+    assert data.real.names == ("price",)
+    size, blue, red = data.train.inputs.T
+    torch.testing.assert_close(data.train.targets[:, 0], 100 + 7 * size)
+    assert torch.equal(red, (size * 2) % 2)
+    assert torch.equal(blue, 1 - red)
+
+
+def test_text_and_few_whole_numbers_are_classes(tmp_path: Path) -> None:
+    colour = Csv(csv(tmp_path), target="colour").load()
+    assert (colour.class_names, colour.in_features) == (("blue", "red"), 3)
+    counts = csv(tmp_path, "x,count\n" + "".join(f"{i / 7},{i % 3}\n" for i in range(30)))
+    assert Csv(counts).load().class_names == ("0", "1", "2")
+    assert Csv(counts, task="regression").load().real is not None
+
+
+def test_a_test_file_of_its_own(tmp_path: Path) -> None:
+    test = csv(tmp_path, "colour,price,id,size\nred,1.5,0,1\ngreen,2.5,0,2\n", "test.csv")
+    data = Csv(csv(tmp_path), test_path=test, standardise=False, leave_out=["id"]).load()
+    assert (len(data.train), len(data.test), data.notes) == (20, 2, ())
+    assert data.test.inputs.tolist() == [[1, 0, 1], [2, 0, 0]]  # a new category is none of the known
+
+
+def test_rows_with_empty_cells_are_left_out_if_asked(tmp_path: Path) -> None:
+    file = csv(tmp_path, TABLE + "20,,red,100\n")
+    with pytest.raises(DataError, match=r"empty cells: size \(1\); fill them, or set dataset.missing=drop"):
+        Csv(file).load()
+    data = Csv(file, missing="drop").load()
+    assert len(data.train) + len(data.test) == 20
+    assert "1 rows with an empty cell left out" in data.notes
+
+
+BAD_CSV: dict[str, tuple[str, dict[str, Any]]] = {
+    "no such column, only id, size, colour, price": (TABLE, {"target": "cost"}),
+    "leave_out: .* has no column name": (TABLE, {"leave_out": ["name"]}),
+    "set dataset.separator": (TABLE.replace(",", ";"), {}),
+    "must be one character": (TABLE, {"separator": "ab"}),
+    "missing=fill is unknown": (TABLE, {"missing": "fill"}),
+    "cannot be read as CSV": (TABLE + "1,2\n", {}),
+    "has 1 rows": ("a,b\n1,2\n", {}),
+    "too many for a category; leave it out by dataset.leave_out=\\[name\\]": (
+        "name,y\n" + "".join(f"n{i},{i / 3}\n" for i in range(90)), {},
+    ),
+    "the targets are no numbers": (TABLE, {"target": "colour", "task": "regression"}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("message", BAD_CSV)
+def test_tables_that_cannot_be_used_are_refused_with_the_fix(tmp_path: Path, message: str) -> None:
+    text, settings = BAD_CSV[message]
+    with pytest.raises(DataError, match=message):
+        Csv(csv(tmp_path, text), **settings).load()
+
+
+# Image folders
+
+
+def folder(root: Path, parts: dict[str, int], mode: str = "RGB") -> Path:
+    """Images of several sizes, `parts` of them by folder."""
+    for number, (place, count) in enumerate(parts.items()):
+        (root / place).mkdir(parents=True)
+        for i in range(count):
+            Image.new(mode, (20 + i, 24), color=number * 40 if mode == "L" else (number * 40, 0, 0)).save(
+                root / place / f"{i}.png"
+            )
+    return root
+
+
+def test_a_folder_of_classes_is_split_class_by_class(tmp_path: Path) -> None:
+    data = ImageFolder(folder(tmp_path / "pets", {"cats": 10, "dogs": 5}), size=16).load()
+    assert data.train.inputs.shape == (12, 3, 16, 16)
+    assert data.class_names == ("cats", "dogs")
+    assert (data.train.targets.bincount().tolist(), data.test.targets.bincount().tolist()) == ([8, 4], [2, 1])
+    reds = data.train.inputs[:, 0].float().mean((1, 2))
+    torch.testing.assert_close(reds, 40.0 * data.train.targets)
+
+
+@pytest.mark.parametrize("test", ["test", "val"])
+def test_folders_for_training_and_testing(tmp_path: Path, test: str) -> None:
+    parts = {"train/a": 3, "train/b": 2, f"{test}/a": 1, f"{test}/b": 2}
+    data = ImageFolder(folder(tmp_path / "own", parts, "L"), size=8, channels=1).load()
+    assert (data.train.inputs.shape, data.test.inputs.shape) == ((5, 1, 8, 8), (3, 1, 8, 8))
+    assert data.test.targets.tolist() == [0, 1, 1]
+
+
+def test_image_folders_that_cannot_be_used_are_refused(tmp_path: Path) -> None:
+    cases = {
+        "a folder for each class, two at least": {"cats": 2},
+        "holds no images": {"cats": 2, "dogs": 0},
+        "has a class c, which": {"train/a": 1, "train/b": 1, "test/c": 1},
+        "too few to hold out": {"a": 1, "b": 3},
+    }
+    for number, (message, parts) in enumerate(cases.items()):
+        with pytest.raises(DataError, match=message):
+            ImageFolder(folder(tmp_path / str(number), parts)).load()
+    broken = folder(tmp_path / "broken", {"a": 2, "b": 2})
+    (broken / "a" / "0.png").write_bytes(b"no image")
+    with pytest.raises(DataError, match=r"0.png cannot be read as an image"):
+        ImageFolder(broken).load()
+
+
+# The hub's library
+
+
+def test_a_folder_of_csv_files_of_texts(tmp_path: Path) -> None:
+    for split, count in (("train", 8), ("test", 4)):
+        rows = "".join(
+            f"the cat sat on {'a mat' if i % 2 else 'one tree'},{'good' if i % 2 else 'bad'}\n" for i in range(count)
+        )
+        csv(tmp_path, "text,label\n" + rows, f"{split}.csv")
+    data = Hub(str(tmp_path), tokenizer=str(bert_tokenizer(tmp_path / "bert"))).load()
+    assert data.kind == "texts"
+    assert data.class_names == ("bad", "good")
+    assert (len(data.train), data.test.targets.tolist()) == (8, [0, 1, 0, 1])
+    assert data.texts["test"][1] == ("the cat sat on a mat",)
+
+
+def test_parquet_with_pairs_of_texts_and_named_classes(tmp_path: Path) -> None:
+    data = Hub(str(mrpc(tmp_path / "mrpc")), tokenizer=str(bert_tokenizer(tmp_path / "bert"))).load()
+    assert (len(data.train), len(data.test), data.num_classes) == (20, 8, 2)
+    assert data.notes[0] == "tested on validation"
+    assert len(data.texts["train"][0]) == 2
+
+
+def test_parquet_of_images(tmp_path: Path) -> None:
+    import datasets
+
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["cat", "dog"])})
+    images = [Image.fromarray(BYTES[i]) for i in range(10)]
+    made = datasets.Dataset.from_dict({"image": images, "label": [0, 1] * 5}, features=features)
+    (tmp_path / "own").mkdir()
+    made.to_parquet(str(tmp_path / "own" / "train-00000-of-00001.parquet"))
+    data = Hub(str(tmp_path / "own")).load()
+    assert (data.train.inputs.shape, data.class_names) == ((8, 1, 8, 8), ("cat", "dog"))
+    assert data.notes == ("2 examples held out for the test set",)
+
+
+def test_hub_datasets_that_cannot_be_used_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    texts = tmp_path / "texts"
+    texts.mkdir()
+    csv(texts, "text,label\n" + "a b,x\nc d,y\n" * 4, "train.csv")
+    numbers = tmp_path / "numbers"
+    numbers.mkdir()
+    csv(numbers, "a,label\n" + "1,x\n2,y\n" * 4, "train.csv")
+    cases: dict[str, tuple[Path, dict[str, Any]]] = {
+        "cannot be read the folder": (tmp_path / "empty", {}),
+        "has no split train2, only train; set dataset.train": (texts, {"train": "train2"}),
+        "has no such column, only text, label": (texts, {"label": "y"}),
+        "has no column title": (texts, {"inputs": ["title"]}),
+        "choose a model of texts": (texts, {}),
+        "no column holds images or texts": (numbers, {}),
+    }
+    for message, (place, settings) in cases.items():
+        with pytest.raises(DataError, match=message):
+            Hub(str(place), **settings).load()
+
+
+# Anyone's objects
+
+
+def test_parts_of_different_form_are_refused() -> None:
+    x, y = torch.randn(6, 3), torch.arange(6) % 2
+    with pytest.raises(DataError, match=r"inputs of test are \[4\].*all parts must be alike"):
+        from_examples((x, y), (torch.randn(6, 4), y))
+    with pytest.raises(DataError, match=r"targets torch\.float32"):
+        from_examples((x, y), (x, y.float()))
+    with pytest.raises(ValueError, match="there is no part called train"):
+        from_examples({"training": (x, y), "train": None})
