@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,16 +10,26 @@ import pytest
 import torch
 from torch import Tensor
 
-from bayeslora.build import build
+from bayeslora.build import build, plain
 from bayeslora.chains.ranks import SharedBatches
+from bayeslora.chains.runner import ChainRunner
 from bayeslora.datasets import Digits
 from bayeslora.datasets.batches import Batches
 from bayeslora.errors import ConfigError, InterruptedRunError, WorkerError
-from run.tools import OWN, TINY, composed, draw, manifest, run
+from bayeslora.rundir import RunDirectory
+from run.tools import OWN, TINY, composed, draw, manifest
 
 ONE = ("chain.num_chains=1", "logger=none")
 TWO_RANKS = ("trainer.strategy=ddp", "trainer.devices=2")
 FULL_PASSES = ("sampler=sgld", "sampler.control_variates=true")
+
+
+def chain(folder: Path, *overrides: str, base: Iterable[str] = TINY) -> None:
+    """Run the chain, without an evaluation."""
+    cfg = composed(*base, *ONE, f"run_dir={folder}", *overrides)
+    setup, directory = build(cfg), RunDirectory(folder)
+    directory.open(plain(cfg))
+    ChainRunner(setup, directory).run_all([0])
 
 
 def distance(one: Path, other: Path, index: int) -> float:
@@ -35,8 +46,8 @@ def test_two_ranks_make_the_chain_of_one(sampler: tuple[str, ...], tmp_path: Pat
     of each rank's own or a gradient of one half alone moves draws by more than 1e-3.
     """
     one, two = tmp_path / "one", tmp_path / "two"
-    run(one, *ONE, *sampler, base=OWN)
-    run(two, *ONE, *sampler, *TWO_RANKS, base=OWN)
+    chain(one, *sampler, base=OWN)
+    chain(two, *sampler, *TWO_RANKS, base=OWN)
     assert max(distance(one, two, index) for index in range(5)) < 15 * 2**-24
     for a, b in zip(manifest(one, 0), manifest(two, 0), strict=True):
         assert a["scalars"] == pytest.approx(b["scalars"], rel=1e-5)
@@ -50,16 +61,16 @@ def test_a_chain_on_two_ranks_is_stopped_and_goes_on(tmp_path: Path) -> None:
     folder, whole = tmp_path / "run", tmp_path / "whole"
     signalled = ("callbacks.stop._target_=run.tools.SignalToParent", "callbacks.stop.step=8")
     with pytest.raises(InterruptedRunError, match=r"stopped by SIGTERM after step [89]; nothing is lost"):
-        run(folder, *ONE, *TWO_RANKS, *signalled)
+        chain(folder, *TWO_RANKS, *signalled)
     assert len(manifest(folder, 0)) in (1, 2)
-    run(folder, *ONE)
-    run(whole, *ONE)
+    chain(folder)
+    chain(whole)
     assert max(distance(folder, whole, index) for index in range(5)) < 15 * 2**-24
 
 
 def test_a_rank_that_is_killed_ends_the_others(tmp_path: Path) -> None:
     with pytest.raises(WorkerError, match=r"rank 1 killed by SIGKILL; repeat the command"):
-        run(tmp_path / "run", *ONE, *TWO_RANKS, "sampler._target_=run.tools.DyingRank", "sampler.at=4")
+        chain(tmp_path / "run", *TWO_RANKS, "sampler._target_=run.tools.DyingRank", "sampler.at=4")
     assert len(manifest(tmp_path / "run", 0)) == 1
 
 
