@@ -157,6 +157,22 @@ class Exploding(SGLD):
         return potential, moved
 
 
+class Dying(SGLD):
+    """SGLD whose process is killed in step `at` of chain `only`, once: it leaves the file `marker` behind."""
+
+    def __init__(
+        self, params: Any, lr: float, kT: float, seed: int, chain: int = 0, *, marker: str, at: int = 0, only: int = 0
+    ) -> None:
+        self.marker, self.at, self.only = Path(marker), at, only
+        super().__init__(params, lr, kT, seed, chain)
+
+    def update(self, theta: Tensor, evaluate: Any) -> tuple[Tensor, Tensor]:
+        if self.steps == self.at and self.only in self.chains and not self.marker.exists():
+            self.marker.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().update(theta, evaluate)
+
+
 class DropoutNet(nn.Module):
     """A net of somebody's own, with dropout."""
 
