@@ -226,7 +226,7 @@ def test_a_finished_run_made_longer_equals_a_long_one(
         ("dataset=cifar10", "dataset._target_ (here 'bayeslora.datasets.Cifar10', there 'bayeslora.datasets.Digits')"),
         ("dataset.limit_train=65", "dataset.limit_train (here 65, there 64)"),
         ("dataset.validation_size=3", "dataset.validation_size (here 3, there 0)"),
-        ("sampler._target_=bayeslora.samplers.SGNHT", "sampler._target_ (here 'bayeslora.samplers.SGNHT', there "),
+        ("sampler._target_=run.tools.Exploding", "sampler._target_ (here 'run.tools.Exploding', there 'bayeslora."),
         ("sampler.lr=0.02", "sampler.lr (here 0.02, there 0.01)"),
         ("prior.variance=2.0", "prior.variance (here 2.0, there 0.03)"),
         ("prior.overrides.head=1.0", "prior.overrides.head (here 1.0, there 4.0)"),
@@ -253,8 +253,8 @@ def test_what_decides_the_draws_cannot_change_and_is_named(
 def test_a_plan_that_depends_on_the_number_of_draws_cannot_be_made_longer(
     plan: tuple[str, ...], tmp_path: Path, command: Command
 ) -> None:
-    run(tmp_path / "run", *plan, "chain.num_chains=1", "logger=none", "chain.probe_size=4")
-    settings = (*TINY, *plan, "chain.num_chains=1", f"run_dir={tmp_path / 'run'}")
-    result = command("train", *settings, "chain.num_draws=6")
+    settings = (*plan, "chain.num_chains=1", "logger=none", "chain.probe_size=4")
+    run(tmp_path / "run", *settings)
+    result = command("train", *TINY, *settings, f"run_dir={tmp_path / 'run'}", "chain.num_draws=6")
     assert result.code == 2
     assert "was planned for 5 draws" in result.err
