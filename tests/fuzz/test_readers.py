@@ -396,12 +396,15 @@ def test_a_trusted_package_does_not_lend_what_it_imports(tmp_path: Path) -> None
         "a: " + "[" * 2_000,
         "a: " + "x" * 2_000_000,
         "- a",
+        "chain: [1]",
+        "chain: {num_draws: x}",
         "a: 2001-13-45",
     ],
 )
 def test_yaml_that_is_no_configuration_is_refused(text: str, tmp_path: Path, watched: list[str]) -> None:
     (tmp_path / "config.yaml").write_text(text)
-    assert not reading(lambda: RunDirectory(tmp_path).config, watched)
+    config = _plain(composed(*TINY, f"run_dir={tmp_path}"))
+    assert not reading(lambda: RunDirectory(tmp_path).check(config), watched)
 
 
 @pytest.mark.parametrize(
