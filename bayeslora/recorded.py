@@ -31,21 +31,12 @@ PLACES = {
 """Packages whose classes (of models: functions too) a recorded configuration may name, by the node that names them."""
 
 
-class _Loader(yaml.SafeLoader):
-    """Plain values alone: no tags, and no aliases, with which a short text can stand for a huge one."""
+GROUPS = ("logger", "callbacks")
+"""Of those the nodes that hold named nodes."""
 
-    depth = 0
 
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        event = self.peek_event()
-        if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None) or getattr(event, "tag", None):
-            raise yaml.YAMLError("it holds tags or aliases")
-        self.depth += 1
-        if self.depth > MAX_DEPTH:
-            raise yaml.YAMLError(f"it is more than {MAX_DEPTH} levels deep")
-        node = super().compose_node(parent, index)
-        self.depth -= 1
-        return node
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+"""Plain values alone; in C where PyYAML has it."""
 
 
 def read_config(file: Path) -> dict[str, Any]:
@@ -59,7 +50,9 @@ def read_config(file: Path) -> dict[str, Any]:
             content = stream.read(MAX_BYTES + 1)
         if len(content) > MAX_BYTES:
             raise DataError(f"cannot read {file}: it is larger than any configuration")
-        loaded = yaml.load(content.decode(), Loader=_Loader)
+        text = content.decode()
+        _check_yaml(text)
+        loaded = yaml.load(text, Loader=LOADER)
     except FileNotFoundError:
         raise DataError(f"{file.parent} is no run directory: it has no config.yaml. Give run_dir=… of a run") from None
     except (OSError, yaml.YAMLError, ValueError, OverflowError) as error:
@@ -67,6 +60,17 @@ def read_config(file: Path) -> dict[str, Any]:
     if not isinstance(loaded, dict) or not _is_plain(loaded):
         raise DataError(f"{file} does not hold a configuration")
     return loaded
+
+
+def _check_yaml(text: str) -> None:
+    """Raise `YAMLError` for tags, for aliases (a short text with them can stand for a huge one) and for depth."""
+    depth = 0
+    for event in yaml.parse(text, Loader=LOADER):
+        if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None) or getattr(event, "tag", None):
+            raise yaml.YAMLError("it holds tags or aliases")
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > MAX_DEPTH:
+            raise yaml.YAMLError(f"it is more than {MAX_DEPTH} levels deep")
 
 
 def _is_plain(value: Any) -> bool:
@@ -122,8 +126,9 @@ def _unknown_targets(config: dict[str, Any], trusted: Sequence[str]) -> Iterator
 
 def _is_known(path: str, target: str) -> bool:
     """Whether a target is a class of the packages that belong to its place."""
-    place = path if path in PLACES else path.rpartition(".")[0]
-    if path in ("logger", "callbacks") or place not in PLACES:
+    group, _, name = path.partition(".")
+    place = group if group in GROUPS and name and "." not in name else path
+    if place not in PLACES or path in GROUPS:
         return False
     module = target.rpartition(".")[0]
     packages = tuple(f"{package}." for package in PLACES[place] if f"{module}.".startswith(f"{package}."))
@@ -165,7 +170,7 @@ def _strange_values(config: dict[str, Any]) -> Iterator[str]:
 def _paths_outside(config: dict[str, Any]) -> Iterator[str]:
     """Places outside the run directory at which loggers or callbacks would write."""
     root = os.path.normpath(str(config.get("run_dir") or "."))
-    for group in ("logger", "callbacks"):
+    for group in GROUPS:
         for path, value in _walk(config.get(group), group):
             leads_away = isinstance(value, str) and (value[:1] in ("/", "~") or ".." in Path(value).parts)
             if not leads_away and not path.endswith((".save_dir", ".root_dir", ".folder", ".folders")):

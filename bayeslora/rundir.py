@@ -109,7 +109,8 @@ class RunDirectory:
             return
         check_contained(self.root)
         recorded = self.config
-        if not all(isinstance(recorded.get("chain", {}).get(key), int) for key in ("num_draws", "num_chains")):
+        chain = recorded.get("chain")
+        if not isinstance(chain, dict) or not isinstance(chain.get("num_draws"), int):
             raise DataError(f"{self.config_file} does not hold the configuration of a run")
         changed = list(differences(fixed(config), fixed(recorded)))
         if changed:

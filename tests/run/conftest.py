@@ -10,6 +10,7 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 
 from run.tools import Command, Ended, call, run
+from run.zygote import Reference, Zygote
 
 
 @pytest.fixture
@@ -39,3 +40,17 @@ def threads() -> Iterator[None]:
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def zygote(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zygote]:
+    """Runs commands in processes that may be stopped anywhere."""
+    made = Zygote(tmp_path_factory.mktemp("zygote"))
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="session")
+def reference(zygote: Zygote, tmp_path_factory: pytest.TempPathFactory) -> Reference:
+    """What uninterrupted runs leave."""
+    return Reference(zygote, tmp_path_factory.mktemp("references"))

@@ -317,14 +317,14 @@ def test_draws_kept_before_a_divergence_stay_readable_and_are_evaluated(
     assert (event["event"], event["step"]) == ("diverged", int(where.removeprefix("step ")))
     assert (folder / "metrics.json").exists() is (kept > 0)
     if not kept:
-        before_work(command("evaluate", f"run_dir={folder}"), "holds no draws yet")
+        before_work(command("evaluate", f"run_dir={folder}", "trust=[run.tools]"), "holds no draws yet")
         return
     for index in range(kept):
         assert same(draw(folder, 0, index), draw(finished, 0, index))
     assert len(list(Posterior.load(folder).draws())) == kept
     page = (folder / "report" / "index.html").read_text()
     assert f"Chain 0 has {kept} of 5 draws: it diverged in step 13." in page
-    assert command("evaluate", f"run_dir={folder}").code == 0
+    assert command("evaluate", f"run_dir={folder}", "trust=[run.tools]").code == 0
 
 
 @pytest.mark.parametrize("parallel", ["sequential", "stacked", "processes"])

@@ -173,6 +173,22 @@ class DyingRank(SGLD):
         return super().update(theta, evaluate)
 
 
+class Dying(SGLD):
+    """SGLD whose process is killed in step `at` of chain `only`, once: it leaves the file `marker` behind."""
+
+    def __init__(
+        self, params: Any, lr: float, kT: float, seed: int, chain: int = 0, *, marker: str, at: int = 0, only: int = 0
+    ) -> None:
+        self.marker, self.at, self.only = Path(marker), at, only
+        super().__init__(params, lr, kT, seed, chain)
+
+    def update(self, theta: Tensor, evaluate: Any) -> tuple[Tensor, Tensor]:
+        if self.steps == self.at and self.only in self.chains and not self.marker.exists():
+            self.marker.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().update(theta, evaluate)
+
+
 class SignalToParent(Callback):
     """Asks the process that started this one to stop, after `step` steps, and waits for what comes of it."""
 

@@ -19,7 +19,7 @@ from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 
-from run.tools import TESTS, TINY, Ended, call
+from run.tools import TESTS, TINY, Ended, call, digests
 
 WRITE = "pathlib:Path.write_bytes"
 """Where `bayeslora.files.write_atomically` writes to its temporary file."""
@@ -27,6 +27,7 @@ RENAME = "pathlib:Path.replace"
 """Where it gives the file its name."""
 LINE = "bayeslora.posterior.store:DrawStore._append_line"
 CHAINS = "bayeslora.chains.runner:ChainRunner.run_all"
+STEP = "bayeslora.chains.module:SamplingModule.training_step"
 EVALUATION = "bayeslora.evaluate:evaluate"
 
 
@@ -37,7 +38,8 @@ class Stop:
     Attributes:
         at: `module:function`, at a call of which it is sent.
         nth: which of the calls; in the middle of `at` (see `when`), which Python or C function called within.
-        when: `before` or `after` the call; `half`, when half of what it writes is written; `within`, amid its work.
+        when: `before` or `after` the call; `half`, when half of what it writes is written; `within`, amid its work;
+            `full`: no signal is sent, but the disk is full.
         about: only calls of whose first argument the text holds this are counted.
         number: of the signal.
     """
@@ -97,6 +99,43 @@ class Zygote:
     def close(self) -> None:
         """End it."""
         self.process.communicate(timeout=60)
+
+
+def left(folder: Path, chains: int = 2) -> dict[str, Any]:
+    """What must be the same, bit for bit: draws, manifests, MAP baseline, metrics (but where and how fast)."""
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert not list(folder.rglob("*.tmp"))
+    return {
+        "draws": digests(folder, chains),
+        "manifests": [(folder / "chains" / str(chain) / "manifest.jsonl").read_bytes() for chain in range(chains)],
+        "map": (folder / "map.safetensors").read_bytes() if (folder / "map.safetensors").exists() else None,
+        "metrics": {key: value for key, value in metrics.items() if key != "provenance"},
+    }
+
+
+class Reference:
+    """What uninterrupted runs leave, one a choice of settings, and how many functions their parts call."""
+
+    def __init__(self, zygote: Zygote, folder: Path) -> None:
+        self.zygote, self.folder = zygote, folder
+        self.found: dict[tuple[str, ...], tuple[dict[str, Any], int, Path]] = {}
+
+    def __call__(self, *settings: str, count: str = CHAINS, chains: int = 2) -> tuple[dict[str, Any], int]:
+        if (*settings, count) not in self.found:
+            folder = self.folder / str(len(self.found))
+            assert self.zygote("train", *settings, f"run_dir={folder}", count=count).code == 0
+            self.found[*settings, count] = left(folder, chains), self.zygote.calls, folder
+        return self.found[*settings, count][:2]
+
+    def place(self, *settings: str, count: str = CHAINS) -> Path:
+        """The folder of such a run, which is not to be changed."""
+        self(*settings, count=count)
+        return self.found[*settings, count][2]
+
+
+def killed(zygote: Zygote, *arguments: str, stop: Stop) -> None:
+    result = zygote("train", *arguments, stop=stop)
+    assert result.code == -signal.SIGKILL, result
 
 
 def serve() -> None:
@@ -162,6 +201,8 @@ def _plant(stop: Stop) -> None:
             if left != 0 or stop.about not in str(args[0] if args else ""):
                 return original(*args, **kwargs)
             left = -1
+            if stop.when == "full":
+                return original(*_on_a_full_disk(*args), **kwargs)
             if stop.when == "half":
                 _write_half(*args)
             result = original(*args, **kwargs) if stop.when == "after" else None
@@ -181,6 +222,15 @@ def _write_half(target: Any, content: Any) -> None:
         content, path, mode = json.dumps(content).encode(), target.manifest, "ab"
     with path.open(mode) as file:
         file.write(content[: len(content) // 2])
+
+
+def _on_a_full_disk(target: Any, content: Any) -> tuple[Any, Any]:
+    """The same write to the device on which there is never room."""
+    full = Path("/dev/full")
+    if isinstance(target, Path):
+        return full, content
+    target.manifest = full
+    return target, content
 
 
 def _counting(original: Callable[..., Any], nth: int, note: Path | None = None) -> Callable[..., Any]:
