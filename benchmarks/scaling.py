@@ -30,7 +30,7 @@ from bayeslora.potential import Potential, Prior, categorical_nll
 TOKENS = 64
 """A text's length here; MRPC's pairs have 53 on average."""
 MODELS = {
-    "ResNet-18, CIFAR-10": ("cifar10_resnet18_sgld", (2, 8), 10),
+    "ResNet-18, CIFAR-10": ("cifar10_resnet18_sgld", (4, 16), 10),
     "WRN-28-10, CIFAR-100": ("cifar100_wrn_sgld", (1, 3), 100),
     "RoBERTa-base, LoRA r = 8": ("mrpc_roberta_sgld", (1, 4), 2),
     "MiniLM-L6, LoRA r = 8, all layers": ("mrpc_minilm_sgld", (4, 16), 2),
@@ -120,11 +120,14 @@ def measure(name: str, batch: int, steps: int, folder: Path) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def in_process(name: str, batch: int, folder: str) -> dict[str, Any]:
-    """The same in a process of its own."""
-    command = [sys.executable, __file__, "--one", name, "--batch", str(batch), "--folder", folder]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    return json.loads(done.stdout.splitlines()[-1])
+def in_process(name: str, batch: int, folder: Path) -> dict[str, Any]:
+    """The same in a process of its own, or what one wrote before."""
+    file = folder / f"{MODELS[name][0]}-{batch}.json"
+    if not file.exists():
+        command = [sys.executable, __file__, "--one", name, "--batch", str(batch), "--folder", str(folder)]
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+        file.write_text(done.stdout.splitlines()[-1])
+    return json.loads(file.read_text())
 
 
 def derived(small: dict[str, Any], large: dict[str, Any]) -> dict[str, Any]:
@@ -147,14 +150,14 @@ def main() -> None:
     parser.add_argument("--one", choices=MODELS, help="measure this model alone, in this process")
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--steps", type=int, default=2)
-    parser.add_argument("--folder", type=Path, help="where the random RoBERTa and the draws go")
+    parser.add_argument("--folder", type=Path, help="for the random RoBERTa, draws, and what was measured")
     asked = parser.parse_args()
     if asked.one:
         print(json.dumps(measure(asked.one, asked.batch, asked.steps, asked.folder)))
         return
     began = time.monotonic()
-    with tempfile.TemporaryDirectory() as folder:
-        found = [[in_process(name, batch, folder) for batch in batches] for name, (_, batches, _) in MODELS.items()]
+    folder = asked.folder or Path(tempfile.mkdtemp())
+    found = [[in_process(name, batch, folder) for batch in batches] for name, (_, batches, _) in MODELS.items()]
     rows = [derived(*pair) for pair in found]
     heading = ["model", "sampled D", "frozen", "a draw", "bytes/D", "example", "update", "GFLOP/example", "GFLOP/s",
                "memory: state", "state/4D", "memory/example"]  # fmt: skip
