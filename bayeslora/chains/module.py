@@ -255,8 +255,9 @@ class SamplingModule(LightningModule):
         return self.potential.prior.energy(self.params, chain_axes=self.chain_axes)
 
     def l2_norm(self) -> Tensor:
-        """‖θ‖ over all sampled parameters: scalar, or [K]."""
-        return torch.stack([p.flatten(self.chain_axes).square().sum(-1) for p in self.params.values()]).sum(0).sqrt()
+        """‖θ‖ over all sampled parameters: scalar, or [K]; to about 1e-5, since it is asked for at every step."""
+        norms = [torch.linalg.vector_norm(p.flatten(self.chain_axes), dim=-1) for p in self.params.values()]
+        return torch.linalg.vector_norm(torch.stack(norms), dim=0)
 
     def _closure(self, batch: Batch, optimizer: Any) -> Callable[[], Tensor]:
         """Ũ and its gradient on one batch. Runs after the first leave BatchNorm's running statistics alone."""

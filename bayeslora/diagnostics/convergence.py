@@ -73,7 +73,7 @@ class FunctionSpace:
         entries: how many log-probabilities (of an example and a class) were looked at.
         rhat_median, rhat_q95: of their R-hats, the median and the 95 % quantile.
         fraction_below_1_01, fraction_below_1_05: share of them whose R-hat is at most so much.
-        ess_median: median of their bulk ESS, over all chains.
+        ess_median, ess_q05: of their bulk ESS (over all chains), the median and what 95 % of them reach.
         reason: why something is missing or was changed, or None.
     """
 
@@ -83,6 +83,7 @@ class FunctionSpace:
     fraction_below_1_01: float | None = None
     fraction_below_1_05: float | None = None
     ess_median: float | None = None
+    ess_q05: float | None = None
     reason: str | None = None
 
     def to_json(self) -> dict[str, float | str | None]:
@@ -121,6 +122,7 @@ def function_space(log_probs: Sequence[np.ndarray], limit: int = MAX_ENTRIES) ->
         fraction_below_1_01=float(np.mean(rhat <= 1.01)),
         fraction_below_1_05=float(np.mean(rhat <= 1.05)),
         ess_median=float(np.median(ess)),
+        ess_q05=float(np.quantile(ess, 0.05, method="lower")),
         reason=_remarks(chains, {}),
     )
 

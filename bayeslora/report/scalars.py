@@ -117,7 +117,8 @@ def _probe_pairs(metrics: Metrics) -> Iterator[tuple[str, str]]:
         shares = [("1.01", "fraction_below_1_01"), ("1.05", "fraction_below_1_05")]
         words = [f"{percent(probes.get(key), 0)} of them at most {limit}" for limit, key in shares]
         yield "R-hat within limits", ", ".join(words)
-        yield "ESS of predictions", f"{number(probes.get('ess_median'), ',.0f')} in the median"
+        worst = f", {number(probes['ess_q05'], ',.0f')} or more for 95 %" if "ess_q05" in probes else ""
+        yield "ESS of predictions", f"{number(probes.get('ess_median'), ',.0f')} in the median{worst}"
 
 
 def _agreement_pairs(metrics: Metrics) -> Iterator[tuple[str, str]]:

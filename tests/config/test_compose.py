@@ -96,7 +96,8 @@ def test_every_experiment_makes_its_parts(experiment: str, size: str, texts: tup
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_every_experiment_passes_all_checks_of_values(experiment: str, size: str, texts: tuple[str, ...]) -> None:
     """On digits or a tiny MRPC, without download: plan, sampler, schedules, batches and model fit each other."""
-    images = () if experiment.startswith("mrpc") else ("dataset=digits",)
+    own = [key for key in ("mean", "std") if key in composed(f"experiment={experiment}").dataset]  # of three channels
+    images = () if experiment.startswith("mrpc") else ("dataset=digits", *(f"~dataset.{key}" for key in own))
     cfg = of(experiment, texts, f"size={size}", "trainer=cpu", *images)
     setup = build(cfg)
     assert setup.plan == plan(cfg)
@@ -162,6 +163,17 @@ def test_posteriors_are_at_temperature_one_without_augmentation_and_map_at_zero(
         cfg = composed(f"experiment={experiment}")
         assert cfg.temperature == (0.0 if experiment.endswith("_map") else 1.0)
         assert not cfg.dataset.get("augment", False)
+
+
+def test_the_target_of_the_hmc_reference_is_that_of_its_experiment() -> None:
+    """Izmailov et al. 2021: N(0, 1/5) on every parameter, T = 1, these constants, ResNet-20-FRN with swish."""
+    cfg = composed("experiment=cifar10_resnet20frn_sgld")
+    prior, data = instantiate(cfg.prior), instantiate(cfg.dataset)
+    assert (prior.variance, prior.vectors, prior.scaling, prior.overrides) == (0.2, 0.2, "constant", {})
+    assert (cfg.temperature, data.augment, data.limit_train, data.validation_size) == (1.0, False, None, 0)
+    assert (list(data.mean), list(data.std)) == ([0.49, 0.48, 0.44], [0.2, 0.2, 0.2])
+    assert (cfg.model._target_, cfg.model.norm, cfg.model.activation) == ("bayeslora.models.resnet20", "frn", "swish")
+    assert composed("experiment=cifar10_resnet20frn_sgld", "evaluate.reference=x.npz").evaluate.reference == "x.npz"
 
 
 @pytest.mark.parametrize(
