@@ -109,7 +109,7 @@ def sample(
         name=name, seed=seed, temperature=temperature, run_dir=str(folder), chain=chain,
         sampler=_sampler(sampler, lr, sampler_settings), prior=_described(given, vars(given)),
         likelihood=_described(chosen, vars(chosen)), model=_described_model(model),
-        dataset={"_target_": "bayeslora.library.in_python", "examples": _digest(data)},
+        dataset={"_target_": "bayeslora.datasets.examples.InPython", "examples": _digest(data)},
         callbacks=_callbacks() if progress else None,
         trainer={"accelerator": "gpu" if device.startswith("cuda") else "cpu"},
     )  # fmt: skip
@@ -123,18 +123,6 @@ def sample(
 
         posterior.metrics = evaluate(run, setup)
     return posterior
-
-
-def in_python(examples: str) -> None:
-    """The `dataset` that a run of `sample` records: its examples are in the program that called it.
-
-    Raises:
-        ConfigError: always.
-    """
-    raise ConfigError(
-        f"this run was sampled by bayeslora.sample from examples of a program (digest {examples[:12]}); repeat the call"
-        " there, with run_dir=… and test_dataset=… to evaluate it"
-    )
 
 
 @dataclass

@@ -24,6 +24,7 @@ PLACES = {
     "model": ("bayeslora.models",),
     "sampler": ("bayeslora.samplers",),
     "prior": ("bayeslora.potential",),
+    "likelihood": ("bayeslora.likelihood",),
     "chain.warmup.optimizer": ("torch.optim",),
     "logger": ("bayeslora.loggers", "lightning.pytorch.loggers"),
     "callbacks": ("bayeslora.chains",),

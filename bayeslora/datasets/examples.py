@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bayeslora.datasets.base import Data, Real, Split, Transform
 from bayeslora.datasets.images import Normalise
-from bayeslora.errors import DataError, require
+from bayeslora.errors import ConfigError, DataError, require
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,23 @@ class AsTheyAre:
 
     def __call__(self, inputs: Tensor) -> Tensor:
         return inputs
+
+
+class InPython:
+    """The `dataset` that a run of `bayeslora.sample` records: its examples are in the program that called it.
+
+    Args:
+        examples: their digest.
+
+    Raises:
+        ConfigError: always.
+    """
+
+    def __init__(self, examples: str) -> None:
+        raise ConfigError(
+            f"this run was sampled by bayeslora.sample from examples of a program (digest {examples}); repeat the call"
+            " there, with run_dir=… and test_dataset=…, to evaluate it"
+        )
 
 
 def from_examples(

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import Tensor, nn
 
 from bayeslora.errors import DataError, require
@@ -17,6 +16,7 @@ from bayeslora.likelihood import NOISE, Categorical, Gaussian, Likelihood, from_
 from bayeslora.posterior.density import NormalMixture, Normals
 from bayeslora.posterior.export import export_adapters
 from bayeslora.posterior.store import Draw, DrawStore, load_into, read_tensors
+from bayeslora.recorded import read_config
 
 Loader = Callable[[], Iterable[tuple[Tensor, Tensor]]]
 """Starts a pass over (inputs, targets) batches."""
@@ -259,8 +259,4 @@ def _recorded_likelihood(file: Path) -> Likelihood:
     Raises:
         DataError: the file cannot be read.
     """
-    try:
-        recorded = yaml.safe_load(file.read_text()) if file.is_file() else None
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise DataError(f"cannot read {file}: {str(error).splitlines()[0]}") from error
-    return from_recorded(recorded.get("likelihood") if isinstance(recorded, dict) else None)
+    return from_recorded(read_config(file).get("likelihood") if file.is_file() else None)

@@ -16,6 +16,7 @@ import bayeslora
 from bayeslora.errors import ConfigError
 from bayeslora.likelihood import NOISE, Gaussian
 from bayeslora.posterior import Posterior
+from run.tools import Command
 
 TINY = {"chains": 2, "draws": 4, "thin": 1, "burn_in": 2, "warmup": 3, "batch_size": 8, "progress": False}
 SOURCE = torch.Generator().manual_seed(0)
@@ -72,6 +73,13 @@ def test_the_posterior_predicts_iterates_and_saves(tmp_path: Path) -> None:
     torch.testing.assert_close(log_p, again.predict(X))
     with pytest.raises(ConfigError, match="is there already"):
         posterior.save(tmp_path / "kept")
+
+
+def test_the_command_says_where_to_evaluate_it(command: Command, tmp_path: Path) -> None:
+    sampled(run_dir=tmp_path / "run")
+    result = command("evaluate", f"run_dir={tmp_path / 'run'}", "trust=torch")
+    assert result.code == 2
+    assert "this run was sampled by bayeslora.sample from examples of a program" in result.err
 
 
 def test_without_a_run_directory_nothing_is_left_behind() -> None:
