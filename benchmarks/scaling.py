@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -145,6 +146,91 @@ def derived(small: dict[str, Any], large: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+@dataclass(frozen=True)
+class Scaled:
+    """A plan past this machine: what one chain of it costs, by what was measured."""
+
+    name: str
+    steps: int
+    batch: int
+    draws: int
+    sampled: float
+    draw_bytes: float
+    example_flop: float
+    example_seconds: float
+    step_seconds: float
+    state_bytes: float
+    example_bytes: float
+    shared_bytes: float = 0.0
+
+    @property
+    def chain_seconds(self) -> float:
+        """Steps × (batch × an example + an update), core seconds."""
+        return self.steps * (self.batch * self.example_seconds + self.step_seconds)
+
+    @property
+    def chain_flop(self) -> float:
+        return self.steps * self.batch * self.example_flop
+
+    @property
+    def written(self) -> float:
+        """Draws, two resume points and the MAP baseline, bytes."""
+        return (self.draws + 3) * self.draw_bytes
+
+    @property
+    def memory(self) -> float:
+        """What a chain adds, bytes."""
+        return self.state_bytes + self.batch * self.example_bytes
+
+
+def wide_resnet(row: dict[str, Any]) -> Scaled:
+    """The plan of `cifar100_wrn_sgld`: 10,000 + 2,000 + 100 × 200 steps of 128 images."""
+    state, example = row["state_megabytes"] * 1e6, row["example_megabytes"] * 1e6
+    costs = row["example_flop"], row["example_seconds"], row["step_seconds"], state, example
+    return Scaled("WRN-28-10", 32_000, 128, 100, row["sampled"], row["draw_bytes"], *costs)
+
+
+LAYERS, WIDTH, INNER, RANK = 32, 4096, 11008, 8
+"""A decoder of 7 billion parameters: layers, hidden size, size between, and the adapters' rank."""
+ROBERTA_LINEAR = 12 * (4 * 768**2 + 2 * 768 * 3072)
+"""Weights of roberta-base's linear layers, its embeddings left out."""
+
+
+def lora_7b(row: dict[str, Any]) -> Scaled:
+    """The plan of `mrpc_roberta_sgld` (1,150 + 8,000 + 60 × 50 steps of 32 texts) on a decoder of 7 B parameters.
+
+    Adapters on query, key, value and output: r (d_in + d_out) each. Arithmetic goes with the linear weights, what is
+    kept for the backward pass with layers × width, the update with the sampled parameters.
+    """
+    sampled = LAYERS * 4 * RANK * 2 * WIDTH + 2 * WIDTH
+    linear = LAYERS * (4 * WIDTH**2 + 3 * WIDTH * INNER)
+    larger, wider = linear / ROBERTA_LINEAR, LAYERS * WIDTH / (12 * 768)
+    grown = sampled / row["sampled"]
+    return Scaled(
+        "LoRA on 7 B", 12_150, 32, 60, sampled, row["draw_bytes"] * grown, row["example_flop"] * larger,
+        row["example_seconds"] * larger, row["step_seconds"] * grown, row["state_megabytes"] * 1e6 * grown,
+        row["example_megabytes"] * 1e6 * wider, shared_bytes=4.0 * (linear + 2 * 32_000 * WIDTH),
+    )  # fmt: skip
+
+
+def plans(scaled: list[Scaled]) -> str:
+    """A thousand chains of each, in a table."""
+    rows = [
+        ["a draw", *(f"{s.draw_bytes / 1e6:,.1f} MB" for s in scaled)],
+        ["a chain writes", *(f"{s.written / 1e9:,.1f} GB" for s in scaled)],
+        ["1,000 chains write", *(f"{s.written / 1e9:,.1f} TB" for s in scaled)],
+        ["FLOP a step", *(f"{s.batch * s.example_flop / 1e12:,.1f}e12" for s in scaled)],
+        ["FLOP a chain", *(f"{s.chain_flop / 1e15:,.0f}e15" for s in scaled)],
+        ["a step on a core here", *(f"{s.chain_seconds / s.steps:,.0f} s" for s in scaled)],
+        ["a chain on a core here", *(f"{s.chain_seconds / 86400:,.0f} days" for s in scaled)],
+        ["sustained rate for 1,000 chains in a week", *(f"{s.chain_flop / 604.8 / 1e12:,.0f} TFLOP/s" for s in scaled)],
+        ["memory shared by a stack", *(f"{s.shared_bytes / 1e9:,.1f} GB" for s in scaled)],
+        ["memory a chain adds", *(f"{s.memory / 1e9:,.1f} GB" for s in scaled)],
+        ["written per second in that week", *(f"{s.written / 604.8 / 1e6:,.1f} MB" for s in scaled)],
+    ]
+    return table(["", *(s.name for s in scaled)], rows)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--one", choices=MODELS, help="measure this model alone, in this process")
@@ -170,8 +256,10 @@ def main() -> None:
         for r in rows
     ]  # fmt: skip
     text = f"# What a chain costs\n\nSGLD, fp32, one thread; texts of {TOKENS} tokens. See `docs/scaling.md`.\n\n"
-    write("scaling", text + table(heading, cells), rows, origin([], time.monotonic() - began))
-    print(text + table(heading, cells))
+    by_name = {row["model"].split(",")[0]: row for row in rows}
+    text += f"{table(heading, cells)}\n\n{plans([wide_resnet(by_name['WRN-28-10']), lora_7b(by_name['RoBERTa-base'])])}"
+    write("scaling", text, rows, origin([], time.monotonic() - began))
+    print(text)
 
 
 if __name__ == "__main__":
