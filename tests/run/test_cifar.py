@@ -28,7 +28,11 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 @pytest.mark.parametrize(
     ("experiment", "classes", "parameters", "chains"),
-    [("cifar10_resnet18_sgld", 10, 11_178_762, 2), ("cifar100_wrn_samsgld", 100, 36_545_860, 1)],
+    [
+        ("cifar10_resnet18_sgld", 10, 11_178_762, 2),
+        ("cifar10_resnet20frn_sgld", 10, 274_042, 2),
+        ("cifar100_wrn_samsgld", 100, 36_545_860, 1),
+    ],
 )
 def test_the_experiment_runs_on_the_real_images(
     real_data: Path, folder: Path, experiment: str, classes: int, parameters: int, chains: int
@@ -61,3 +65,23 @@ def test_the_experiment_runs_on_the_real_images(
             assert torch.isfinite(tensor).all(), name
             assert not torch.equal(tensor, first[name]), name
             assert not torch.equal(tensor, baseline[name]), name
+
+
+def test_a_run_is_scored_against_the_hmc_reference(real_data: Path, folder: Path) -> None:
+    """The experiment on that posterior, a smaller net in its place: nothing is learnt, but what is scored is real."""
+    reference = real_data / "cifar10_hmc" / "predictive.npz"
+    if not reference.is_file():
+        pytest.skip(f"no reference in {reference.parent}")
+    smaller = ("model=resnet_small", "model.width=4", "model.stem_stride=2", "chain.num_chains=1")
+    metrics = run(
+        folder, "experiment=cifar10_resnet20frn_sgld", "size=smoke", f"dataset.path={real_data / 'cifar10'}",
+        "dataset.limit_test=null", "chain.num_draws=2", f"evaluate.reference={reference}", *smaller, base=(),
+    )  # fmt: skip
+    found = metrics["reference"]
+    assert set(found) == {"map", "draw", "chain 0", "ensemble", "curve"}
+    for name in ("map", "draw", "ensemble"):
+        assert found[name]["agreement"] == pytest.approx(0.1, abs=0.1)  # an untrained net: about chance
+        assert 0.6 < found[name]["total_variation"] < 1
+        assert 0 < found[name]["agreement_se"] < 0.01  # of 5,000 images
+    assert found["curve"]["draws"] == [1, 2]
+    assert "Fidelity ± standard error" in (folder / "report" / "index.html").read_text()
