@@ -28,6 +28,11 @@ from bayeslora.config import CONF_DIR
 from bayeslora.samplers import SGLD
 
 TESTS = Path(__file__).parents[1]
+ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",
+    "PYTHONPATH": os.pathsep.join(filter(None, (os.fspath(TESTS), os.environ.get("PYTHONPATH")))),
+}
+"""Of commands in processes of their own: they import this module, and the package that this process does."""
 SIZES = (
     "trainer.num_threads=1",
     "dataset.limit_train=64",
@@ -96,8 +101,7 @@ def process(command: str, *arguments: str, **kwargs: Any) -> subprocess.Popen[st
 
     Ctrl-C reaches it also where this process ignores it, as those that `nohup` or a script's `&` start do.
     """
-    paths = os.pathsep.join([os.fspath(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])])
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": paths} | kwargs.pop("env", {})
+    environment = os.environ | ENVIRONMENT | kwargs.pop("env", {})
     return subprocess.Popen(
         [sys.executable, "-m", f"bayeslora.{command}", *arguments],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,

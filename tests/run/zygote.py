@@ -19,7 +19,7 @@ from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 
-from run.tools import TESTS, TINY, Ended, call, digests
+from run.tools import ENVIRONMENT, TINY, Ended, call, digests
 
 WRITE = "pathlib:Path.write_bytes"
 """Where `bayeslora.files.write_atomically` writes to its temporary file."""
@@ -56,11 +56,9 @@ class Zygote:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        path = os.pathsep.join(filter(None, (os.fspath(TESTS), os.environ.get("PYTHONPATH"))))
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path}
         self.process = subprocess.Popen(
             [sys.executable, "-m", "run.zygote"],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment, cwd=folder,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ | ENVIRONMENT, cwd=folder,
         )  # fmt: skip
         self.calls = 0
 
