@@ -122,6 +122,9 @@ class RootConfig:
 GROUPS = ("experiment", "search", "size", "optimizer")
 """Groups that are chosen on the command line and leave no key of their own."""
 
+IN_PYTHON = "bayeslora.datasets.examples.InPython"
+"""The dataset that runs of `bayeslora.sample` record."""
+
 INJECTED = {"num_classes", "num_outputs", "in_channels", "in_features", "params", "kT", "seed", "chain"}
 """Arguments that the application fills in where a target takes them."""
 
@@ -270,5 +273,9 @@ def differences(ours: dict[str, Any], theirs: dict[str, Any], prefix: str = "") 
 def gather(cfg: DictConfig) -> Problems:
     """The problems of a configuration's form, to which later checks add theirs."""
     problems = Problems()
+    if OmegaConf.select(cfg, "dataset._target_") == IN_PYTHON:  # then the rest is of a program too
+        with problems.collect():
+            instantiate(cfg.dataset)
+        return problems
     problems.add(*check_config(cfg))
     return problems

@@ -16,7 +16,7 @@ from torch import nn
 
 from bayeslora.build import Setup, check_values, plain
 from bayeslora.chains.plan import Plan
-from bayeslora.config import CONF_DIR, RootConfig, check_target, instantiate
+from bayeslora.config import CONF_DIR, IN_PYTHON, RootConfig, check_target, instantiate
 from bayeslora.datasets.base import Data
 from bayeslora.datasets.batches import Batches
 from bayeslora.datasets.examples import from_examples
@@ -109,7 +109,7 @@ def sample(
         name=name, seed=seed, temperature=temperature, run_dir=str(folder), chain=chain,
         sampler=_sampler(sampler, lr, sampler_settings), prior=_described(given, vars(given)),
         likelihood=_described(chosen, vars(chosen)), model=_described_model(model),
-        dataset={"_target_": "bayeslora.datasets.examples.InPython", "examples": _digest(data)},
+        dataset={"_target_": IN_PYTHON, "examples": _digest(data)},
         callbacks=_callbacks() if progress else None,
         trainer={"accelerator": "gpu" if device.startswith("cuda") else "cpu"},
     )  # fmt: skip

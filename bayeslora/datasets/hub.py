@@ -49,7 +49,7 @@ class Hub:
         DataError: a setting is impossible; all problems at once.
     """
 
-    path: str
+    path: str | None
     _: KW_ONLY
     subset: str | None = None
     train: str | None = None
@@ -84,6 +84,11 @@ class Hub:
         if problems.found:
             raise DataError(*problems.found)
 
+    @property
+    def name(self) -> str:
+        """What reports call the dataset."""
+        return str(self.path).rstrip("/").rpartition("/")[2]
+
     def load(self) -> Data:
         """Read (or download) the data into memory: images uint8 [N, C, H, W], or texts as tokens.
 
@@ -102,7 +107,7 @@ class Hub:
 
     def _splits(self) -> tuple[datasets.Dataset, datasets.Dataset, list[str]]:
         """Training and test set, and what to say of them."""
-        found = load(self.path, self.subset)
+        found = load(str(self.path), self.subset)
         name = self.train or "train"
         if name not in found:
             raise DataError(f"{self.path} has no split {name}, only {', '.join(found)}; set dataset.train")
@@ -160,9 +165,9 @@ class Hub:
             targets = Targets(numbers[0], numbers[1], tuple(names))
         else:
             stored = [np.asarray(split[label][:]) for split in (train, test)]
-            targets = read_targets(stored[0], stored[1], "classification", self.path)
+            targets = read_targets(stored[0], stored[1], "classification", str(self.path))
         return assemble(
-            self.path.rstrip("/").rpartition("/")[2], (inputs[0], inputs[1]), targets, notes=notes,
+            self.name, (inputs[0], inputs[1]), targets, notes=notes,
             validation_size=self.validation_size, limit_train=self.limit_train, limit_test=self.limit_test,
         )  # fmt: skip
 
@@ -191,7 +196,7 @@ class Hub:
         classes = find_classes(*parts)
         rows = [Split(torch.arange(len(targets)), targets) for targets in map(classes.targets, parts)]
         data = Data(
-            name=self.path.rstrip("/").rpartition("/")[2],
+            name=self.name,
             train=rows[0],
             validation=rows[0].take(slice(0)),
             test=rows[1],
