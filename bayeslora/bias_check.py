@@ -5,6 +5,7 @@ size gives the same NLL and ECE, the bias does not matter there.
 
 Examples:
     python -m bayeslora.bias_check run_dir=outputs/quickstart/2026-11-24_12-00-00
+    python -m bayeslora.bias_check run_dir=… out_dir=outputs/half limits.nll=0.005
     python -m bayeslora.bias_check run_dir=… strict=true          exit code 4 unless both changes are small
 """
 

@@ -14,6 +14,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from bayeslora import usage
 from bayeslora.config import CONF_DIR
 from bayeslora.errors import BayesloraError, ConfigError, InterruptedRunError, Problems, StorageError
 from bayeslora.stopping import ending_the_command
@@ -28,17 +29,21 @@ STORAGE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
 def run_command(config_name: str, job: Callable[[Any], Any]) -> None:
     """Compose `conf/<config_name>.yaml` with the command line, run `job(cfg)` and end the process.
 
-    Exit codes: 0 done, 1 a file could not be written, 2 wrong configuration or data, 3 a chain diverged, 4 a criterion
-    was not met (`--strict`), 130 interrupted. Errors are one message on
-    stderr, without a traceback (set BAYESLORA_TRACEBACK=1 to see it).
+    Exit codes are `usage.EXIT_CODES`. Errors are one message on stderr, without a traceback (set BAYESLORA_TRACEBACK=1
+    to see it). The help is made of the docstring of the module that holds `job`.
     """
+    text = usage.answer(sys.argv[1:], config_name, sys.modules[job.__module__].__doc__ or "")
+    if text is not None:
+        print(text)  # noqa: T201
+        sys.exit(0)
     import hydra
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # hand exceptions to us instead of printing them
     strict = "++evaluate.strict=true" if config_name == "train" else "++strict=true"
-    sys.argv[1:] = [strict if argument == "--strict" else forced(argument) for argument in sys.argv[1:]]
+    if not usage.completes(sys.argv):
+        sys.argv[1:] = [strict if argument == "--strict" else forced(argument) for argument in sys.argv[1:]]
     task = _Task(job)
     code = 0
     try:

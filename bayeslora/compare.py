@@ -4,7 +4,8 @@ Reads metrics, configurations and manifests only; no model is built.
 
 Examples:
     python -m bayeslora.compare 'run_dirs=outputs/quickstart/*'
-    python -m bayeslora.compare run_dirs=[outputs/a,outputs/b] out_dir=comparison
+    python -m bayeslora.compare run_dirs=[outputs/a,outputs/b]
+    python -m bayeslora.compare run_dirs=[outputs/a,outputs/b] out_dir=comparison      also as CSV and HTML
 """
 
 from __future__ import annotations

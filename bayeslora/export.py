@@ -2,7 +2,8 @@
 
 Examples:
     python -m bayeslora.export run_dir=outputs/mrpc_minilm_sgld/… out_dir=adapters
-    python -m bayeslora.export run_dir=… out_dir=adapters chain=0 last=5
+    python -m bayeslora.export run_dir=… out_dir=adapters chain=0
+    python -m bayeslora.export run_dir=… out_dir=adapters last=5
 """
 
 from __future__ import annotations
