@@ -19,8 +19,8 @@ class SGLD(Sampler):
     Targets exp(−Ũ/kT) = exp(−U/T) as ε → 0. At a finite step on a quadratic of curvature a the variance is
     (kT/a)/(1 − εa/2), and minibatch gradient noise of variance V heats it to (2ε·kT + ε²V)/(2εa − ε²a²).
     With `integrator="leimkuhler_matthews"` the noise is (ξₙ + ξₙ₊₁)/2 and a quadratic is sampled exactly at any stable
-    ε; the heating remains. Control variates (`anchor`) replace g by g(θ) − g(θ*) + ∇Ũ(θ*) on the same minibatch, which
-    removes the heating near θ* at the price of a second gradient. At kT = 0 this is plain SGD, bit for bit.
+    ε; the heating remains. Control variates (`anchor`) replace g by g(θ) − g(θ₀) + ∇Ũ(θ₀) on the same minibatch, which
+    removes the heating near an anchor θ₀ at the price of a second gradient. At kT = 0 this is plain SGD, bit for bit.
 
     Args:
         params, lr, kT, seed, chain: as `Sampler`.
@@ -64,7 +64,7 @@ class SGLD(Sampler):
 
     @torch.no_grad()
     def anchor(self, full_closure: Closure) -> None:
-        """Take the present parameters as θ* of the control variates.
+        """Take the present parameters as θ₀ of the control variates.
 
         Args:
             full_closure: as the closure of `step`, but on all the data.
