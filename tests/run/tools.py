@@ -126,7 +126,7 @@ def digests(folder: Path, chains: int = 2) -> list[list[str]]:
     for chain in range(chains):
         files = sorted((folder / "chains" / str(chain) / "draws").glob("*.safetensors"))
         sums = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
-        assert sums == [record["sha256"] for record in manifest(folder, chain)]
+        assert sums == [record["sha256"] for record in manifest(folder, chain) if "index" in record]
         found.append(sums)
     return found
 

@@ -96,7 +96,7 @@ class Zygote:
 
     def close(self) -> None:
         """End it."""
-        self.process.communicate(timeout=60)
+        self.process.communicate(timeout=600)
 
 
 def left(folder: Path, chains: int = 2) -> dict[str, Any]:
