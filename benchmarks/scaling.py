@@ -196,19 +196,24 @@ ROBERTA_LINEAR = 12 * (4 * 768**2 + 2 * 768 * 3072)
 """Weights of roberta-base's linear layers, its embeddings left out."""
 
 
-def lora_7b(row: dict[str, Any]) -> Scaled:
+def lora_7b(row: dict[str, Any], sampled_whole: dict[str, Any]) -> Scaled:
     """The plan of `mrpc_roberta_sgld` (1,150 + 8,000 + 60 × 50 steps of 32 texts) on a decoder of 7 B parameters.
 
-    Adapters on query, key, value and output: r (d_in + d_out) each. Arithmetic goes with the linear weights, what is
-    kept for the backward pass with layers × width, the update with the sampled parameters.
+    Adapters on query, key, value and output: r (d_in + d_out) each. Arithmetic, and what a step takes whatever its
+    batch, go with the linear weights; what is kept for the backward pass with layers × width; the state with the
+    sampled parameters, as it does in the network that is sampled as a whole.
+
+    Args:
+        row: RoBERTa's measurements.
+        sampled_whole: those of a network of which every parameter is sampled.
     """
     sampled = LAYERS * 4 * RANK * 2 * WIDTH + 2 * WIDTH
     linear = LAYERS * (4 * WIDTH**2 + 3 * WIDTH * INNER)
     larger, wider = linear / ROBERTA_LINEAR, LAYERS * WIDTH / (12 * 768)
-    grown = sampled / row["sampled"]
+    grown, state = sampled / row["sampled"], sampled_whole["state_megabytes"] * 1e6 / sampled_whole["sampled"]
     return Scaled(
         "LoRA on 7 B", 12_150, 32, 60, sampled, row["draw_bytes"] * grown, row["example_flop"] * larger,
-        row["example_seconds"] * larger, row["step_seconds"] * grown, row["state_megabytes"] * 1e6 * grown,
+        row["example_seconds"] * larger, row["step_seconds"] * larger, state * sampled,
         row["example_megabytes"] * 1e6 * wider, shared_bytes=4.0 * (linear + 2 * 32_000 * WIDTH),
     )  # fmt: skip
 
@@ -257,7 +262,8 @@ def main() -> None:
     ]  # fmt: skip
     text = f"# What a chain costs\n\nSGLD, fp32, one thread; texts of {TOKENS} tokens. See `docs/scaling.md`.\n\n"
     by_name = {row["model"].split(",")[0]: row for row in rows}
-    text += f"{table(heading, cells)}\n\n{plans([wide_resnet(by_name['WRN-28-10']), lora_7b(by_name['RoBERTa-base'])])}"
+    whole, adapter = by_name["WRN-28-10"], by_name["RoBERTa-base"]
+    text += f"{table(heading, cells)}\n\n{plans([wide_resnet(whole), lora_7b(adapter, whole)])}"
     write("scaling", text, rows, origin([], time.monotonic() - began))
     print(text)
 
