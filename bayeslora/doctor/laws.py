@@ -64,7 +64,7 @@ def law_findings(*, short: bool = True) -> Iterator[Finding]:
         if worst.agrees:
             yield ok(
                 f"law {name}",
-                f"{len(checks)} exact laws hold; farthest off, {worst.z:+.1f} standard errors: {worst.name}",
+                f"held against {len(checks)} of its exact laws; farthest off, {worst.z:+.1f} standard errors: {worst.name}",
             )
         else:
             yield failure(f"law {name}", f"{check.target}: {worst}", "see `law` in docs/troubleshooting.md")
