@@ -4,6 +4,5 @@ What each line means, and what to do, is in docs/troubleshooting.md, in the orde
 """
 
 from bayeslora.doctor.command import main
-from bayeslora.doctor.laws import laws
 
-__all__ = ["laws", "main"]
+__all__ = ["main"]

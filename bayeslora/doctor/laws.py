@@ -62,10 +62,8 @@ def law_findings(*, short: bool = True) -> Iterator[Finding]:
         found = [(check, _worst(_short(check) if short else check.run())) for check in checks]
         check, worst = max(found, key=lambda one: abs(one[1].z))
         if worst.agrees:
-            yield ok(
-                f"law {name}",
-                f"{len(checks)} exact laws hold; farthest off, {worst.z:+.1f} standard errors: {worst.name}",
-            )
+            off = f"{worst.name}, by {worst.z:+.1f} standard errors"
+            yield ok(f"law {name}", f"held against {len(checks)} of its exact laws; farthest off: {off}")
         else:
             yield failure(f"law {name}", f"{check.target}: {worst}", "see `law` in docs/troubleshooting.md")
 
