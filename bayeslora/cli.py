@@ -84,11 +84,13 @@ class _Task:
 
 def _said(error: BaseException) -> tuple[list[str], int]:
     """What to tell the user of an error, one message a problem, and the exit code; other errors go on."""
+    from hydra.errors import HydraException
+
     if isinstance(error, OSError) and error.errno in STORAGE:
         error = StorageError(Path(error.filename or "a file"), error)
     if isinstance(error, BayesloraError):
         return error.problems if isinstance(error, ConfigError) else [str(error)], error.exit_code
-    if isinstance(error, OSError):
+    if isinstance(error, OSError) and not isinstance(error, HydraException):  # some of Hydra's are both
         raise error
     if isinstance(error, KeyboardInterrupt):
         name = str(error) or signal.SIGINT.name

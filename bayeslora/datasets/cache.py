@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from bayeslora.errors import DataError
+from bayeslora.errors import DataError, StorageError
 from bayeslora.files import replaced
 
 log = logging.getLogger(__name__)
@@ -107,5 +107,5 @@ def _write(tensors: Tensors, path: Path) -> None:
     try:
         with replaced(path) as temporary:
             save_file(tensors, temporary, {"sha256": _digest(tensors)})
-    except (OSError, SafetensorError) as error:
+    except (StorageError, OSError, SafetensorError) as error:
         log.warning("the cache %s cannot be written (%s): the data will be decoded again next time", path.parent, error)

@@ -17,7 +17,7 @@ EXPERIMENTS = sorted(path.stem for path in (Path(CONF_DIR) / "experiment").glob(
 SIZES = (
     "trainer.num_threads=1", "logger=none", "chain.num_chains=2", "chain.batch_size=4", "chain.bucket=2",
     "chain.warmup.steps=2", "chain.burn_in=1", "chain.num_draws=2", "chain.thin=1", "chain.probe_size=8",
-    "dataset.max_length=32", "evaluate.batch_size=8",
+    "dataset.max_length=32", "dataset.validation_size=4", "evaluate.batch_size=8",
 )  # fmt: skip
 
 
