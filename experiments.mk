@@ -27,7 +27,7 @@ set = $(firstword $(subst -, ,$(1)))
 data = $(if $(DATA),dataset.path=$(DATA)/$(call set,$(1)))
 model = $(if $(and $(filter mrpc-%,$(1)),$(ROBERTA)),model.name_or_path=$(ROBERTA))
 smoke = $(if $(SMOKE),size=smoke trainer=cpu $(if $(filter cifar100-%,$(1)),chain.num_draws=2))
-train = $(RUN) -m bayeslora.train experiment=$(EXPERIMENT_$(1)) $(strip $(data) $(model) $(smoke)) run_dir=$(run_dir) $(ARGS)
+train = $(RUN) -m bayeslora.train $(strip experiment=$(EXPERIMENT_$(1)) $(data) $(model) $(smoke) run_dir=$(run_dir)) $(ARGS)
 evaluate = $(RUN) -m bayeslora.evaluate run_dir=$(run_dir)
 
 .PHONY: $(CIFAR:%=experiment-%) $(CIFAR:%=eval-%) experiments-cifar eval-cifar train-mrpc-lora eval-mrpc-lora \
@@ -66,7 +66,7 @@ $(MADE_UP)/.written: $(RUN_READY)
 
 # $(call remove,WHAT,FOLDERS): asks first; without a terminal to ask, FORCE=1 must say so
 remove = @$(if $(FORCE),,printf 'remove $(1) (%s)? [y/N] ' "$(2)"; read answer || true; \
-	case "$$answer" in [yY]*) ;; *) echo "nothing is removed (FORCE=1 asks no more)"; exit 1;; esac;) rm -rf $(2)
+	expr "$$answer" : '[yY]' >/dev/null || { echo "nothing is removed (FORCE=1 asks no more)"; exit 1; };) rm -rf $(2)
 
 clean-cifar:  ## remove the runs of CIFAR, after asking (FORCE=1: at once)
 	$(call remove,the runs of CIFAR,$(OUT)/cifar10* $(OUT)/cifar100* $(OUT)/smoke/cifar10*)

