@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from bayeslora.cli import run_command
 from bayeslora.errors import ConfigError, DataError, Problems, require
+from bayeslora.recorded import read_config
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -132,15 +133,8 @@ def _indices(manifest: Path) -> list[int]:
 
 
 def _config(path: Path) -> dict[str, Any]:
-    import yaml
-
-    try:
-        config = yaml.safe_load((path / "config.yaml").read_text())
-    except (FileNotFoundError, NotADirectoryError):
-        raise DataError(f"{path} is no run directory: it has no config.yaml") from None
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot read config.yaml ({str(error).splitlines()[0]})") from error
-    if not isinstance(config, dict) or not isinstance(config.get("chain"), dict):
+    config = read_config(path / "config.yaml")
+    if not isinstance(config.get("chain"), dict):
         raise DataError(f"{path}: config.yaml does not hold a run's configuration")
     return config
 

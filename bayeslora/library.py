@@ -117,7 +117,7 @@ def sample(
     setup = _setup(cfg, data, chosen, given, model, run)
     _run(setup, run)
     posterior = Posterior.load(run.root, setup.model(), chosen)
-    posterior._keeps = keeps
+    posterior._keeps, posterior.transform = keeps, data.transform
     if test_dataset is not None:
         from bayeslora.evaluate import evaluate
 

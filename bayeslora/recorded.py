@@ -54,7 +54,7 @@ def read_config(file: Path) -> dict[str, Any]:
         text = content.decode()
         _check_yaml(text)
         loaded = yaml.load(text, Loader=LOADER)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise DataError(f"{file.parent} is no run directory: it has no config.yaml. Give run_dir=… of a run") from None
     except (OSError, yaml.YAMLError, ValueError, OverflowError) as error:
         raise DataError(f"cannot read {file}: {(str(error).splitlines() or [''])[0]}") from error

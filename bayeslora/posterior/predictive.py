@@ -77,6 +77,7 @@ class Posterior:
 
     Attributes:
         metrics: the content of `metrics.json`, if the run was evaluated.
+        transform: images of bytes to model inputs, as `bayeslora.sample` made them.
 
     Example:
         >>> posterior = Posterior.load("outputs/quickstart/…", model)      # doctest: +SKIP
@@ -95,6 +96,7 @@ class Posterior:
         self.likelihood: Likelihood = likelihood or Categorical()
         self.root = root
         self.metrics: dict[str, Any] | None = None
+        self.transform: Callable[[Tensor], Tensor] | None = None
         self._keeps: Any = None
 
     @classmethod
@@ -185,10 +187,13 @@ class Posterior:
         Args:
             inputs: a function that starts a pass over (inputs, targets) batches in a fixed order, called once a draw;
                 or a list or a `DataLoader` of such batches that does not shuffle; or a map-style `Dataset`; or a tensor
-                of model inputs [N, …].
+                [N, …]. Of the last two, images of bytes become what `bayeslora.sample` made of its own.
 
         Returns:
             Classes: log p [N, C]. Regression: `Normals`, mean and variances [N, D].
+
+        Raises:
+            DataError: images of bytes, of a posterior that was loaded and cannot know how they were scaled.
         """
         if isinstance(self.likelihood, Gaussian):
             return self.predict_normals(inputs)
@@ -241,7 +246,7 @@ class Posterior:
     def _loader(self, inputs: Any) -> Loader:
         """Passes over batches of whatever `predict` takes."""
         from bayeslora.datasets.base import Split
-        from bayeslora.datasets.examples import as_split
+        from bayeslora.datasets.examples import AsTheyAre, as_split
 
         if callable(inputs) and not isinstance(inputs, Tensor):
             return inputs
@@ -249,8 +254,11 @@ class Posterior:
             inputs = as_split(inputs).inputs
         if not isinstance(inputs, Tensor):
             return lambda: inputs
+        transform = self.transform if inputs.dtype == torch.uint8 and inputs.ndim == 4 else AsTheyAre()
+        if transform is None:
+            raise DataError("these images are bytes; give what the model takes, scaled as for the run's own images")
         device = next(self._require_model().parameters()).device
-        return lambda: ((batch.to(device), batch.new_empty(0)) for batch in inputs.split(BATCH))
+        return lambda: ((transform(batch.to(device)), batch.new_empty(0)) for batch in inputs.split(BATCH))
 
 
 def _recorded_likelihood(file: Path) -> Likelihood:

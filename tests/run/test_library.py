@@ -75,6 +75,19 @@ def test_the_posterior_predicts_iterates_and_saves(tmp_path: Path) -> None:
         posterior.save(tmp_path / "kept")
 
 
+def test_images_of_bytes_are_predicted_as_they_were_sampled(tmp_path: Path) -> None:
+    images = torch.randint(256, (40, 1, 3, 3), dtype=torch.uint8)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(9, 2))
+    posterior = sampled(model, (images, CLASSES[:40] % 2))
+    log_p = posterior.predict(images)
+    torch.testing.assert_close(log_p, posterior.predict(images / 255))
+    torch.testing.assert_close(log_p, posterior.predict(TensorDataset(images, CLASSES[:40])))
+    again = Posterior.load(posterior.save(tmp_path / "kept"), model)
+    torch.testing.assert_close(log_p, again.predict(images / 255))
+    with pytest.raises(ConfigError, match="these images are bytes"):
+        again.predict(images)
+
+
 def test_the_command_says_where_to_evaluate_it(command: Command, tmp_path: Path) -> None:
     sampled(run_dir=tmp_path / "run")
     result = command("evaluate", f"run_dir={tmp_path / 'run'}", "trust=torch")
