@@ -20,8 +20,8 @@ PLUGINS = {
     "submitit_local": "hydra_plugins.hydra_submitit_launcher",
     "ray": "hydra_plugins.hydra_ray_launcher",
 }
-QUIET_RAY = {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
-"""No token in the user's home, no report to Ray's makers."""
+QUIET_RAY = {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}
+"""No token in the user's home, no report to Ray's makers, and workers that get their share beside other tests."""
 
 
 def multirun(folder: Path, *arguments: str) -> Ended:
