@@ -26,19 +26,19 @@ ROWS: dict[str, tuple[str, ...]] = {
     "sghmc": ("chain.num_draws=200",),
     "sgld": (
         "sampler=sgld", "sampler.integrator=leimkuhler_matthews", "sampler.lr=0.2", "chain.lr_factors={head:20}",
-        SMALL_BATCH, "chain.burn_in=2000", "chain.num_draws=200", "chain.thin=70",
+        SMALL_BATCH, "chain.burn_in=2000", "chain.num_draws=200", "chain.thin=120",
     ),
     "sglrw": (
         "sampler=sglrw", "sampler.lr=0.2", "chain.lr_factors={head:20}", SMALL_BATCH, "chain.burn_in=2000",
-        "chain.num_draws=200", "chain.thin=70",
+        "chain.num_draws=200", "chain.thin=120",
     ),
     "sam_sgld": (
         "sampler=sam_sgld", "sampler.lr=0.25", "sampler.rho=0.02", "chain.lr_factors={head:20}", SMALL_BATCH,
-        "chain.num_draws=200", "chain.thin=40",
+        "chain.num_draws=200", "chain.thin=70",
     ),
     "sam_sgld_r1": (
         "sampler=sam_sgld_r1", "sampler.lr=0.25", "sampler.rho=0.02", "sampler.sigma=0.2", "chain.lr_factors={head:20}",
-        SMALL_BATCH, "chain.num_draws=200", "chain.thin=40",
+        SMALL_BATCH, "chain.num_draws=200", "chain.thin=70",
     ),
     "sghmc_cold": ("temperature=0.1", "sampler.lr=0.02", "chain.num_draws=200"),
 }  # fmt: skip
