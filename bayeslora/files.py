@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bayeslora.errors import ConfigError, StorageError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @contextmanager
@@ -37,6 +42,18 @@ def write_atomically(path: Path, content: bytes) -> Path:
     with replaced(path) as temporary:
         temporary.write_bytes(content)
     return path
+
+
+def digest(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of tensors on the CPU: their names, types, shapes and values."""
+    import torch
+
+    contents = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].contiguous()
+        contents.update(f"{name}/{tensor.dtype}/{tuple(tensor.shape)}".encode())
+        contents.update(tensor.flatten().view(torch.uint8).numpy().data)
+    return contents.hexdigest()
 
 
 def remove_leftovers(folder: Path, name: str = "*") -> None:

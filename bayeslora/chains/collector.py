@@ -15,7 +15,7 @@ from bayeslora.chains.module import SamplingModule
 from bayeslora.chains.scalars import block_norms, projections
 from bayeslora.loggers import ChainLoggers
 from bayeslora.models.modes import set_sampling_mode
-from bayeslora.posterior.store import DrawStore, write_tensors
+from bayeslora.posterior.store import DrawStore, write_baseline
 
 Probe = Callable[[], Iterable[tuple[Tensor, Tensor]]]
 """Starts a pass over the probe set: (inputs, targets) batches, not augmented."""
@@ -63,7 +63,7 @@ class DrawCollector(Callback):
             return
         scalars, states = self.scalars(trainer, module), module.states()
         if map_file is not None:
-            write_tensors(map_file, states[0], {"chain": self.stores[0].chain, "step": taken})
+            write_baseline(map_file, states[0], self.stores[0].chain, taken)
         if index is None:
             return
         for store, state, values in zip(self.stores, states, scalars, strict=True):

@@ -13,6 +13,7 @@ from bayeslora.chains.snapshot import Extra, Snapshot
 from bayeslora.datasets.batches import Batches
 from bayeslora.errors import DataError, DivergedError, InterruptedRunError
 from bayeslora.files import remove_leftovers
+from bayeslora.posterior.store import read_baseline
 
 if TYPE_CHECKING:
     from lightning import Callback
@@ -211,9 +212,14 @@ class ChainRunner:
         return whole and step <= plan.total and not self._lacks_map(chain, step)
 
     def _lacks_map(self, chain: int, step: int) -> bool:
-        """Whether the MAP baseline should be there after `step` steps and is not."""
-        due = self.setup.map_step
-        return chain == 0 and due > 0 and step >= due and not self.run.map_file.exists()
+        """Whether the MAP baseline should be there after `step` steps and is not, or is damaged."""
+        if chain != 0 or not 0 < self.setup.map_step <= step:
+            return False
+        try:
+            read_baseline(self.run.map_file)
+        except DataError:
+            return True
+        return False
 
     def _scale(self, chain: int, step: int) -> float:
         """The factor that retries have put on the step size from a step on."""

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from bayeslora.errors import DataError, StorageError
-from bayeslora.files import replaced
+from bayeslora.files import digest, replaced
 
 log = logging.getLogger(__name__)
 
@@ -78,15 +78,6 @@ def fingerprint(files: Sequence[Path]) -> str:
     return identity.hexdigest()[:32]
 
 
-def _digest(tensors: Tensors) -> str:
-    contents = hashlib.sha256()
-    for name in sorted(tensors):
-        tensor = tensors[name].contiguous()
-        contents.update(f"{name}/{tensor.dtype}/{tuple(tensor.shape)}".encode())
-        contents.update(tensor.numpy().data)
-    return contents.hexdigest()
-
-
 def _read(path: Path) -> Tensors | None:
     """The tensors of a cache file; None if there is none, or it is not what was written."""
     if not path.is_file():
@@ -94,7 +85,7 @@ def _read(path: Path) -> Tensors | None:
     try:
         with safe_open(path, "pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            if (file.metadata() or {}).get("sha256") == _digest(tensors):
+            if (file.metadata() or {}).get("sha256") == digest(tensors):
                 return tensors
     except (OSError, SafetensorError) as error:
         log.debug("reading %s: %s", path, error)
@@ -106,6 +97,6 @@ def _write(tensors: Tensors, path: Path) -> None:
     """Keep the tensors: all of them under the final name, or nothing."""
     try:
         with replaced(path) as temporary:
-            save_file(tensors, temporary, {"sha256": _digest(tensors)})
+            save_file(tensors, temporary, {"sha256": digest(tensors)})
     except (StorageError, OSError, SafetensorError) as error:
         log.warning("the cache %s cannot be written (%s): the data will be decoded again next time", path.parent, error)

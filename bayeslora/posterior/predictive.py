@@ -15,7 +15,7 @@ from bayeslora.errors import DataError, require
 from bayeslora.likelihood import NOISE, Categorical, Gaussian, Likelihood, from_recorded
 from bayeslora.posterior.density import NormalMixture, Normals
 from bayeslora.posterior.export import export_adapters
-from bayeslora.posterior.store import Draw, DrawStore, load_into, read_tensors
+from bayeslora.posterior.store import Draw, DrawStore, load_into, read_baseline
 from bayeslora.recorded import read_config
 
 Loader = Callable[[], Iterable[tuple[Tensor, Tensor]]]
@@ -179,7 +179,7 @@ class Posterior:
         """The model with the MAP baseline's tensors; None where the run kept none."""
         if self.map_file is None:
             return None
-        return self._model_with(read_tensors(self.map_file), str(self.map_file))
+        return self._model_with(read_baseline(self.map_file), str(self.map_file))
 
     def predict(self, inputs: Any) -> Any:
         """What the ensemble of all draws predicts: probabilities, or densities, averaged.

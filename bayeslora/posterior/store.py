@@ -19,7 +19,7 @@ from safetensors.torch import save as save_safetensors
 from torch import Tensor
 
 from bayeslora.errors import DataError, StorageError
-from bayeslora.files import remove_leftovers, write_atomically
+from bayeslora.files import digest, remove_leftovers, write_atomically
 
 
 @dataclass(frozen=True)
@@ -192,11 +192,6 @@ def _parse_json(line: bytes) -> Any:
         return None
 
 
-def write_tensors(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
-    """Write tensors by name as safetensors, atomically."""
-    write_atomically(path, serialise(state, metadata))
-
-
 def serialise(state: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> bytes:
     """Tensors by name as safetensors bytes, equal for equal input.
 
@@ -233,6 +228,27 @@ def parse_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if not isinstance(metadata, dict):
         raise DataError(f"{path} does not say what it holds")
     return tensors, metadata
+
+
+def write_baseline(path: Path, state: Mapping[str, Tensor], chain: int, step: int) -> None:
+    """Write the MAP baseline, with a checksum of its own since no manifest lists it."""
+    tensors = {name: tensor.detach().cpu() for name, tensor in state.items()}
+    write_atomically(path, serialise(tensors, {"chain": chain, "step": step, "sha256": digest(tensors)}))
+
+
+def read_baseline(path: Path) -> dict[str, Tensor]:
+    """Read what `write_baseline` wrote.
+
+    Raises:
+        DataError: missing or corrupt.
+    """
+    tensors, facts = parse_tensors(path)
+    if facts.get("sha256") != digest(tensors):
+        raise DataError(
+            f"{path} does not match its checksum; repeat the training command with run_dir=… of this run to compute it"
+            " again"
+        )
+    return tensors
 
 
 def load_into(model: torch.nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:

@@ -111,6 +111,20 @@ def test_a_damaged_draw_is_named_and_made_again(
     ends_well(zygote, run_dir, reference)
 
 
+@pytest.mark.parametrize("damage", ["cut", "flipped"])
+def test_a_damaged_baseline_is_named_and_made_again(
+    damage: str, zygote: Zygote, reference: Reference, run_dir: Path
+) -> None:
+    file = run_dir / "map.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-len(content) // 4] ^= 4
+    file.write_bytes(content[:-9] if damage == "cut" else content)
+    result = zygote("evaluate", f"run_dir={run_dir}")
+    assert result.code == 2
+    assert str(file) in result.err
+    ends_well(zygote, run_dir, reference)
+
+
 @pytest.mark.parametrize("damage", ["cut", "cut at once", "spoilt inside", "emptied", "removed"])
 def test_a_damaged_manifest_is_written_again(damage: str, zygote: Zygote, reference: Reference, run_dir: Path) -> None:
     file = run_dir / "chains/1/manifest.jsonl"
