@@ -98,7 +98,7 @@ MAX_ENTRIES = 2000
 def function_space(log_probs: Sequence[np.ndarray], limit: int = MAX_ENTRIES) -> FunctionSpace:
     """R-hat and ESS of predictions on a fixed set of examples, in which relabelled networks are one function.
 
-    An entry that is constant in every chain has no R-hat and counts as not agreeing.
+    An entry that is constant in every chain has no R-hat; it counts as not agreeing, with an ESS of 0 (arviz says all).
 
     Args:
         log_probs: one array [draws, P, C] a chain; chains are cut to the shortest.
@@ -114,7 +114,8 @@ def function_space(log_probs: Sequence[np.ndarray], limit: int = MAX_ENTRIES) ->
     draws = _stack(chains)
     draws = draws[:, :, np.linspace(0, draws.shape[2] - 1, min(draws.shape[2], limit)).astype(int)]
     with np.errstate(divide="ignore", invalid="ignore"):
-        rhat, ess = (np.nan_to_num(values, nan=bad) for values, bad in zip(_per_entry(draws), (np.inf, 0), strict=True))
+        rhat, ess = _per_entry(draws)
+    ess, rhat = np.where(np.isfinite(rhat), ess, 0), np.nan_to_num(rhat, nan=np.inf)
     return FunctionSpace(
         entries=draws.shape[2],
         rhat_median=_finite(float(np.median(rhat))),
