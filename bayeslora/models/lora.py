@@ -18,6 +18,8 @@ from bayeslora.models.prefix import Prefix
 from bayeslora.rng import seeded
 
 MODEL_FILES = ("config.json", "*.safetensors", "*.safetensors.index.json")
+ATTENTION = ("eager", "sdpa", "flash_attention_2")
+"""Implementations of attention in transformers."""
 
 
 class LoraClassifier(nn.Module):
@@ -76,6 +78,7 @@ def lora_classifier(
     top_layers: int | None = None,
     sample_head: bool = True,
     cache_prefix: bool = True,
+    attention: str | None = None,
 ) -> LoraClassifier:
     """A pretrained transformer with a LoRA adapter: W x + (α/r) B A x at every target, A and B sampled, W frozen.
 
@@ -88,6 +91,8 @@ def lora_classifier(
         top_layers: so many layers at the top carry adapters; None: all.
         sample_head: whether the classification head is sampled; else it keeps one random start, the same in all chains.
         cache_prefix: compute the layers below the lowest adapter once (exact, since dropout is off).
+        attention: `"eager"`, `"sdpa"` or `"flash_attention_2"`; None: as transformers chooses. On a CPU, the backward
+            pass of texts of some 30 tokens is many times faster eagerly.
 
     Raises:
         ConfigError: a setting is impossible, or a target matches nothing.
@@ -97,8 +102,8 @@ def lora_classifier(
     """
     from peft import LoraConfig, TaskType, get_peft_model
 
-    _check_settings(layout, rank, alpha, top_layers)
-    base = load_base(name_or_path, layout, num_classes)
+    _check_settings(layout, rank, alpha, top_layers, attention)
+    base = load_base(name_or_path, layout, num_classes, attention)
     if sample_head:
         _restart_head(base)
     layers = _adapted_layers(base, top_layers)
@@ -119,7 +124,7 @@ def lora_classifier(
     return LoraClassifier(model, cache_prefix)
 
 
-def load_base(name_or_path: str, layout: str, num_classes: int) -> Any:
+def load_base(name_or_path: str, layout: str, num_classes: int, attention: str | None = None) -> Any:
     """The pretrained model without an adapter, in fp32, on the meta device its structure alone.
 
     What the checkpoint lacks, the head above all, starts at the same random values every time: what is not sampled
@@ -136,16 +141,17 @@ def load_base(name_or_path: str, layout: str, num_classes: int) -> Any:
     folder = model_folder(name_or_path)
     auto = AutoModelForSequenceClassification if layout == "pair" else AutoModel
     head = {"num_labels": num_classes} if layout == "pair" else {}
+    choice = {} if attention is None else {"attn_implementation": attention}
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False, **head)
         config.pad_token_id = padding_token(config)
         config.use_cache = False
         with seeded(0, 0, 0, "base"):
             if torch.get_default_device().type == "meta":
-                model = auto.from_config(config)
+                model = auto.from_config(config, **choice)
             else:
                 safe = {"local_files_only": True, "trust_remote_code": False, "use_safetensors": True}
-                model = auto.from_pretrained(folder, config=config, dtype=torch.float32, **safe)
+                model = auto.from_pretrained(folder, config=config, dtype=torch.float32, **safe, **choice)
             model.name_or_path = name_or_path
             return model if layout == "pair" else BiEncoder(model, num_classes)
     except (OSError, ValueError, KeyError) as error:
@@ -194,7 +200,7 @@ def _restart_head(base: Any) -> None:
             nn.init.normal_(p, std=scale) if p.ndim > 1 else nn.init.zeros_(p)
 
 
-def _check_settings(layout: str, rank: int, alpha: float, top_layers: int | None) -> None:
+def _check_settings(layout: str, rank: int, alpha: float, top_layers: int | None, attention: str | None) -> None:
     problems = Problems()
     if layout not in LAYOUTS:
         problems.add(f"model.layout={layout!r} is unknown; choose one of {', '.join(LAYOUTS)}")
@@ -204,6 +210,8 @@ def _check_settings(layout: str, rank: int, alpha: float, top_layers: int | None
         problems.add(f"model.alpha={alpha} must be positive")
     if top_layers is not None and top_layers < 1:
         problems.add(f"model.top_layers={top_layers} must be at least 1, or null for all layers")
+    if attention not in (None, *ATTENTION):
+        problems.add(f"model.attention={attention!r} is unknown; choose one of {', '.join(ATTENTION)}, or null")
     problems.raise_if_any()
 
 

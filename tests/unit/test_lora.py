@@ -116,6 +116,18 @@ def test_a_remembered_prefix_gives_the_same_logits_and_gradients(family: str, la
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize(("family", "layout"), CASES)
+def test_attention_of_another_implementation_gives_the_same_logits_and_gradients(family, layout, make, folders):
+    x, _ = Batches(data(folders, family, layout), 5, 0, 0)(0)
+    models = [make(family, layout, attention=name) for name in ("sdpa", "eager")]
+    assert [model.base.config._attn_implementation for model in models] == ["sdpa", "eager"]
+    for model in models:
+        model(x).square().sum().backward()
+    one, other = ({n: p.grad for n, p in model.named_parameters() if p.requires_grad} for model in models)
+    assert relative_error(models[1](x), models[0](x)) < 1e-5
+    assert all(relative_error(other[name], gradient) < 1e-4 for name, gradient in one.items())
+
+
 def test_the_prefix_is_not_run_again(make, folders):
     model = make("bert", top_layers=1)
     remembered = with_prefix(data(folders, "bert", "pair"), model, "cpu")
@@ -172,6 +184,7 @@ def relative_error(one: torch.Tensor, other: torch.Tensor) -> float:
         ({"top_layers": 4}, "the model has 3 layers"),
         ({"top_layers": 0}, "must be at least 1, or null"),
         ({"layout": "both"}, "choose one of pair, separate"),
+        ({"attention": "fast"}, "choose one of eager, sdpa, flash_attention_2, or null"),
     ],
 )
 def test_impossible_settings_are_refused(settings: dict, message: str, folders):
