@@ -31,7 +31,8 @@ def test_there_are_notebooks() -> None:
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_it_runs_from_top_to_bottom(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BAYESLORA_NOTEBOOK_SIZE", "small")
-    monkeypatch.delenv("BAYESLORA_MRPC_RUN", raising=False)
+    for run in ("BAYESLORA_MRPC_RUN", "BAYESLORA_QUICKSTART_RUN"):
+        monkeypatch.delenv(run, raising=False)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(path.parents[1]), os.environ.get("PYTHONPATH", "")]))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     notebook = nbformat.read(path, as_version=4)
