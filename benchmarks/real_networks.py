@@ -26,11 +26,11 @@ ROWS: dict[str, tuple[str, ...]] = {
     "sghmc": ("chain.num_draws=200",),
     "sgld": (
         "sampler=sgld", "sampler.integrator=leimkuhler_matthews", "sampler.lr=0.2", "chain.lr_factors={head:20}",
-        SMALL_BATCH, "chain.burn_in=2000", "chain.num_draws=200", "chain.thin=120",
+        SMALL_BATCH, "chain.burn_in=2000", "chain.num_draws=200", "chain.thin=100",
     ),
     "sglrw": (
-        "sampler=sglrw", "sampler.lr=0.2", "chain.lr_factors={head:20}", SMALL_BATCH, "chain.burn_in=2000",
-        "chain.num_draws=200", "chain.thin=120",
+        "sampler=sglrw", "sampler.lr=0.25", "chain.lr_factors={head:40}", SMALL_BATCH, "chain.burn_in=2000",
+        "chain.num_draws=200", "chain.thin=85",
     ),
     "sam_sgld": (
         "sampler=sam_sgld", "sampler.lr=0.25", "sampler.rho=0.02", "chain.lr_factors={head:20}", SMALL_BATCH,
