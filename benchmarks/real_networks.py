@@ -59,7 +59,9 @@ def run(name: str) -> dict[str, Any]:
     times.write_text(json.dumps(spent))
     config = yaml.safe_load((folder / "config.yaml").read_text())
     metrics = json.loads((folder / "metrics.json").read_text())
-    return {"cpu_seconds": spent, "temperature": config["temperature"], "metrics": metrics, "overrides": ROWS[name]}
+    kept = {key: metrics[key] for key in ("map", "draw", "ensemble", "criteria", "provenance")}
+    kept["diagnostics"] = {key: metrics["diagnostics"][key] for key in ("potential", "l2_norm", "function_space")}
+    return {"cpu_seconds": spent, "temperature": config["temperature"], "metrics": kept, "overrides": ROWS[name]}
 
 
 def line(name: str, row: dict[str, Any]) -> str:
