@@ -50,14 +50,14 @@ def read_config(file: Path) -> dict[str, Any]:
         with file.open("rb") as stream:
             content = stream.read(MAX_BYTES + 1)
         if len(content) > MAX_BYTES:
-            raise DataError(f"cannot read {file}: it is larger than any configuration")
+            raise DataError(f"{file} cannot be read: it is larger than any configuration")
         text = content.decode()
         _check_yaml(text)
         loaded = yaml.load(text, Loader=LOADER)
     except (FileNotFoundError, NotADirectoryError):
         raise DataError(f"{file.parent} is no run directory: it has no config.yaml. Give run_dir=… of a run") from None
     except (OSError, yaml.YAMLError, ValueError, OverflowError) as error:
-        raise DataError(f"cannot read {file}: {(str(error).splitlines() or [''])[0]}") from error
+        raise DataError(f"{file} cannot be read: {(str(error).splitlines() or [''])[0]}") from error
     if not isinstance(loaded, dict) or not _is_plain(loaded):
         raise DataError(f"{file} does not hold a configuration")
     return loaded
