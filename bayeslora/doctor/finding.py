@@ -1,10 +1,18 @@
-"""What a check finds: a line with a status, and the fix; and the check that finds it, which never ends the doctor."""
+"""What a check finds: a line with a status, and the fix; and the check itself, after which the next one comes."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
+
+from bayeslora.errors import BayesloraError
+
+BROKEN = (
+    BayesloraError, ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, OSError, RuntimeError,
+    TypeError, ValueError,
+)  # fmt: skip
+"""What missing, old or half-installed parts of a machine raise; all else is the doctor's own mistake, and ends it."""
 
 
 class Status(StrEnum):
@@ -63,14 +71,13 @@ class Check:
         """The findings; what a check raises is its last finding."""
         try:
             yield from self.look()
-        except Exception as error:  # noqa: BLE001  whatever is broken on a machine, the other checks are still to come
+        except BROKEN as error:  # the other checks are still to come
             yield broken(self.name, error)
 
 
 def broken(name: str, error: Exception) -> Finding:
     """The failure that an exception is."""
     from bayeslora.config import first_line
-    from bayeslora.errors import BayesloraError
 
     if isinstance(error, BayesloraError):
         return failure(name, str(error).replace("\n", "; "), "do what the message says")
