@@ -45,12 +45,12 @@ def write_atomically(path: Path, content: bytes) -> Path:
 
 
 def digest(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 of tensors on the CPU: their names, types, shapes and values."""
+    """SHA-256 of tensors: their names, types, shapes and values, wherever they are."""
     import torch
 
     contents = hashlib.sha256()
     for name in sorted(tensors):
-        tensor = tensors[name].contiguous()
+        tensor = tensors[name].detach().cpu().contiguous()
         contents.update(f"{name}/{tensor.dtype}/{tuple(tensor.shape)}".encode())
         contents.update(tensor.flatten().view(torch.uint8).numpy().data)
     return contents.hexdigest()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from bayeslora.datasets.base import Data
 from bayeslora.datasets.batches import Batches
 from bayeslora.datasets.examples import from_examples
 from bayeslora.errors import ConfigError, DivergedError, Problems, require
+from bayeslora.files import digest
 from bayeslora.fit import check_names, check_outputs, check_task
 from bayeslora.likelihood import LIKELIHOODS, Categorical, Gaussian, Likelihood
 from bayeslora.posterior import Posterior
@@ -30,33 +30,14 @@ from bayeslora.rundir import RunDirectory
 
 
 def sample(
-    model: nn.Module | Callable[[], nn.Module],
-    dataset: Any,
-    sampler: str = "sgld",
-    *,
-    likelihood: str | Likelihood | None = None,
-    prior: Prior | float = 1.0,
-    temperature: float = 1.0,
-    lr: float = 0.01,
-    chains: int = 4,
-    draws: int = 100,
-    thin: int = 20,
-    burn_in: int = 1000,
-    warmup: int = 500,
-    warmup_lr: float = 1e-3,
-    batch_size: int | None = 128,
-    val_dataset: Any = None,
-    test_dataset: Any = None,
-    class_names: tuple[str, ...] | None = None,
-    seed: int = 0,
-    parallel: str = "sequential",
-    device: str = "cpu",
-    run_dir: Path | str | None = None,
-    name: str = "sample",
-    progress: bool = True,
-    sampler_settings: Mapping[str, Any] | None = None,
-    chain_settings: Mapping[str, Any] | None = None,
-) -> Posterior:
+    model: nn.Module | Callable[[], nn.Module], dataset: Any, sampler: str = "sgld", *,
+    likelihood: str | Likelihood | None = None, prior: Prior | float = 1.0, temperature: float = 1.0, lr: float = 0.01,
+    chains: int = 4, draws: int = 100, thin: int = 20, burn_in: int = 1000, warmup: int = 500, warmup_lr: float = 1e-3,
+    batch_size: int | None = 128, val_dataset: Any = None, test_dataset: Any = None,
+    class_names: tuple[str, ...] | None = None, seed: int = 0, parallel: str = "sequential", device: str = "cpu",
+    run_dir: Path | str | None = None, name: str = "sample", progress: bool = True,
+    sampler_settings: Mapping[str, Any] | None = None, chain_settings: Mapping[str, Any] | None = None,
+) -> Posterior:  # fmt: skip
     """Sample the posterior of a model given a dataset; what is sampled are the parameters that require a gradient.
 
     Args:
@@ -109,19 +90,13 @@ def sample(
         name=name, seed=seed, temperature=temperature, run_dir=str(folder), chain=chain,
         sampler=_sampler(sampler, lr, sampler_settings), prior=_described(given, vars(given)),
         likelihood=_described(chosen, vars(chosen)), model=_described_model(model),
-        dataset={"_target_": IN_PYTHON, "examples": _digest(data)},
+        dataset={"_target_": IN_PYTHON, "examples": digest(vars(data.train))[:16]},
         callbacks=_callbacks() if progress else None,
         trainer={"accelerator": "gpu" if device.startswith("cuda") else "cpu"},
     )  # fmt: skip
     run = RunDirectory(folder)
-    setup = _setup(cfg, data, chosen, given, model, run)
-    _run(setup, run)
-    posterior = Posterior.load(run.root, setup.model(), chosen)
-    posterior._keeps, posterior.transform = keeps, data.transform
-    if test_dataset is not None:
-        from bayeslora.evaluate import evaluate
-
-        posterior.metrics = evaluate(run, setup)
+    posterior = _sampled(_setup(cfg, data, chosen, given, model, run), run, evaluated=test_dataset is not None)
+    posterior._keeps = keeps
     return posterior
 
 
@@ -179,18 +154,23 @@ def _setup(
     return setup
 
 
-def _run(setup: Setup, run: RunDirectory) -> None:
-    """Run the chains to their ends.
+def _sampled(setup: Setup, run: RunDirectory, evaluated: bool) -> Posterior:
+    """Run the chains to their ends, and perhaps evaluate what they found.
 
     Raises:
         DivergedError: some did not reach theirs.
     """
     from bayeslora.chains.runner import ChainRunner
+    from bayeslora.evaluate import evaluate
 
     run.open(plain(setup.cfg))
     stopped = ChainRunner(setup, run).run_all(setup.chains)
     if stopped:
         raise DivergedError("; ".join(stopped.values()), list(stopped))
+    posterior = Posterior.load(run.root, setup.model(), setup.likelihood)
+    posterior.transform = setup.data.transform
+    posterior.metrics = evaluate(run, setup) if evaluated else None
+    return posterior
 
 
 def _likelihood(likelihood: str | Likelihood | None, data: Data) -> Likelihood:
@@ -252,18 +232,7 @@ def _described_model(model: nn.Module | Callable[[], nn.Module]) -> dict[str, An
     if not isinstance(model, nn.Module):
         require(callable(model), f"model must be a module, or a function that makes one, not {type(model).__name__}")
         return {"_target_": f"{getattr(model, '__module__', '')}.{getattr(model, '__qualname__', 'model')}"}
-    digest = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
-        digest.update(f"{name}{tuple(tensor.shape)}".encode() + tensor.detach().cpu().float().numpy().tobytes())
-    return {"_target_": f"{type(model).__module__}.{type(model).__qualname__}", "state": digest.hexdigest()[:16]}
-
-
-def _digest(data: Data) -> str:
-    """Changes with the training examples."""
-    digest = hashlib.sha256()
-    for tensor in (data.train.inputs, data.train.targets):
-        digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode() + tensor.cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]
+    return _described(model, {"state": digest(model.state_dict())[:16]})
 
 
 def _temporary() -> tuple[Path, Any]:

@@ -98,5 +98,5 @@ def _write(tensors: Tensors, path: Path) -> None:
     try:
         with replaced(path) as temporary:
             save_file(tensors, temporary, {"sha256": digest(tensors)})
-    except (StorageError, OSError, SafetensorError) as error:
+    except (StorageError, SafetensorError) as error:
         log.warning("the cache %s cannot be written (%s): the data will be decoded again next time", path.parent, error)

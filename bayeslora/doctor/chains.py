@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import math
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from bayeslora.config import instantiate
 from bayeslora.doctor.experiments import choice, composed, options
 from bayeslora.doctor.finding import Check, Finding, failure, ok
+from bayeslora.files import digest
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -71,10 +71,7 @@ def _trained(folder: Path, *overrides: str) -> RunDirectory:
 
 def _draws(run: RunDirectory, chain: int) -> list[str]:
     """A digest of the tensors of each draw of a chain; the files also hold the chain's number."""
-    return [
-        hashlib.sha256(b"".join(draw.tensors[name].numpy().tobytes() for name in sorted(draw.tensors))).hexdigest()
-        for draw in run.store(chain)
-    ]
+    return [digest(draw.tensors) for draw in run.store(chain)]
 
 
 def _whole(run: RunDirectory) -> Finding:

@@ -232,8 +232,7 @@ def parse_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 def write_baseline(path: Path, state: Mapping[str, Tensor], chain: int, step: int) -> None:
     """Write the MAP baseline, with a checksum of its own since no manifest lists it."""
-    tensors = {name: tensor.detach().cpu() for name, tensor in state.items()}
-    write_atomically(path, serialise(tensors, {"chain": chain, "step": step, "sha256": digest(tensors)}))
+    write_atomically(path, serialise(state, {"chain": chain, "step": step, "sha256": digest(state)}))
 
 
 def read_baseline(path: Path) -> dict[str, Tensor]:
