@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 Tensors = dict[str, Tensor]
 
-FORMAT = "1"
+FORMAT = "2"
 """Changes when the same sources are to give other tensors."""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
@@ -9,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from bayeslora.datasets.base import Data, Split, carve
 from bayeslora.datasets.glue import LAYOUTS, MIN_LENGTH, Table, find_classes, tokenised
-from bayeslora.datasets.images import fitted
+from bayeslora.datasets.image_folder import ImageFolder, holds_classes_of_images
+from bayeslora.datasets.images import decode_images, decoding_notes, shared_notes
 from bayeslora.datasets.tables import Targets, assemble, held_out, read_targets, setting_problems
 from bayeslora.datasets.text import TrimPadding, check_tokenizer_folder, local_folder
 from bayeslora.errors import DataError
@@ -95,6 +96,12 @@ class Hub:
         Raises:
             DataError: it cannot be had, or holds neither images nor texts with classes.
         """
+        folder = Path(str(self.path)).expanduser()
+        if folder.is_dir() and self.train is None and self.test is None and holds_classes_of_images(folder):
+            return ImageFolder(
+                folder, size=self.size, channels=None, test_share=self.test_share, limit_train=self.limit_train,
+                limit_test=self.limit_test, validation_size=self.validation_size,
+            ).load()  # fmt: skip
         train, test, notes = self._splits()
         label = self._label(train)
         columns = self._inputs(train, label)
@@ -156,27 +163,35 @@ class Hub:
     def _images(
         self, train: datasets.Dataset, test: datasets.Dataset, column: str, label: str, notes: Sequence[str]
     ) -> Data:
-        names = getattr(train.features[label], "names", None)
-        size = self.size or train[0][column].size[1]
-        colour = any(train[row][column].mode not in ("L", "1") for row in range(min(10, len(train))))
-        inputs = [self._decoded(split, column, size, "RGB" if colour else "L") for split in (train, test)]
+        names = tuple(getattr(train.features[label], "names", None) or ())
+        parts, dropped = zip(*(_complete_rows(split, column, label) for split in (train, test)), strict=True)
+        decoded = decode_images(
+            (
+                (Path(cell["path"]) if cell["bytes"] is None else cell["bytes"], f"{self.path}, {name} set, row {row}")
+                for name, cells in zip(("training", "test"), parts, strict=True)
+                for row, cell, _ in cells
+            ),
+            self.size,
+            channels=None,
+        )
+        stored = [np.asarray([target for *_, target in cells]) for cells in parts]
+        values = {str(value) for part in stored for value in part}
+        if not names and "-1" in values and values != {"-1", "1"}:
+            raise DataError(
+                f"{self.path}: the label -1 (column {label}) may be a class or stand for no label; name the classes by"
+                " the type ClassLabel, or leave these rows out"
+            )
         if names:
-            numbers = [torch.tensor(split[label][:]) for split in (train, test)]
-            targets = Targets(numbers[0], numbers[1], tuple(names))
+            targets = Targets(torch.from_numpy(stored[0]), torch.from_numpy(stored[1]), names)
         else:
-            stored = [np.asarray(split[label][:]) for split in (train, test)]
             targets = read_targets(stored[0], stored[1], "classification", str(self.path))
+        inputs = decoded["images"][: len(parts[0])], decoded["images"][len(parts[0]) :]
+        left_out = [f"{count:,} {reason} left out" for reason, count in sum(dropped, Counter()).items()]
         return assemble(
-            self.name, (inputs[0], inputs[1]), targets, notes=notes,
+            self.name, inputs, targets,
+            notes=[*notes, *left_out, *decoding_notes(decoded), *shared_notes(*inputs)],
             validation_size=self.validation_size, limit_train=self.limit_train, limit_test=self.limit_test,
         )  # fmt: skip
-
-    def _decoded(self, split: datasets.Dataset, column: str, size: int, mode: str) -> Tensor:
-        """Images uint8 [N, C, size, size]."""
-        try:
-            return torch.stack([fitted(image, size, mode) for image in split[column]])
-        except (OSError, SyntaxError, ValueError) as error:
-            raise DataError(f"{self.path}: an image cannot be read ({str(error).split(' <')[0]})") from error
 
     def _texts(
         self, train: datasets.Dataset, test: datasets.Dataset, columns: list[str], label: str, notes: Sequence[str]
@@ -234,7 +249,33 @@ def load(path: str, subset: str | None) -> Any:
 
 def _labelled(split: datasets.Dataset, label: str) -> bool:
     """Whether a split has labels (test sets of competitions hide theirs)."""
-    return label in split.column_names and len(split) > 0 and split[0][label] not in (None, -1)
+    return label in split.column_names and any(value not in (None, -1) for value in split[label])
+
+
+def _complete_rows(
+    split: datasets.Dataset, column: str, label: str
+) -> tuple[list[tuple[int, dict[str, Any], Any]], Counter[str]]:
+    """Row, encoded image and label of the examples that have both, and how many were left out for what.
+
+    Raises:
+        DataError: no example is complete.
+    """
+    import datasets
+
+    rows, dropped = [], Counter[str]()
+    named = isinstance(split.features[label], datasets.ClassLabel)
+    for row, (cell, target) in enumerate(
+        zip(split.cast_column(column, datasets.Image(decode=False))[column], split[label], strict=True)
+    ):
+        if target is None or (named and target == -1):
+            dropped["examples without a label"] += 1
+        elif cell is None or cell["bytes"] is cell["path"] is None:
+            dropped["examples without an image"] += 1
+        else:
+            rows.append((row, cell, target))
+    if not rows:
+        raise DataError(f"no example has both an image (column {column}) and a label (column {label})")
+    return rows, dropped
 
 
 def _is_image(split: datasets.Dataset, column: str) -> bool:

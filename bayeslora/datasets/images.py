@@ -1,15 +1,32 @@
-"""What image datasets share: normalisation, and random crops and flips of a whole batch at once."""
+"""What image datasets share: one decoder of image files, normalisation, random crops and flips of a whole batch."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+import io
+import struct
+import zlib
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from bayeslora.errors import DataError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+GREY_MODES = ("1", "L", "LA", "F")
+"""Pillow's modes of grey images, once levels of more than 8 bits are `"F"`."""
+DAMAGED = (OSError, EOFError, SyntaxError, ValueError, struct.error, zlib.error)
+"""What Pillow raises for files that are damaged or of no format it reads."""
+WHOLE_LEVELS = (255, 1023, 4095, 16_383, 65_535)
+"""White in images of 8, 10, 12, 14 and 16 bits."""
 
 
 @dataclass(frozen=True)
@@ -72,9 +89,145 @@ def channel_problems(mean: Sequence[float], std: Sequence[float], channels: int)
     return problems
 
 
-def fitted(image: Any, size: int, mode: str) -> Tensor:
-    """A PIL image cut to its middle square and scaled, as uint8 [C, size, size]; `mode` is `"RGB"` or `"L"`."""
+@dataclass(frozen=True)
+class Picture:
+    """One decoded image file.
+
+    Attributes:
+        image: upright, without transparency, of mode `"L"`, `"RGB"` or, for levels of more than 8 bits, `"F"`.
+        whole: whether levels of mode `"F"` are whole numbers.
+        transparent: whether it had transparency, which was laid on white.
+        frames: how many images the file holds; this is the first.
+    """
+
+    image: Image.Image
+    whole: bool = False
+    transparent: bool = False
+    frames: int = 1
+
+
+def open_picture(source: Path | bytes, where: str, fix: str = "remove or mend it") -> Picture:
+    """Decode an image file as a viewer shows it: turned by its EXIF orientation, transparent pixels on white.
+
+    Args:
+        source: the file, or its contents.
+        where: its name in messages.
+        fix: what to do where it cannot be read, for the message.
+
+    Raises:
+        DataError: it cannot be read, or holds NaN.
+    """
     from PIL import Image, ImageOps
 
-    pixels = np.array(ImageOps.fit(image.convert(mode), (size, size), Image.Resampling.BILINEAR))
-    return torch.from_numpy(pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1).copy())
+    try:
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as file:
+            frames = getattr(file, "n_frames", 1)
+            image = ImageOps.exif_transpose(file)
+            if image.mode[0] in "IF":
+                if image.has_transparency_data:
+                    raise ValueError("16-bit grey levels with a transparent one are not supported")
+                return Picture(Image.fromarray(_levels(image)), image.mode[0] == "I", frames=frames)
+            if not image.has_transparency_data:
+                return Picture(image.convert("L" if image.mode in GREY_MODES else "RGB"), frames=frames)
+            grey, image = image.mode in GREY_MODES, image.convert("RGBA")
+            transparent = image.getextrema()[3] != (255, 255)
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+            return Picture(image.convert("L" if grey else "RGB"), transparent=transparent, frames=frames)
+    except (*DAMAGED, Image.DecompressionBombError) as error:
+        reason = str(error).split(" <")[0]
+        raise DataError(f"{where} cannot be read as an image ({reason}); {fix}") from error
+
+
+def _levels(image: Image.Image) -> np.ndarray:
+    """Levels float32 [H, W] of an image of more than 8 bits.
+
+    Raises:
+        ValueError: they are not finite.
+    """
+    levels = np.asarray(image).astype(np.float32)
+    if not np.isfinite(levels).all():
+        raise ValueError(f"{int((~np.isfinite(levels)).sum())} of its levels are NaN or infinite")
+    return levels
+
+
+def decode_images(
+    sources: Iterable[tuple[Path | bytes, str]], size: int | None, channels: int | None
+) -> dict[str, Tensor]:
+    """Decode image files, cut each to its middle square and scale it to one size.
+
+    Levels of more than 8 bits are scaled to 0..255 by one line for all images, so that they can still be compared:
+    whole numbers from 0 to the largest of `WHOLE_LEVELS` that is needed, fractions from 0 to 1; those of other ranges
+    from their smallest to their largest.
+
+    Args:
+        sources: files or their contents, each with its name for messages; at least one.
+        size: height and width in pixels; None: the height of the first image.
+        channels: 3 (colour) or 1 (grey); None: 1 if all images are grey.
+
+    Returns:
+        `images` uint8 [N, C, size, size], and what `decoding_notes` reads: `transparent` and `several` (frames), counts
+        of images, and `whole` and `real`, float64 [3]: count of images of such levels, and which became 0 and 255.
+
+    Raises:
+        DataError: one cannot be read.
+    """
+    from PIL import Image, ImageOps
+
+    arrays: list[np.ndarray] = []
+    kinds: dict[str, list[int]] = {"whole": [], "real": []}
+    transparent = several = 0
+    for row, (source, where) in enumerate(sources):
+        picture = open_picture(source, where)
+        image = picture.image
+        size = size or image.height
+        if channels is not None and image.mode != "F":
+            image = image.convert("RGB" if channels == 3 else "L")
+        if image.mode == "F":
+            kinds["whole" if picture.whole else "real"].append(row)
+        pixels = np.array(ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR))
+        arrays.append(pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1))
+        transparent += picture.transparent
+        several += picture.frames > 1
+    scales = {kind: _scale_levels(arrays, rows, kind == "whole") for kind, rows in kinds.items()}
+    channels = channels or max(len(array) for array in arrays)
+    wide = [np.broadcast_to(array, (channels, *array.shape[1:])) for array in arrays]
+    images = torch.from_numpy(np.array(wide, order="C"))
+    return {"images": images, "transparent": torch.tensor(transparent), "several": torch.tensor(several), **scales}
+
+
+def _scale_levels(arrays: list[np.ndarray], rows: Sequence[int], whole: bool) -> Tensor:
+    """Scale the arrays of these rows to 0..255 in place; their number, and which levels became 0 and 255."""
+    if not rows:
+        return torch.zeros(3, dtype=torch.float64)
+    low, high = float(min(arrays[row].min() for row in rows)), float(max(arrays[row].max() for row in rows))
+    for white in WHOLE_LEVELS if whole else (1, 255):
+        if low >= 0 and high <= white:
+            low, high = 0.0, float(white)
+            break
+    for row in rows:
+        fraction = (arrays[row].astype(np.float64) - low) / ((high - low) or 1)
+        arrays[row] = (255 * fraction).round().astype(np.uint8)
+    return torch.tensor([len(rows), low, high], dtype=torch.float64)
+
+
+def decoding_notes(decoded: dict[str, Tensor]) -> list[str]:
+    """What `decode_images` changed, in words."""
+    notes = {
+        "{:,} images with transparency laid on white": decoded["transparent"],
+        "{:,} image files with several frames, of which the first is taken": decoded["several"],
+    }
+    for kind, levels in (("whole", "of more than 8 bits: levels"), ("real", "of real numbers:")):
+        count, low, high = decoded[kind].tolist()
+        notes[f"{{:,}} images {levels} {low:g} to {high:g} scaled to 0 to 255"] = torch.tensor(int(count))
+    return [note.format(int(count)) for note, count in notes.items() if count]
+
+
+def shared_notes(train: Tensor, test: Tensor) -> list[str]:
+    """Says how many test images [N, C, H, W] are training images as well, to the last byte."""
+    seen = {_digest(image) for image in train}
+    count = sum(_digest(image) in seen for image in test)
+    return [f"{count:,} of {len(test):,} test images are also among the training images"] if count else []
+
+
+def _digest(image: Tensor) -> bytes:
+    return hashlib.sha256(image.contiguous().numpy().data).digest()

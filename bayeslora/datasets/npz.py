@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+import zlib
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from bayeslora.datasets.base import Data
+from bayeslora.datasets.images import shared_notes
 from bayeslora.datasets.tables import assemble, held_out, read_targets, setting_problems
 from bayeslora.errors import DataError
 
@@ -21,16 +23,17 @@ NAMES = {
     "y_test": ("y_test", "Y_test", "test_labels", "test_y"),
 }
 """What the arrays may be called; Keras's files and MedMNIST's are among them."""
-COLOURS = (1, 3)
-"""Channels of an image."""
+CHANNELS = (1, 3, 4)
+"""Usual numbers of channels of an image: grey, RGB, and RGB with a fourth."""
 
 
 @dataclass
 class Npz:
     """A file `.npz` with x_train, y_train, x_test, y_test (or x and y, of which a share is held out for testing).
 
-    Images are bytes of 0..255, [N, H, W], [N, H, W, C] or [N, C, H, W]; other inputs are numbers, [N, F] or of more
-    axes. Targets are classes (whole numbers, text) or real numbers, [N] or [N, D].
+    Images are bytes of 0..255, [N, H, W], [N, H, W, C] or [N, C, H, W] (see `channel_axis`); four channels are taken as
+    they are. Other inputs are numbers, [N, F] or of more axes. Targets are classes (whole numbers, text) or real
+    numbers, [N] or [N, D].
 
     Attributes:
         path: the file.
@@ -78,6 +81,9 @@ class Npz:
                 f"dataset.class_names has {len(shown)} names and {file} {len(targets.class_names)} classes; name each"
             )
         train, test = (_inputs(arrays[name], f"{file}, {name}") for name in ("x_train", "x_test"))
+        if train.dtype == torch.uint8:
+            notes += ["4 channels, taken as they are: transparency is not applied"] * (train.shape[1] == 4)
+            notes += shared_notes(train, test)
         if train.shape[1:] != test.shape[1:] or train.dtype != test.dtype:
             raise DataError(f"{file}: x_train is {list(train.shape)} and x_test {list(test.shape)}: not of one form")
         return assemble(
@@ -116,12 +122,16 @@ def read_arrays(file: Path) -> dict[str, np.ndarray]:
         DataError: it is no such file.
     """
     try:
-        with np.load(file, allow_pickle=False) as found:
+        found = np.load(file, allow_pickle=False)
+        if isinstance(found, np.ndarray):
+            raise ValueError(f"it holds one array {list(found.shape)}, as .npy does, and no targets")
+        with found:
             return {name: found[name] for name in found.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, AttributeError) as error:
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise DataError(
-            f"{file} cannot be read as .npz of plain arrays ({str(error).splitlines()[0]}); write it by"
-            " np.savez(file, x_train=…, …) without objects"
+            f"{file} cannot be read as .npz of plain arrays ({reason}); write it by np.savez(file, x_train=…, …)"
+            " without objects"
         ) from error
 
 
@@ -129,24 +139,34 @@ def _inputs(array: np.ndarray, where: str) -> Tensor:
     """Images uint8 [N, C, H, W], or numbers float32 [N, …].
 
     Raises:
-        DataError: neither bytes nor numbers, or not finite.
+        DataError: neither bytes nor numbers, not finite, or images of which no axis is that of the channels.
     """
-    if array.dtype == np.uint8 and array.ndim in (3, 4):
-        return _images(array)
     if array.dtype.kind not in "fiub" or array.ndim < 2:
         raise DataError(f"{where} is {array.dtype} {list(array.shape)}; inputs must be images or numbers [N, F]")
+    if array.ndim == 4:
+        array = np.moveaxis(array, channel_axis(array.shape, where), 1)
+    if array.dtype == np.uint8 and array.ndim in (3, 4):
+        return torch.from_numpy(np.ascontiguousarray(array[:, None] if array.ndim == 3 else array))
     numbers = torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))
     if not numbers.isfinite().all():
         raise DataError(f"{where}: {int((~numbers.isfinite()).sum())} values are NaN or infinite; fill or remove them")
-    if numbers.ndim == 4 and array.shape[-1] in COLOURS and array.shape[1] not in COLOURS:
-        numbers = numbers.permute(0, 3, 1, 2).contiguous()
     return numbers
 
 
-def _images(array: np.ndarray) -> Tensor:
-    """Bytes [N, H, W], [N, H, W, C] or [N, C, H, W] -> [N, C, H, W]."""
-    if array.ndim == 3:
-        array = array[:, None]
-    elif array.shape[-1] in COLOURS and array.shape[1] not in COLOURS:
-        array = array.transpose(0, 3, 1, 2)
-    return torch.from_numpy(np.ascontiguousarray(array))
+def channel_axis(shape: tuple[int, ...], where: str) -> int:
+    """The axis of the channels of images [N, C, H, W] or [N, H, W, C]: 1 or 3.
+
+    It is the one of `CHANNELS` channels, if one of the two is; else the one that leaves square images.
+
+    Raises:
+        DataError: neither tells.
+    """
+    usual = [axis for axis in (1, 3) if shape[axis] in CHANNELS]
+    square = [axis for axis, rest in ((1, shape[2:]), (3, shape[1:3])) if rest[0] == rest[1]]
+    for axes in (usual, square):
+        if len(axes) == 1:
+            return axes[0]
+    raise DataError(
+        f"{where} is {list(shape)}, and may be [N, C, H, W] or [N, H, W, C]; use images of 1, 3 or 4 channels that are"
+        " higher and wider than that"
+    )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import re
 import socket
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor
 
 from bayeslora.datasets.cache import Tensors
+from bayeslora.datasets.images import open_picture
 from bayeslora.errors import DataError
 
 if TYPE_CHECKING:
@@ -187,16 +187,13 @@ def shard_problems(folder: Path, split: str, files: Sequence[Path]) -> list[str]
 
 def _decode(blob: bytes | None, file: Path, row: int) -> np.ndarray:
     """One encoded image -> uint8 [32, 32, 3]."""
-    from PIL import Image
-
-    try:
-        with Image.open(io.BytesIO(blob or b"")) as image:
-            if image.size == (SIZE, SIZE):
-                return np.asarray(image.convert("RGB"))
-            problem = f"the image has {image.width}x{image.height} pixels, not {SIZE}x{SIZE}: this is another dataset"
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        problem = f"the image is corrupt ({str(error).split(' <')[0]}); fetch the shard again"
-    raise DataError(f"{file}, row {row}: {problem}")
+    image = open_picture(blob or b"", f"{file}, row {row}", "fetch the shard again").image
+    if image.size == (SIZE, SIZE) and image.mode != "F":
+        return np.asarray(image.convert("RGB"))
+    raise DataError(
+        f"{file}, row {row}: the image has {image.width}x{image.height} pixels"
+        f"{' of more than 8 bits' if image.mode == 'F' else ''}, not {SIZE}x{SIZE} of 8 bits: this is another dataset"
+    )
 
 
 @dataclass(frozen=True)

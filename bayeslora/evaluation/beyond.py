@@ -68,9 +68,13 @@ def further_views(setup: Setup) -> Further:
             further.views.append(_other_dataset(setup, data))
         else:
             further.missing["ood"] = f"{cfg.ood} holds {problem}; choose a dataset of the same kind and size"
-    kind = setup.data.kind if setup.data.kind != "images" or _bytes(setup.data) else "images of fractions"
+    kind = setup.data.kind
+    if kind == "images" and not _bytes(setup.data):
+        kind = "images of fractions"
+    elif kind == "images" and setup.data.in_channels not in (1, 3):
+        kind = f"images of {setup.data.in_channels} channels"
     if cfg.corruptions and kind != "images":
-        further.missing["corruptions"] = f"the data are {kind}, and corruptions are of images"
+        further.missing["corruptions"] = f"the data are {kind}, and corruptions are of images, grey or RGB"
     elif cfg.corruptions:
         further.views += _corrupted(setup)
     return further

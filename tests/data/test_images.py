@@ -1,0 +1,320 @@
+"""Image files of every kind through every reader, and what a folder of images may hold beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from bayeslora.datasets import Hub, ImageFolder, Npz
+from bayeslora.datasets.images import decode_images, decoding_notes
+from bayeslora.errors import DataError
+
+SIDE = 32
+RNG = np.random.default_rng(0)
+LEVELS = RNG.permutation(SIDE * SIDE).reshape(SIDE, SIDE)
+"""Every whole number below 1,024 once."""
+COLOURS = RNG.integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)
+ALPHA = np.where(np.arange(SIDE) < SIDE // 2, 0, 255).astype(np.uint8)[None].repeat(SIDE, 0)
+
+
+@pytest.fixture(autouse=True)
+def caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BAYESLORA_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "hub-cache"))
+
+
+def chw(pixels: np.ndarray) -> np.ndarray:
+    """Expected pixels as [3, H, W]."""
+    return np.broadcast_to(pixels, (3, SIDE, SIDE)) if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+
+
+def scaled(levels: np.ndarray, white: float) -> np.ndarray:
+    return (255 * levels / white).round()
+
+
+def turned(file: Path) -> np.ndarray:
+    """A smooth picture stored on its side, as a camera held upright stores it."""
+    pixels = np.add.outer(np.arange(SIDE) * 6, np.arange(SIDE)).astype(np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned clockwise
+    Image.fromarray(pixels).save(file, exif=exif, quality=100, subsampling=0)
+    return np.rot90(pixels, -1)
+
+
+def hidden_colours(file: Path) -> np.ndarray:
+    Image.fromarray(np.dstack([COLOURS, ALPHA])).save(file)
+    return np.where(ALPHA[..., None] == 0, 255, COLOURS)
+
+
+def hidden_grey(file: Path) -> np.ndarray:
+    Image.fromarray(np.dstack([COLOURS[..., 0], ALPHA]), "LA").save(file)
+    return np.where(ALPHA == 0, 255, COLOURS[..., 0])
+
+
+def half_transparent(file: Path) -> np.ndarray:
+    Image.fromarray(np.dstack([COLOURS, np.full_like(ALPHA, 51)])).save(file, lossless=True)  # a fifth of the colour
+    return 0.2 * COLOURS + 0.8 * 255
+
+
+def palette(file: Path, **transparency: int) -> np.ndarray:
+    image = Image.fromarray((LEVELS % 4).astype(np.uint8), "P")
+    image.putpalette([250, 0, 0, 0, 250, 0, 0, 0, 250, 9, 9, 9])
+    image.save(file, **transparency)
+    return np.array(image.convert("RGB"))
+
+
+def hidden_in_a_palette(file: Path) -> np.ndarray:
+    return np.where((LEVELS % 4 == 2)[..., None], 255, palette(file, transparency=2))
+
+
+def saved(pixels: np.ndarray, expected: np.ndarray) -> Callable[[Path], np.ndarray]:
+    def write(file: Path) -> np.ndarray:
+        Image.fromarray(pixels).save(file)
+        return expected
+
+    return write
+
+
+def cmyk(file: Path) -> np.ndarray:
+    Image.fromarray(np.dstack([255 - COLOURS, np.zeros_like(ALPHA)]), "CMYK").save(file)
+    return COLOURS
+
+
+KINDS: dict[str, tuple[str, Callable[[Path], np.ndarray]]] = {
+    "16-bit PNG": ("png", saved((LEVELS * 64).astype(np.uint16), scaled(LEVELS * 64, 65_535))),
+    "16-bit TIFF": ("tif", saved((LEVELS * 64).astype(np.uint16), scaled(LEVELS * 64, 65_535))),
+    "32-bit TIFF": ("tiff", saved((LEVELS * 64).astype(np.int32), scaled(LEVELS * 64, 65_535))),
+    "12 bits in 16": ("png", saved((LEVELS * 4).astype(np.uint16), scaled(LEVELS * 4, 4095))),
+    "float TIFF": ("tif", saved((LEVELS / 1023).astype(np.float32), scaled(LEVELS, 1023))),
+    "float TIFF of bytes": ("tif", saved((LEVELS % 200).astype(np.float32), LEVELS % 200)),
+    "float TIFF below 0": ("tif", saved((LEVELS - 500.0).astype(np.float32), scaled(LEVELS, 1023))),
+    "black and white": ("png", saved(LEVELS % 2 == 1, 255 * (LEVELS % 2))),
+    "greyscale": ("bmp", saved(COLOURS[..., 0], COLOURS[..., 0])),
+    "palette": ("gif", palette),
+    "transparent palette": ("png", hidden_in_a_palette),
+    "RGBA": ("png", hidden_colours),
+    "LA": ("png", hidden_grey),
+    "half transparent": ("webp", half_transparent),
+    "CMYK": ("tif", cmyk),
+    "turned by EXIF": ("jfif", turned),
+}
+TOLERANCE = {"turned by EXIF": 4}
+"""Of a format that loses something; else one level, for rounding."""
+
+
+def parquet(folder: Path, cells: list[Any], labels: list[Any], names: list[str] | None = None) -> Path:
+    import datasets
+
+    kind = datasets.ClassLabel(names=names) if names else datasets.Value("int64")
+    features = datasets.Features({"image": datasets.Image(), "label": kind})
+    folder.mkdir(parents=True)
+    made = datasets.Dataset.from_dict({"image": cells, "label": labels}, features=features)
+    made.to_parquet(str(folder / "train.parquet"))
+    return folder
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_reader_gives_what_a_viewer_shows(tmp_path: Path, kind: str) -> None:
+    """Two files of one kind a class: from a folder, through the hub's library from the folder and from parquet."""
+    ending, write = KINDS[kind]
+    files = [tmp_path / "own" / name / f"{i}.{ending}" for name in "ab" for i in range(2)]
+    for file in files:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        expected = write(file)
+    cells = [{"bytes": file.read_bytes(), "path": None} for file in files]
+    rows = parquet(tmp_path / "rows", cells, [0, 0, 1, 1], ["a", "b"])
+    for reader in (ImageFolder(tmp_path / "own", size=SIDE), Hub(str(tmp_path / "own")), Hub(str(rows))):
+        data = reader.load()
+        for image in (*data.train.inputs, *data.test.inputs):
+            difference = np.abs(np.broadcast_to(image.numpy(), (3, SIDE, SIDE)) - chw(np.asarray(expected, float)))
+            assert difference.max() <= TOLERANCE.get(kind, 1)
+
+
+def test_levels_of_more_than_8_bits_are_scaled_alike_and_what_was_changed_is_counted(tmp_path: Path) -> None:
+    for level in (1000, 2000, 4000):
+        Image.new("I;16", (4, 4), level).save(tmp_path / f"{level}.png")
+    hidden_colours(tmp_path / "rgba.png")
+    frames = [Image.new("L", (4, 4), level) for level in (7, 200)]
+    frames[0].save(tmp_path / "two.tif", save_all=True, append_images=frames[1:])
+    files = [(tmp_path / name, name) for name in ("1000.png", "2000.png", "4000.png", "rgba.png", "two.tif")]
+    decoded = decode_images(files, 4, channels=1)
+    assert decoded["images"][[0, 1, 2, 4], 0, 0, 0].tolist() == [62, 125, 249, 7]
+    assert decoding_notes(decoded) == [
+        "1 images with transparency laid on white",
+        "1 image files with several frames, of which the first is taken",
+        "3 images of more than 8 bits: levels 0 to 4095 scaled to 0 to 255",
+    ]
+
+
+def spoilt(kind: str) -> bytes:
+    import io
+
+    buffer = io.BytesIO()
+    if kind == "levels are NaN":
+        Image.fromarray(np.full((4, 4), np.nan, np.float32)).save(buffer, "TIFF")
+        return buffer.getvalue()
+    Image.fromarray(COLOURS).save(buffer, "JPEG" if kind == "truncated" else "PNG")
+    whole = buffer.getvalue()
+    return {
+        "truncated": whole[: len(whole) // 2],
+        "identify": b"no image",
+        "no content": b"",
+        "damaged": whole[:60] + bytes(40) + whole[100:],
+    }[kind]
+
+
+@pytest.mark.parametrize("kind", ["truncated", "identify", "no content", "damaged", "levels are NaN"])
+def test_an_image_that_cannot_be_read_is_named_by_every_reader(tmp_path: Path, kind: str) -> None:
+    for name in "ab":
+        (tmp_path / "own" / name).mkdir(parents=True)
+        for i in range(2):
+            Image.fromarray(COLOURS).save(tmp_path / "own" / name / f"{i}.png")
+    broken = tmp_path / "own" / "b" / "1.png"
+    broken.write_bytes(spoilt(kind))
+    for reader in (ImageFolder(tmp_path / "own"), Hub(str(tmp_path / "own"))):
+        with pytest.raises(DataError, match=r"b/1\.png cannot be read as an image .*remove or mend it"):
+            reader.load()
+    good = (tmp_path / "own" / "a" / "0.png").read_bytes()
+    cells = [{"bytes": content, "path": None} for content in (good, good, good, broken.read_bytes())]
+    with pytest.raises(DataError, match=r"rows, t\w+ set, row \d cannot be read as an image"):
+        Hub(str(parquet(tmp_path / "rows", cells, [0, 1, 0, 1], ["a", "b"]))).load()
+
+
+# What a folder holds
+
+
+def folder(root: Path, *files: str) -> Path:
+    """Different images, and other files, under these names."""
+    for number, name in enumerate(files):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        if name.endswith((".txt", "._1.jpg", ".db", ".csv")):
+            (root / name).write_bytes(b"no image")
+        else:
+            Image.new("L", (8, 8), number).save(root / name, "PNG")
+    return root
+
+
+CATS_AND_DOGS = [f"{name}/{i}.jpg" for name in ("cat", "dog") for i in range(3)]
+
+
+def test_hidden_files_are_skipped_at_every_depth_and_what_is_left_out_is_counted(tmp_path: Path) -> None:
+    beside = ["cat/.ipynb_checkpoints/0-checkpoint.jpg", "dog/._1.jpg", "cat/more/.cache/deep/1.png", "dog/Thumbs.db"]
+    others = [".git/objects/1.png", "__MACOSX/cat/0.jpg", "readme.txt", "cat/labels.csv", "cover.png"]
+    more = ["cat/more/4.JFIF", "dog/more/5.gif"]
+    root = folder(tmp_path / "pets", *CATS_AND_DOGS, *beside, *others, *more)
+    for reader in (ImageFolder(root, size=8), Hub(str(root), size=8)):
+        data = reader.load()
+        assert (len(data.train) + len(data.test), data.class_names) == (8, ("cat", "dog"))
+        assert data.notes == (
+            "2 images held out for the test set",
+            "6 hidden files left out",
+            "2 files that are no images left out (.csv, .txt)",
+            "1 images outside the classes' folders left out (in .)",
+        )
+
+
+def test_test_images_that_are_training_images_too_are_counted(tmp_path: Path) -> None:
+    root = folder(tmp_path / "own", *(f"{s}/{name}" for s in ("train", "test") for name in CATS_AND_DOGS))
+    for name in ("cat/1.jpg", "dog/2.jpg"):
+        (root / "test" / name).write_bytes((root / "train" / name).read_bytes())
+    note = "2 of 6 test images are also among the training images"
+    assert ImageFolder(root).load().notes == (note,)
+    x = RNG.integers(0, 256, (6, 8, 8), dtype=np.uint8)
+    np.savez(tmp_path / "own.npz", x_train=x, y_train=np.arange(6) % 2, x_test=x[:2], y_test=np.arange(2))
+    assert Npz(tmp_path / "own.npz").load().notes == ("2 of 2 test images are also among the training images",)
+
+
+@pytest.mark.parametrize(
+    ("train", "test"), [("Train", "Test"), ("training", "testing"), ("TRAIN", "Val"), ("Train", "valid")]
+)
+def test_splits_are_known_in_any_case(tmp_path: Path, train: str, test: str) -> None:
+    files = [f"{train}/{name}" for name in CATS_AND_DOGS] + [f"{test}/cat/9.png", f"{test}/dog/9.png"]
+    root = folder(tmp_path / "own", *files, "unlabelled/1.png")
+    for reader in (ImageFolder(root, size=8), Hub(str(root))):
+        data = reader.load()
+        assert (data.class_names, len(data.train), data.test.targets.tolist()) == (("cat", "dog"), 6, [0, 1])
+        assert data.notes == ("1 images outside the classes' folders left out (in unlabelled)",)
+
+
+def test_a_class_may_have_the_name_of_a_split(tmp_path: Path) -> None:
+    root = folder(tmp_path / "vehicles", *(f"{name}/{i}.png" for name in ("bus", "train") for i in range(3)))
+    assert ImageFolder(root).load().class_names == ("bus", "train")
+
+
+def test_test_images_without_classes_are_left_out_and_counted(tmp_path: Path) -> None:
+    root = folder(tmp_path / "own", *(f"train/{name}" for name in CATS_AND_DOGS), "test/1.jpg", "test/2.jpg")
+    assert ImageFolder(root).load().notes == (
+        "2 images held out for the test set",
+        "2 images outside the classes' folders left out (in test)",
+    )
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        (["Train/1.png", "Test/1.png"], "holds Test, Train, which are names of splits, with no folder for each class"),
+        (["train/a/1.png", "Train/a/1.png", "test/a/1.png"], "holds Train and train; keep one"),
+        (["train/a/1.png", "train/b/1.png", "cats/1.png"], "holds train of a split beside cats; put the folders"),
+        (["test/a/1.png", "test/b/1.png"], "holds test of a split beside no training images"),
+        (["a/1.png", "a/2.png", "b/.1.png", "b/readme.txt"], "b holds no images"),
+        ([".a/1.png", "b/1.png"], "two at least"),
+    ],
+)
+def test_folders_that_may_be_splits_or_classes_are_refused(tmp_path: Path, files: list[str], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        ImageFolder(folder(tmp_path / "own", *files)).load()
+
+
+# Rows and arrays
+
+
+def test_rows_without_image_or_label_are_left_out_and_counted(tmp_path: Path) -> None:
+    images = [Image.fromarray(np.roll(COLOURS, i, 0)) for i in range(20)]
+    cells = [None if i in (3, 4) else image for i, image in enumerate(images)]
+    labels = [{5: None, 6: -1}.get(i, i % 2) for i in range(20)]
+    data = Hub(str(parquet(tmp_path / "rows", cells, labels, ["n", "p"])), size=8).load()
+    assert len(data.train) + len(data.test) == 16
+    assert set(data.train.targets.tolist()) == {0, 1}
+    assert {"2 examples without an image left out", "2 examples without a label left out"} < {*data.notes}
+
+
+def test_the_label_minus_one_is_a_class_only_where_it_cannot_be_a_missing_one(tmp_path: Path) -> None:
+    images = [Image.fromarray(np.roll(COLOURS, i, 0)) for i in range(20)]
+    signs = Hub(str(parquet(tmp_path / "signs", images, [2 * (i % 2) - 1 for i in range(20)])), size=8).load()
+    assert signs.class_names == ("-1", "1")
+    with pytest.raises(DataError, match=r"the label -1 .* may be a class or stand for no label"):
+        Hub(str(parquet(tmp_path / "other", images, [i % 3 - 1 for i in range(20)])), size=8).load()
+    with pytest.raises(DataError, match="no example has both an image"):
+        Hub(str(parquet(tmp_path / "none", images, [None] * 20)), size=8).load()
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+@pytest.mark.parametrize("channels", [1, 3, 4, 13])
+def test_the_axis_of_the_channels_is_found(tmp_path: Path, channels: int, dtype: type) -> None:
+    x = RNG.integers(0, 256, (10, channels, 9, 9)).astype(dtype)
+    for array in (x, x.transpose(0, 2, 3, 1)):
+        np.savez(tmp_path / "own.npz", x_train=array, y_train=np.arange(10) % 2, x_test=array, y_test=np.arange(10) % 2)
+        data = Npz(tmp_path / "own.npz", standardise=False).load()
+        assert torch.equal(data.train.inputs, torch.from_numpy(x))
+        assert ("4 channels, taken as they are: transparency is not applied" in data.notes) == (
+            channels == 4 and dtype is np.uint8
+        )
+
+
+@pytest.mark.parametrize("shape", [(4, 4, 4), (3, 9, 3), (1, 9, 4), (5, 6, 7)])
+def test_images_whose_channels_cannot_be_told_are_refused(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    np.savez(tmp_path / "own.npz", x=np.zeros((10, *shape), np.uint8), y=np.arange(10) % 2)
+    with pytest.raises(DataError, match=r"may be \[N, C, H, W\] or \[N, H, W, C\]"):
+        Npz(tmp_path / "own.npz").load()
+
+
+def test_an_array_without_names_is_refused(tmp_path: Path) -> None:
+    np.save(tmp_path / "own.npy", np.zeros((9, 2)))
+    with pytest.raises(DataError, match=r"holds one array \[9, 2\], as \.npy does, and no targets.*np\.savez"):
+        Npz(tmp_path / "own.npy").load()
