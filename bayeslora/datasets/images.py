@@ -130,7 +130,7 @@ def open_picture(source: Path | bytes, where: str, fix: str = "remove or mend it
             if not image.has_transparency_data:
                 return Picture(image.convert("L" if image.mode in GREY_MODES else "RGB"), frames=frames)
             grey, image = image.mode in GREY_MODES, image.convert("RGBA")
-            transparent = image.getextrema()[3] != (255, 255)
+            transparent = image.getchannel("A").getextrema() != (255, 255)
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
             return Picture(image.convert("L" if grey else "RGB"), transparent=transparent, frames=frames)
     except (*DAMAGED, Image.DecompressionBombError) as error:

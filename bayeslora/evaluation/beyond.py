@@ -72,9 +72,9 @@ def further_views(setup: Setup) -> Further:
     if kind == "images" and not _bytes(setup.data):
         kind = "images of fractions"
     elif kind == "images" and setup.data.in_channels not in (1, 3):
-        kind = f"images of {setup.data.in_channels} channels"
+        kind = f"images of {setup.data.in_channels} channels, not 1 or 3"
     if cfg.corruptions and kind != "images":
-        further.missing["corruptions"] = f"the data are {kind}, and corruptions are of images, grey or RGB"
+        further.missing["corruptions"] = f"the data are {kind}, and corruptions are of images"
     elif cfg.corruptions:
         further.views += _corrupted(setup)
     return further
