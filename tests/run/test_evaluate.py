@@ -215,10 +215,11 @@ def reference_for(file: Path, shift: int = 0, classes: int = 10) -> Path:
     from bayeslora.datasets import Digits
 
     labels = Digits().load().test.targets.numpy()
+    labels = np.roll(labels, shift)
     probs = np.full((len(labels), 10), 0.3 / 9)
-    probs[np.arange(len(labels)), np.roll(labels, shift)] = 0.7
+    probs[np.arange(len(labels)), labels] = 0.7
     probs = probs[:, :classes] / probs[:, :classes].sum(1, keepdims=True)
-    np.savez(file, index=np.arange(len(labels)), probs=probs)
+    np.savez(file, index=np.arange(len(labels)), probs=probs, labels=labels)
     return file
 
 
