@@ -6,12 +6,12 @@
 OUT ?= outputs
 SMOKE ?=
 FORCE ?=
-DATA ?= $(if $(SMOKE),$(MADE_UP))
-ROBERTA ?= $(if $(SMOKE),$(MADE_UP)/roberta)
+DATA ?= $(if $(SMOKE),$(SYNTHETIC))
+ROBERTA ?= $(if $(SMOKE),$(SYNTHETIC)/roberta)
 ARGS ?=
 
-MADE_UP := $(OUT)/made_up
-NEEDS = $(RUN_READY) $(if $(SMOKE),$(MADE_UP)/.written)
+SYNTHETIC := $(OUT)/synthetic
+NEEDS = $(RUN_READY) $(if $(SMOKE),$(SYNTHETIC)/.written)
 RUN_READY ?= $(VENV)/.installed
 
 # experiment by the name of its target
@@ -60,8 +60,8 @@ experiments-all: experiments-cifar experiment-mrpc-lora  ## all of them; SMOKE=1
 eval-cifar: $(CIFAR:%=eval-%)  ## evaluate the four of CIFAR again
 eval-all: eval-cifar eval-mrpc-lora  ## evaluate all of them again
 
-$(MADE_UP)/.written: $(RUN_READY)
-	$(RUN) -m bayeslora.datasets.made_up $(MADE_UP)
+$(SYNTHETIC)/.written: $(RUN_READY)
+	$(RUN) -m bayeslora.datasets.synthetic $(SYNTHETIC)
 	@touch $@
 
 # $(call remove,WHAT,FOLDERS): asks first; without a terminal to ask, FORCE=1 must say so

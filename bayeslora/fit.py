@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import torch
@@ -14,6 +15,8 @@ from bayeslora.datasets.base import Data
 from bayeslora.errors import ConfigError, Problems, require
 from bayeslora.likelihood import NOISE, Categorical, Gaussian, Likelihood
 from bayeslora.potential import matches
+
+log = logging.getLogger(__name__)
 
 TAKES = {"in_channels": "images", "in_features": "tables", "name_or_path": "texts"}
 """Arguments of this package's models that say what kind of data they take."""
@@ -35,7 +38,10 @@ def load_data(dataset: Any) -> Data:
     from bayeslora.datasets.examples import from_examples
 
     found = dataset.load() if hasattr(dataset, "load") else dataset
-    return found if isinstance(found, Data) else from_examples(found, name=type(dataset).__name__)
+    data = found if isinstance(found, Data) else from_examples(found, name=type(dataset).__name__)
+    for note in data.notes:
+        log.info("%s: %s", data.name, note)
+    return data.with_scale_notes()
 
 
 def build_model(node: DictConfig, data: Data, likelihood: Likelihood | None = None) -> nn.Module:

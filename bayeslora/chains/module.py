@@ -285,8 +285,14 @@ class SamplingModule(LightningModule):
         """The error for what left the finite numbers in a step (the first is number 1), with the fix."""
         phase = self.plan.phase(step - 1)
         fix = "chain.warmup.optimizer.lr smaller" if phase == "warm-up" else "sampler.lr smaller or the warm-up longer"
+        fix = f"Make {fix}"
+        if not self.steps_taken:
+            fix = (
+                "No step was taken yet, so it is not the step size: standardise the inputs and, for regression, the"
+                " targets, or make the initial weights smaller"
+            )
         which = ", ".join(map(str, chains or self.chains))
-        return DivergedError(f"chain {which} diverged in step {step:,} ({phase}): {what}. Make {fix}", chains, step)
+        return DivergedError(f"chain {which} diverged in step {step:,} ({phase}): {what}. {fix}", chains, step)
 
 
 def parameter_groups(params: Mapping[str, Tensor], factors: Mapping[str, float]) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -10,8 +11,11 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from bayeslora.errors import ConfigError
+from bayeslora.datasets.checks import scale_notes, split_problems
+from bayeslora.errors import ConfigError, DataError
 from bayeslora.rng import generator
+
+log = logging.getLogger(__name__)
 
 Transform = Callable[[Tensor], Tensor]
 """Stored inputs [B, …] -> model input [B, …]: uint8 images to float32, normalised; tokens int32 to int64, trimmed.
@@ -75,6 +79,9 @@ class Data:
         lengths: of texts: tokens of the longest sequence of each training example, int64 [N]; None for images.
         texts: of texts: the sentences of each example by split, `"train"`, `"validation"` and `"test"`; else empty.
         real: what the targets are, where they are real numbers; None for classes.
+
+    Raises:
+        DataError: there are numbers that are NaN or infinite, classes that have no name, or one-hot targets.
     """
 
     name: str
@@ -89,6 +96,20 @@ class Data:
     lengths: Tensor | None = None
     texts: Mapping[str, Sequence[tuple[str, ...]]] = field(default_factory=dict)
     real: Real | None = None
+
+    def __post_init__(self) -> None:
+        problems = []
+        for part in ("train", "validation", "test"):
+            problems += split_problems(f"{self.name}, {part}", getattr(self, part), len(self.class_names))
+        if problems:
+            raise DataError(*problems)
+
+    def with_scale_notes(self) -> Data:
+        """The same data, with a note where inputs or real-valued targets are of a scale far from 1."""
+        new = [note for note in scale_notes(self) if note not in self.notes]
+        for note in new:
+            log.warning("%s: %s", self.name, note)
+        return replace(self, notes=(*self.notes, *new)) if new else self
 
     @property
     def num_classes(self) -> int:

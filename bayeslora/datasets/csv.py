@@ -2,29 +2,33 @@
 
 from __future__ import annotations
 
+import codecs
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from bayeslora.datasets.base import Data
-from bayeslora.datasets.tables import assemble, held_out, read_targets, setting_problems
+from bayeslora.datasets.delimited import DECIMALS, Column, header_problems, parse_column, read_rows
+from bayeslora.datasets.tables import assemble, file_problems, held_out, read_targets, setting_problems
 from bayeslora.errors import DataError
 
 MISSING = ("error", "drop")
 MOST_VALUES = 50
-"""Different texts that a column may hold to be taken for a category."""
+"""Different words that a column may hold to be taken for a category."""
+
+Table = dict[str, Column]
+"""The columns by name."""
 
 
 @dataclass
 class Csv:
     """A CSV file with a header: numbers and categories to predict a class or a number from.
 
-    Columns of numbers enter as they are (then standardised), columns of text as one 0/1 column a value of the training
-    set.
+    Columns of numbers enter as they are (then standardised), columns of words as one 0/1 column a value of the training
+    set, which is noted. A column of which most cells look like numbers, but not all are, is refused.
 
     Attributes:
         path: the file.
@@ -32,7 +36,10 @@ class Csv:
         test_path: a second file of the same columns for the test set; None: a share of the rows is held out.
         test_share: that share.
         separator: between columns.
+        decimal: the mark before a number's fraction: `"."` or `","`.
+        encoding: of the text, as Python calls it.
         leave_out: columns that are not used, e.g. an id.
+        categories: columns that are categories though their cells look like numbers.
         missing: rows with an empty cell: `"error"`, or `"drop"`.
         task: `"classification"`, `"regression"`, or `"auto"`: by the target (see `read_targets`).
         standardise: inputs, and a target that is a number, are scaled to mean 0 and sd 1 of the training set.
@@ -49,7 +56,10 @@ class Csv:
     test_path: str | Path | None = None
     test_share: float = 0.2
     separator: str = ","
+    decimal: str = "."
+    encoding: str = "utf-8"
     leave_out: list[str] | None = None
+    categories: list[str] | None = None
     missing: str = "error"
     task: str = "auto"
     standardise: bool = True
@@ -61,12 +71,20 @@ class Csv:
         sizes = (self.validation_size, self.limit_train, self.limit_test)
         problems = setting_problems(self.task, self.test_share, *sizes)
         for key, value in (("path", self.path), ("test_path", self.test_path)):
-            if (value is not None or key == "path") and not (value and Path(value).expanduser().is_file()):
-                problems.add(f"dataset.{key}={value} must be a CSV file with a header line")
+            if value is not None or key == "path":
+                problems.add(*file_problems(key, value, "a CSV file with a header line"))
         if self.missing not in MISSING:
             problems.add(f"dataset.missing={self.missing} is unknown; choose {' or '.join(MISSING)}")
-        if len(self.separator) != 1:
-            problems.add(f"dataset.separator={self.separator!r} must be one character")
+        if len(self.separator) != 1 or not self.separator.isascii():
+            problems.add(f"dataset.separator={self.separator!r} must be one character of ASCII")
+        if self.decimal not in DECIMALS:
+            problems.add(f"dataset.decimal={self.decimal!r} is unknown; choose '.' or ','")
+        elif self.decimal == self.separator:
+            problems.add(f"dataset.decimal={self.decimal!r} is the separator, too; set dataset.separator, e.g. to ';'")
+        try:
+            codecs.lookup(self.encoding)
+        except LookupError:
+            problems.add(f"dataset.encoding={self.encoding} is unknown; choose e.g. utf-8, latin-1, cp1252 or utf-16")
         if problems.found:
             raise DataError(*problems.found)
 
@@ -78,96 +96,106 @@ class Csv:
         """
         file = Path(self.path).expanduser()
         table, dropped = self._read(file)
-        target = self._target(file, table)
+        target = list(table)[-1] if self.target is None else self.target
         if self.test_path is None:
-            train, test = held_out(len(table[target]), self.test_share)
-            parts = [{name: column[rows] for name, column in table.items()} for rows in (train, test)]
+            train, test = held_out(len(table[target].values), self.test_share)
+            parts = [{name: column.take(rows) for name, column in table.items()} for rows in (train, test)]
             notes = [f"{len(test):,} rows held out for the test set"]
         else:
-            other, more = self._read(Path(self.test_path).expanduser())
-            if missing := [name for name in table if name not in other]:
-                raise DataError(f"{self.test_path} has no column {', '.join(missing)}, which {file} has")
+            other, more = self._read(Path(self.test_path).expanduser(), table)
             parts, dropped, notes = [table, other], dropped + more, []
         if dropped:
             notes.append(f"{dropped:,} rows with an empty cell left out")
-        train_rows, test_rows = parts
-        targets = read_targets(train_rows.pop(target), test_rows.pop(target), self.task, f"{file}, column {target}")
+        values = [part.pop(target).values for part in parts]
+        targets = read_targets(values[0], values[1], self.task, f"{file}, column {target}")
+        inputs, encoded = _encoded(parts[0], parts[1], str(file))
         return assemble(
-            file.stem, _encoded(train_rows, test_rows, str(file)), targets, target_names=(target,),
-            standardise=self.standardise, validation_size=self.validation_size, limit_train=self.limit_train,
-            limit_test=self.limit_test, notes=notes,
+            file.stem, inputs, targets, target_names=(target,), standardise=self.standardise,
+            validation_size=self.validation_size, limit_train=self.limit_train, limit_test=self.limit_test,
+            notes=notes + encoded,
         )  # fmt: skip
 
-    def _read(self, file: Path) -> tuple[dict[str, np.ndarray], int]:
-        """The columns by name, numbers or text, and how many rows were left out."""
-        table = read_table(file, self.separator)
-        unknown = [name for name in self.leave_out or [] if name not in table.column_names]
-        if unknown:
-            raise DataError(f"dataset.leave_out: {file} has no column {', '.join(unknown)}, only {_listed(table)}")
-        table = table.drop_columns(self.leave_out or [])
-        empty = {name: table[name].null_count for name in table.column_names if table[name].null_count}
-        count = table.num_rows
-        if empty and self.missing == "error":
-            cells = ", ".join(f"{name} ({number})" for name, number in list(empty.items())[:6])
-            raise DataError(f"{file} has empty cells: {cells}; fill them, or set dataset.missing=drop")
-        table = table.drop_null()
-        if table.num_rows < 2:
-            raise DataError(f"{file} has {table.num_rows} rows without empty cells; there must be two at least")
-        return {name: table[name].to_numpy() for name in table.column_names}, count - table.num_rows
+    def _read(self, file: Path, train: Table | None = None) -> tuple[Table, int]:
+        """The columns that are used, complete rows of them, and how many rows were left out.
 
-    def _target(self, file: Path, table: dict[str, np.ndarray]) -> str:
-        target = list(table)[-1] if self.target is None else self.target
-        if target not in table:
-            raise DataError(f"dataset.target={target}: {file} has no such column, only {', '.join(table)}")
-        if len(table) < 2:
+        Args:
+            file: to read.
+            train: of a test set: the table of the training set, whose columns it must have.
+        """
+        header, cells, _ = read_rows(file, self.separator, encoding=self.encoding)
+        listed = ", ".join(header)
+        for key in ("leave_out", "categories"):
+            if train is None and (unknown := [name for name in getattr(self, key) or [] if name not in header]):
+                raise DataError(f"dataset.{key}: {file} has no column {', '.join(unknown)}, only {listed}")
+        if absent := [name for name in train or {} if name not in header]:
+            raise DataError(f"{file} has no column {', '.join(absent)}, which {self.path} has")
+        used = [place for place, name in enumerate(header) if name not in (self.leave_out or ())]
+        names, target = [header[place] for place in used], self.target
+        if len(used) < 2:
             raise DataError(
-                f"{file} has the one column {target}; if columns are separated by something else than"
+                f"{file} has the one column {', '.join(names)}; if columns are separated by something else than"
                 f" {self.separator!r}, set dataset.separator"
             )
-        return target
+        if target is not None and target not in names:
+            raise DataError(f"dataset.target={target}: {file} has no such column, only {', '.join(names)}")
+        columns = []
+        for place in used:
+            name = header[place]
+            words = name in (self.categories or ()) or (train is not None and name in train and train[name].is_words)
+            mixed = self.task == "classification" and name == (target or names[-1])
+            columns.append(parse_column(cells[place], self.decimal, str(file), name, words=words, mixed=mixed))
+        if problems := header_problems(names, columns, str(file)):
+            raise DataError(*problems)
+        table = dict(zip(names, columns, strict=True))
+        return self._complete(file, table if train is None else {name: table[name] for name in train})
+
+    def _complete(self, file: Path, table: Table) -> tuple[Table, int]:
+        """The rows without an empty cell, and how many others there are."""
+        empty = {name: int(column.missing.sum()) for name, column in table.items() if column.missing.any()}
+        if empty and self.missing == "error":
+            counts = ", ".join(f"{name} ({number})" for name, number in list(empty.items())[:6])
+            raise DataError(f"{file} has empty cells: {counts}; fill them, or set dataset.missing=drop")
+        whole = ~np.any([column.missing for column in table.values()], axis=0)
+        if whole.sum() < 2:
+            raise DataError(f"{file} has {whole.sum()} rows without empty cells; there must be two at least")
+        return {name: column.take(whole) for name, column in table.items()}, int((~whole).sum())
 
 
-def read_table(file: Path, separator: str) -> Any:
-    """A CSV file as a table of arrow; empty cells, NA, NaN and the like are null.
-
-    Raises:
-        DataError: it cannot be read.
-    """
-    import pyarrow as pa
-    from pyarrow import csv
-
-    try:
-        return csv.read_csv(
-            file,
-            parse_options=csv.ParseOptions(delimiter=separator),
-            convert_options=csv.ConvertOptions(strings_can_be_null=True),
-        )
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        reason = str(error).splitlines()[0]
-        raise DataError(
-            f"{file} cannot be read as CSV with a header line ({reason}); check dataset.separator"
-        ) from error
-
-
-def _listed(table: Any) -> str:
-    return ", ".join(table.column_names)
-
-
-def _encoded(train: dict[str, np.ndarray], test: dict[str, np.ndarray], where: str) -> tuple[Tensor, Tensor]:
-    """Columns as float32 [N, F]: numbers as they are, text as one column a value of the training set."""
+def _encoded(train: Table, test: Table, where: str) -> tuple[tuple[Tensor, Tensor], list[str]]:
+    """Columns as float32 [N, F]: numbers as they are, words as one column a value of the training set; and notes."""
     columns: list[tuple[np.ndarray, np.ndarray]] = []
+    notes = []
     for name, column in train.items():
-        if column.dtype.kind in "fiub" and test[name].dtype.kind in "fiub":
-            columns.append((column[:, None], test[name][:, None]))
+        ours, theirs = column.values, test[name].values
+        if not column.is_words:
+            if test[name].is_words:
+                raise DataError(f"{where}: column {name} holds numbers, and words in the test set; mend one of them")
+            _check_finite(name, (ours, theirs), where)
+            columns.append((ours[:, None], theirs[:, None]))
             continue
-        values = np.unique(column.astype(str))
+        values = np.unique(ours.astype(str))
+        what = "dates" if column.dates else "words"
         if len(values) > MOST_VALUES:
             raise DataError(
-                f"{where}: column {name} holds {len(values)} different texts, too many for a category; leave it out by"
+                f"{where}: column {name} holds {len(values)} different {what}, too many for a category; leave it out by"
                 f" dataset.leave_out=[{name}]"
+                + (", or make numbers of the dates, e.g. days since the first" if column.dates else "")
             )
-        columns.append((column.astype(str)[:, None] == values, test[name].astype(str)[:, None] == values))
-    both = [np.concatenate(parts, axis=1).astype(np.float32) for parts in zip(*columns, strict=True)]
-    if not all(np.isfinite(part).all() for part in both):
-        raise DataError(f"{where} holds infinite numbers; mend or leave out these rows")
-    return torch.from_numpy(both[0]), torch.from_numpy(both[1])
+        columns.append((ours.astype(str)[:, None] == values, theirs.astype(str)[:, None] == values))
+        shown = ", ".join(values[:4].tolist()) + ", …" * (len(values) > 4)
+        new = int((~columns[-1][1].any(1)).sum())
+        notes.append(
+            f"column {name} holds {what} and became {len(values)} columns of 0 and 1 ({shown})"
+            + f"; {new:,} test rows have a value that no training row has" * bool(new)
+        )
+    train_inputs, test_inputs = (
+        torch.from_numpy(np.concatenate(part, axis=1).astype(np.float32)) for part in zip(*columns, strict=True)
+    )
+    return (train_inputs, test_inputs), notes
+
+
+def _check_finite(name: str, parts: tuple[np.ndarray, ...], where: str) -> None:
+    """Raise `DataError` for numbers that are infinite, or too large for single precision."""
+    most = np.finfo(np.float32).max
+    if large := [value for part in parts for value in part[~(np.abs(part) <= most)].tolist()]:
+        raise DataError(f"{where}: column {name} holds the number {large[0]}; mend or leave out its row")

@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 from bayeslora.datasets.base import Data, Real, Split, Transform
+from bayeslora.datasets.checks import check_class_numbers, check_counted_from_0
 from bayeslora.datasets.images import Normalise
 from bayeslora.errors import ConfigError, DataError, require
 
 
 @dataclass(frozen=True)
-class AsTheyAre:
+class Identity:
     """Stored inputs are the model's inputs."""
 
     def __call__(self, inputs: Tensor) -> Tensor:
@@ -76,7 +77,8 @@ def from_examples(
     _check_alike(splits, name)
     real, classes = _targets(whole, class_names, name)
     own_transform = transform or default_transform(ours.inputs)
-    return Data(name, ours, held_out, tested, class_names=classes, transform=own_transform, real=real)
+    data = Data(name, ours, held_out, tested, class_names=classes, transform=own_transform, real=real)
+    return data.with_scale_notes()
 
 
 def as_split(examples: Any, part: str = "the data") -> Split:
@@ -143,8 +145,7 @@ def _as_targets(targets: Tensor, part: str) -> Tensor:
     """Class numbers int64 [N], or real numbers float32 [N, D]."""
     if not targets.is_floating_point():
         classes = targets.squeeze(1) if targets.ndim == 2 and targets.shape[1] == 1 else targets
-        if classes.ndim != 1 or (len(classes) and int(classes.min()) < 0):
-            raise DataError(f"{part}: classes must be numbers from 0 on, one an example, not {list(targets.shape)}")
+        check_class_numbers(classes, part)
         return classes.long()
     if not targets.isfinite().all():
         raise DataError(f"{part}: {int((~targets.isfinite()).sum())} targets are NaN or infinite; leave them out")
@@ -174,6 +175,8 @@ def _targets(
         names = ("target",) if count == 1 else tuple(f"target {i}" for i in range(count))
         return Real(names, (0.0,) * count, (1.0,) * count), ()
     most = int(targets.max())
+    if class_names is None and targets.ndim == 1:
+        check_counted_from_0(targets, name)
     names = tuple(class_names) if class_names is not None else tuple(map(str, range(most + 1)))
     if most >= len(names):
         raise DataError(f"{name}: there is a class {most} and class_names has only {len(names)} names")
@@ -187,4 +190,4 @@ def default_transform(inputs: Tensor) -> Transform:
     if inputs.dtype == torch.uint8 and inputs.ndim == 4:
         channels = inputs.shape[1]
         return Normalise((0.0,) * channels, (1.0,) * channels)
-    return AsTheyAre()
+    return Identity()

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from bayeslora.datasets.base import Data
 from bayeslora.datasets.images import shared_notes
-from bayeslora.datasets.tables import assemble, held_out, read_targets, setting_problems
+from bayeslora.datasets.tables import assemble, file_problems, held_out, read_targets, setting_problems
 from bayeslora.errors import DataError
 
 NAMES = {
@@ -61,8 +61,7 @@ class Npz:
     def __post_init__(self) -> None:
         sizes = (self.validation_size, self.limit_train, self.limit_test)
         problems = setting_problems(self.task, self.test_share, *sizes)
-        if self.path is None or not Path(self.path).expanduser().is_file():
-            problems.add(f"dataset.path={self.path} must be a file .npz with x_train, y_train, x_test and y_test")
+        problems.add(*file_problems("path", self.path, "a file .npz with x_train, y_train, x_test and y_test"))
         if problems.found:
             raise DataError(*problems.found)
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from bayeslora.datasets.base import Data, Real, Split, carve, size_problems
-from bayeslora.datasets.examples import AsTheyAre
+from bayeslora.datasets.examples import Identity
 from bayeslora.datasets.images import Normalise
 from bayeslora.errors import DataError, Problems
 from bayeslora.rng import generator
@@ -41,6 +42,16 @@ def setting_problems(
         problems.add(f"dataset.test_share={test_share} must lie between 0 and 1")
     problems.add(*size_problems(validation_size, limit_train, limit_test))
     return problems
+
+
+def file_problems(key: str, path: str | Path | None, what: str) -> list[str]:
+    """What is wrong with a setting that must name a file, one message each."""
+    if not path:
+        return [f"dataset.{key} must name {what}"]
+    file = Path(path).expanduser()
+    if file.is_file():
+        return []
+    return [f"dataset.{key}={path} {'is a folder' if file.is_dir() else 'does not exist'}; it must be {what}"]
 
 
 def held_out(count: int, share: float) -> tuple[np.ndarray, np.ndarray]:
@@ -139,7 +150,7 @@ def assemble(
         validation=train.take(slice(0)),
         test=test,
         class_names=tuple(shown_as) or targets.class_names,
-        transform=AsTheyAre(),
+        transform=Identity(),
         notes=tuple(notes),
     )
     data = carve(data, validation_size, limit_train, limit_test)

@@ -246,7 +246,7 @@ class Posterior:
     def _loader(self, inputs: Any) -> Loader:
         """Passes over batches of whatever `predict` takes."""
         from bayeslora.datasets.base import Split
-        from bayeslora.datasets.examples import AsTheyAre, as_split
+        from bayeslora.datasets.examples import Identity, as_split
 
         if callable(inputs) and not isinstance(inputs, Tensor):
             return inputs
@@ -254,7 +254,7 @@ class Posterior:
             inputs = as_split(inputs).inputs
         if not isinstance(inputs, Tensor):
             return lambda: inputs
-        transform = self.transform if inputs.dtype == torch.uint8 and inputs.ndim == 4 else AsTheyAre()
+        transform = self.transform if inputs.dtype == torch.uint8 and inputs.ndim == 4 else Identity()
         if transform is None:
             raise DataError("these images are bytes; give what the model takes, scaled as for the run's own images")
         device = next(self._require_model().parameters()).device

@@ -123,7 +123,7 @@ def test_objects_are_not_unpickled(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", [Npz, Csv, ImageFolder, Hub])
 def test_a_path_that_is_not_there_is_refused_before_anything_is_read(kind: Any, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"dataset\.path"):
+    with pytest.raises(DataError, match="does not exist" if kind in (Npz, Csv) else r"dataset\.path"):
         kind("" if kind is Hub else tmp_path / "none")
 
 
@@ -162,7 +162,11 @@ def test_text_and_few_whole_numbers_are_classes(tmp_path: Path) -> None:
 def test_a_test_file_of_its_own(tmp_path: Path) -> None:
     test = csv(tmp_path, "colour,price,id,size\nred,1.5,0,1\ngreen,2.5,0,2\n", "test.csv")
     data = Csv(csv(tmp_path), test_path=test, standardise=False, leave_out=["id"]).load()
-    assert (len(data.train), len(data.test), data.notes) == (20, 2, ())
+    assert (len(data.train), len(data.test)) == (20, 2)
+    assert data.notes == (
+        "column colour holds words and became 2 columns of 0 and 1 (blue, red); 1 test rows have a value that no"
+        " training row has",
+    )
     assert data.test.inputs.tolist() == [[1, 0, 1], [2, 0, 0]]  # a new category is none of the known
 
 
@@ -175,26 +179,125 @@ def test_rows_with_empty_cells_are_left_out_if_asked(tmp_path: Path) -> None:
     assert "1 rows with an empty cell left out" in data.notes
 
 
+def column(cells: Callable[[int], Any], header: str = "a,y", **settings: Any) -> tuple[str, dict[str, Any]]:
+    """A table of one input column and two classes."""
+    return f"{header}\n" + "".join(f"{cells(i)},{'pq'[i % 2]}\n" for i in range(40)), settings
+
+
+READ_CSV: dict[str, tuple[tuple[str, dict[str, Any]], str, list[float]]] = {
+    "signs, exponents and bare marks": (
+        column(lambda i: ["+1", ".5", "5.", "-2e3"][i % 4]),
+        "utf-8",
+        [1, 0.5, 5, -2e3],
+    ),
+    "decimal comma": (("a;y\n" + "0,5;p\n1,5;q\n" * 9, {"separator": ";", "decimal": ","}), "utf-8", [0.5, 1.5]),
+    "Latin-1": (column(lambda i: i % 2, "größe,y", encoding="latin-1"), "latin-1", [0, 1]),
+    "UTF-16 with tabs": (("a\ty\n" + "1\tp\n2\tq\n" * 9, {"separator": "\t", "encoding": "utf-16"}), "utf-16", [1, 2]),
+    "byte order mark": (("a,y\n" + "1,p\n2,q\n" * 9, {"leave_out": []}), "utf-8-sig", [1, 2]),
+    "carriage returns": (("a,y\r" + "1,p\r2,q\r" * 9, {}), "utf-8", [1, 2]),
+    "spaces": (("a, y\n" + " 1, p\n 2, q\n" * 9, {"target": "y"}), "utf-8", [1, 2]),
+    "truth values": (column(lambda i: ["false", "True"][i % 2]), "utf-8", [0, 1]),
+    "an array's column names": (("0,1,2\n" + "1,7,p\n2,7,q\n" * 9, {"leave_out": ["1"]}), "utf-8", [1, 2]),
+}
+
+
+@pytest.mark.parametrize("what", READ_CSV)
+def test_numbers_are_read_as_they_are_written(tmp_path: Path, what: str) -> None:
+    (text, settings), encoding, values = READ_CSV[what]
+    (tmp_path / "own.csv").write_bytes(text.encode(encoding))
+    data = Csv(tmp_path / "own.csv", standardise=False, **settings).load()
+    assert data.train.inputs.unique().tolist() == sorted(values)
+    assert data.class_names == ("p", "q")
+
+
+WORDS_CSV: dict[str, tuple[str, dict[str, Any]]] = {
+    "words and became 3 columns of 0 and 1 (NA, null, us)": column(lambda i: ["NA", "null", "us"][i % 3]),
+    "words and became 3 columns of 0 and 1 (1st, 2nd, 3rd)": column(lambda i: ["1st", "2nd", "3rd"][i % 3]),
+    "words and became 2 columns of 0 and 1 (<5, >=5)": column(lambda i: ["<5", ">=5"][i % 2]),
+    "words and became 3 columns of 0 and 1 (1, A, B)": column(lambda i: "1AB"[i % 3]),
+    "words and became 2 columns of 0 and 1 (3, 5)": column(lambda i: "35"[i % 2], categories=["a"]),
+    "words and became 2 columns of 0 and 1 (2d, 4d)": column(lambda i: ["2d", "4d"][i % 2], categories=["a"]),
+    "dates and became 2 columns of 0 and 1 (01.02.2024, 24.12.2024)": column(
+        lambda i: ["24.12.2024", "01.02.2024"][i % 2]
+    ),
+}
+
+
+@pytest.mark.parametrize("note", WORDS_CSV)
+def test_columns_that_become_categories_are_noted(tmp_path: Path, note: str) -> None:
+    text, settings = WORDS_CSV[note]
+    data = Csv(csv(tmp_path, text), **settings).load()
+    assert f"column a holds {note}" in data.notes
+
+
+def test_words_for_nothing_are_empty_cells_among_numbers_only(tmp_path: Path) -> None:
+    text, _ = column(lambda i: "NA" if i == 3 else i)
+    with pytest.raises(DataError, match=r"empty cells: a \(1\)"):
+        Csv(csv(tmp_path, text)).load()
+    data = Csv(csv(tmp_path, text), missing="drop", standardise=False).load()
+    assert 3 not in torch.cat([data.train.inputs, data.test.inputs])
+    assert len(data.train) + len(data.test) == 39
+
+
 BAD_CSV: dict[str, tuple[str, dict[str, Any]]] = {
     "no such column, only id, size, colour, price": (TABLE, {"target": "cost"}),
     "leave_out: .* has no column name": (TABLE, {"leave_out": ["name"]}),
+    "categories: .* has no column name": (TABLE, {"categories": ["name"]}),
     "set dataset.separator": (TABLE.replace(",", ";"), {}),
     "must be one character": (TABLE, {"separator": "ab"}),
     "missing=fill is unknown": (TABLE, {"missing": "fill"}),
+    "decimal='x' is unknown; choose": (TABLE, {"decimal": "x"}),
+    "decimal=',' is the separator, too": (TABLE, {"decimal": ","}),
+    "encoding=klingon is unknown": (TABLE, {"encoding": "klingon"}),
     "cannot be read as CSV": (TABLE + "1,2\n", {}),
     "has 1 rows": ("a,b\n1,2\n", {}),
+    "is empty; its first line must": ("", {}),
     "too many for a category; leave it out by dataset.leave_out=\\[name\\]": (
         "name,y\n" + "".join(f"n{i},{i / 3}\n" for i in range(90)), {},
     ),
+    "89 different dates, .* or make numbers": (
+        "a,y\n" + "".join(f"{i % 28 + 1}.{i // 28 + 1}.2024,{i / 3}\n" for i in range(112)), {},
+    ),
     "the targets are no numbers": (TABLE, {"target": "colour", "task": "regression"}),
+    "row 8 below the header, column a: '\\?' is no number.*write numbers only": column(lambda i: "?" if i == 7 else i),
+    "row 1 .*column a: '0,5' is no number.*set dataset.decimal=','": column(lambda i: f'"{i},5"'),
+    "column a: '0.5' is no number.*set dataset.decimal='\\.'": (
+        "a;y\n" + "0.5;1\n1.5;0\n" * 9, {"separator": ";", "decimal": ","},
+    ),
+    "column a: '1,200' is no number.*thousands separators": column(lambda i: f'"{i + 1},200"'),
+    "column a: '0 cm' is no number.*without units": column(lambda i: f"{i} cm"),
+    "column a: '0%' is no number.*without units": column(lambda i: f"{i}%"),
+    "column a: '€0.50' is no number": column(lambda i: f"€{i}.50"),
+    "column a: '0d' is no number.*dataset.categories=\\[a\\]": column(lambda i: f"{i % 3}d"),
+    "column y: '1,000' is no number": ("a,y\n" + "".join(f'{i},"{i + 1},000"\n' for i in range(40)), {}),
+    "column a holds the number inf": column(lambda i: "1e999" if i == 3 else i),
+    "no header line: its first line is 0.5, p": column(lambda i: i / 3, "0.5,p"),
+    "no header line: its first line is 1, 0": ("1,0\n" + "0,1\n1,0\n" * 9, {}),
+    "no header line: its first line is 3, 3, q": ("3,3,q\n" + "3,7,p\n4,7,q\n" * 9, {}),
+    "no header line: its first line is x, p": ("x,p\n" + "x,p\ny,q\n" * 9, {}),
+    "2 columns are called a; give each": ("a,a,y\n" + "1,2,p\n3,4,q\n" * 9, {}),
+    "column 1, 2 of 3 has no name": (",,y\n" + "1,2,p\n3,4,q\n" * 9, {}),
+    "not text in UTF-8 but, it seems, in UTF-16": ("a,y\n".encode("utf-16").decode("latin-1"), {}),
+    "not text in UTF-8, byte 0xe9 in line 2; save it as UTF-8, or set dataset.encoding=latin-1": ("a,y\né,1\n", {}),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("message", BAD_CSV)
 def test_tables_that_cannot_be_used_are_refused_with_the_fix(tmp_path: Path, message: str) -> None:
     text, settings = BAD_CSV[message]
+    encoded = text.encode("latin-1" if "UTF-8" in message else "utf-8")
+    (tmp_path / "own.csv").write_bytes(encoded)
     with pytest.raises(DataError, match=message):
-        Csv(csv(tmp_path, text), **settings).load()
+        Csv(tmp_path / "own.csv", **settings).load()
+
+
+def test_numbers_in_training_and_words_in_testing_are_refused(tmp_path: Path) -> None:
+    file, test = (csv(tmp_path, column(cells)[0], f"{cells(0)}.csv") for cells in (lambda i: i, lambda i: "abc"[i % 3]))
+    with pytest.raises(DataError, match="column a holds numbers, and words in the test set"):
+        Csv(file, test_path=test).load()
+    data = Csv(test, test_path=file).load()  # a category may look like a number
+    assert not data.test.inputs.isnan().any()
+    assert "40 test rows have a value that no training row has" in data.notes[0]
 
 
 # Image folders

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from bayeslora.config import CONF_DIR
-from bayeslora.datasets import Cifar10, Cifar100, made_up
+from bayeslora.datasets import Cifar10, Cifar100, synthetic
 from bayeslora.datasets.glue import Glue
 from run.tools import composed
 
@@ -62,9 +62,9 @@ def test_with_data_of_ones_own_its_folder_is_given(target: str) -> None:
 @pytest.mark.parametrize("target", TRAINED)
 def test_smoke_calls_compose_and_are_small(target: str, tmp_path: Path) -> None:
     written, command = commands(target, "SMOKE=1", f"OUT={tmp_path}")
-    assert written == f"bayeslora.datasets.made_up {tmp_path}/made_up"
+    assert written == f"bayeslora.datasets.synthetic {tmp_path}/synthetic"
     cfg = composed(*command.split()[1:])
-    assert cfg.dataset.path == f"{tmp_path}/made_up/{TRAINED[target].partition('_')[0]}"
+    assert cfg.dataset.path == f"{tmp_path}/synthetic/{TRAINED[target].partition('_')[0]}"
     assert cfg.trainer.accelerator == "cpu"
     assert cfg.chain.num_draws * cfg.chain.thin + cfg.chain.burn_in + cfg.chain.warmup.steps <= 8
     assert cfg.run_dir == f"{tmp_path}/smoke/{TRAINED[target]}"
@@ -113,17 +113,17 @@ def test_cleaning_asks_unless_forced(target: str, spared: set[str], tmp_path: Pa
     assert venv.exists() == (target == "clean-cifar")
 
 
-def test_made_up_data_are_what_the_experiments_take(tmp_path: Path) -> None:
-    assert made_up.main([str(tmp_path)]) == 0
+def test_synthetic_data_are_what_the_experiments_take(tmp_path: Path) -> None:
+    assert synthetic.main([str(tmp_path)]) == 0
     ten, hundred = Cifar10(tmp_path / "cifar10").load(), Cifar100(tmp_path / "cifar100").load()
     assert (ten.num_classes, hundred.num_classes) == (10, 100)
-    assert len(ten.train) == len(hundred.train) == made_up.TRAIN
+    assert len(ten.train) == len(hundred.train) == synthetic.TRAIN
     texts = Glue(tmp_path / "mrpc", tokenizer=str(tmp_path / "roberta"), max_length=256).load()
-    assert (texts.num_classes, len(texts.test)) == (2, made_up.TEST)
+    assert (texts.num_classes, len(texts.test)) == (2, synthetic.TEST)
 
 
 def test_one_smoke_run_end_to_end(tmp_path: Path) -> None:
-    """Data made up, MRPC trained on a tiny RoBERTa and evaluated, by make alone."""
+    """Synthetic data, MRPC trained on a tiny RoBERTa and evaluated, by make alone."""
     make("SMOKE=1", "experiment-mrpc-lora", f"OUT={tmp_path}")
     run = tmp_path / "smoke" / "mrpc_roberta_sgld"
     assert (run / "report" / "index.html").is_file()

@@ -24,7 +24,15 @@ def toy(augment: RandomShift | None = None) -> Data:
     """23 images of 2x6x6 random pixels (never 0, which is the padding), whose targets are their own numbers."""
     pixels = torch.randint(1, 256, (N, 2, 6, 6), dtype=torch.uint8, generator=torch.Generator().manual_seed(3))
     split = Split(pixels, torch.arange(N))
-    return Data("toy", split, split.take(slice(0)), split, ("a", "b"), Normalise((0.5, 0.4), (0.25, 0.2)), augment)
+    return Data(
+        "toy",
+        split,
+        split.take(slice(0)),
+        split,
+        tuple(map(str, range(N))),
+        Normalise((0.5, 0.4), (0.25, 0.2)),
+        augment,
+    )
 
 
 def moved_slowly(image: np.ndarray, padding: int, flip: bool) -> Iterator[np.ndarray]:
@@ -166,7 +174,7 @@ def test_channels_last_changes_the_layout_and_not_the_values() -> None:
 
 def test_channels_last_leaves_inputs_that_are_no_images_alone() -> None:
     split = Split(torch.randn(6, 3), torch.arange(6))
-    data = Data("points", split, split, split, ("a",), lambda inputs: inputs)
+    data = Data("points", split, split, split, tuple("abcdef"), lambda inputs: inputs)
     assert Batches(data, 2, seed=0, chain=0, channels_last=True)(0)[0].shape == (2, 3)
 
 

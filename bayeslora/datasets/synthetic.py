@@ -1,4 +1,4 @@
-"""python -m bayeslora.datasets.made_up FOLDER: images, sentence pairs and a tiny RoBERTa, to try every experiment on.
+"""python -m bayeslora.datasets.synthetic FOLDER: images, sentence pairs and a tiny RoBERTa, to try every experiment on.
 
 Writes FOLDER/cifar10, cifar100 and mrpc in the layouts that `dataset.path` takes, and FOLDER/roberta for
 `model.name_or_path`. Classes can be told from the colour, paraphrases from shared words; nothing is downloaded.
@@ -37,7 +37,7 @@ def images(folder: Path, classes: int, label: str) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     colours = np.random.default_rng(classes).integers(0, 256, (classes, 3))
     for split, count in (("train", TRAIN), ("test", TEST)):
-        rng = np.random.default_rng(derive_seed(classes, 0, 0, f"made up/{split}"))
+        rng = np.random.default_rng(derive_seed(classes, 0, 0, f"synthetic/{split}"))
         labels = np.arange(count) % classes
         noise = rng.normal(0, 40, (count, 32, 32, 3))
         pixels = (colours[labels][:, None, None] + noise).clip(0, 255).astype(np.uint8)
@@ -92,7 +92,7 @@ def roberta(folder: Path) -> Path:
         vocab_size=400, hidden_size=16, num_hidden_layers=3, num_attention_heads=2, intermediate_size=32,
         max_position_embeddings=LONGEST + 2, type_vocab_size=1, pad_token_id=1,
     )  # fmt: skip
-    with seeded(0, 0, 0, "made up/roberta"), torch.no_grad():
+    with seeded(0, 0, 0, "synthetic/roberta"), torch.no_grad():
         transformers.RobertaModel(config).save_pretrained(folder)
     return folder
 
@@ -132,7 +132,7 @@ def write_all(folder: Path) -> list[Path]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     parser = argparse.ArgumentParser(
-        prog="python -m bayeslora.datasets.made_up", description=(__doc__ or "").splitlines()[0]
+        prog="python -m bayeslora.datasets.synthetic", description=(__doc__ or "").splitlines()[0]
     )
     parser.add_argument("folder", type=Path, help="where to write; made if missing")
     folder = parser.parse_args(arguments).folder

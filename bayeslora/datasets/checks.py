@@ -1,0 +1,112 @@
+"""What no model can be trained on, whoever made it: numbers that are not finite, classes and scales gone wrong."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from bayeslora.errors import DataError
+
+if TYPE_CHECKING:
+    from bayeslora.datasets.base import Data, Split
+
+LARGE, SMALL = 100.0, 0.01
+"""Root mean squares beyond which inputs and targets are called out: priors and step sizes suit values near 1."""
+LOOKED_AT = 1000
+"""Examples that `scale_notes` looks at."""
+
+
+def split_problems(part: str, split: Split, num_classes: int) -> list[str]:
+    """What is wrong with the examples of a split, one message each.
+
+    Args:
+        part: the split's name, for messages.
+        split: the examples.
+        num_classes: how many classes there are; 0 for real-valued targets, or where it is not known.
+    """
+    inputs, targets = split.inputs, split.targets
+    problems = [
+        f"{part}: {count:,} of the numbers in its {what} are NaN or infinite, the first in example {row}; fill them, or"
+        " leave these examples out"
+        for what, values in (("inputs", inputs), ("targets", targets))
+        for count, row in _not_finite(values)
+    ]
+    if is_one_hot(targets):
+        problems.append(
+            f"{part}: the targets {list(targets.shape)} are one-hot, a 1 for the class and 0 elsewhere; give the number"
+            " of the class: targets.argmax(1)"
+        )
+    if num_classes and len(targets) and not targets.is_floating_point():
+        least, most = int(targets.min()), int(targets.max())
+        if least < 0 or most >= num_classes:
+            problems.append(
+                f"{part}: there is an example of class {least if least < 0 else most}; the {num_classes} classes are"
+                f" numbered from 0 to {num_classes - 1}"
+            )
+    return problems
+
+
+def _not_finite(values: Tensor) -> list[tuple[int, int]]:
+    """How many numbers are not finite, and in which example the first is; empty where all are."""
+    if not values.is_floating_point() or values.isfinite().all():
+        return []
+    bad = ~values.isfinite().flatten(1) if values.ndim > 1 else ~values.isfinite()[:, None]
+    return [(int(bad.sum()), int(bad.any(1).nonzero()[0]))]
+
+
+def is_one_hot(targets: Tensor) -> bool:
+    """Whether targets [N, D] are one-hot: a single 1 in each row, of two columns or more, and not always the same."""
+    if targets.ndim != 2 or targets.shape[1] < 2 or len(targets) < 2:
+        return False
+    ones = targets == 1
+    return bool(((ones | (targets == 0)).all() & (ones.sum(1) == 1).all()).item())
+
+
+def check_class_numbers(targets: Tensor, part: str) -> None:
+    """Raise `DataError` unless whole-number targets are classes from 0 on, int [N]."""
+    if is_one_hot(targets):
+        return  # `split_problems` says so
+    if targets.ndim != 1:
+        raise DataError(
+            f"{part}: targets of whole numbers are classes, one an example, not {list(targets.shape)}; several labels"
+            " an example are not supported, and real-valued targets must be floats"
+        )
+    if len(targets) and int(targets.min()) < 0:
+        raise DataError(
+            f"{part}: classes are numbered from 0 on, and there is a class {int(targets.min())}; number them anew, or"
+            " leave these examples out if they have no label"
+        )
+
+
+def check_counted_from_0(targets: Tensor, name: str) -> None:
+    """Raise `DataError` for classes 1..C: a model of C outputs takes 0..C − 1."""
+    present = targets.unique().tolist()
+    if present == list(range(1, len(present) + 1)):
+        raise DataError(
+            f"{name}: the classes are numbered from 1 to {present[-1]}, not from 0; subtract 1, or give class_names of"
+            " all classes if class 0 has no example"
+        )
+
+
+def scale_notes(data: Data) -> list[str]:
+    """What should be said of inputs and real-valued targets far from the scale that priors and step sizes are for."""
+    notes = []
+    if data.kind != "texts" and len(data.train):
+        seen = data.transform(data.train.inputs[:LOOKED_AT])
+        notes += _scale_note("inputs", seen, "standardise each column, or scale images to [0, 1]")
+    if data.real is not None:
+        notes += _scale_note("targets", data.train.targets, "standardise them: (y − mean) / sd")
+    return notes
+
+
+def _scale_note(what: str, values: Tensor, advice: str) -> list[str]:
+    if not values.is_floating_point() or not values.numel():
+        return []
+    size = float(values.double().flatten(1).square().mean(0).max().sqrt())
+    if SMALL <= size <= LARGE or size == 0:
+        return []
+    return [
+        f"The {what} are {'large' if size > LARGE else 'small'}: their root mean square is {size:.2g} (the largest of"
+        f" all columns), while priors and step sizes are made for values near 1; {advice}"
+    ]
