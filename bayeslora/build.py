@@ -20,6 +20,7 @@ from bayeslora.datasets.base import Data, Split, Transform
 from bayeslora.datasets.batches import Batches, evaluation_batches
 from bayeslora.datasets.text import TokenCounts, token_counts
 from bayeslora.diagnostics.convergence import MAX_ENTRIES
+from bayeslora.engine.acceleration import AUTO
 from bayeslora.errors import ConfigError, Problems, require
 from bayeslora.fit import build_model, check_fit, load_data, make_likelihood, try_model
 from bayeslora.likelihood import Categorical, Likelihood
@@ -329,8 +330,12 @@ def check_values(cfg: DictConfig, problems: Problems) -> None:
     ]
     problems.add(*(message for holds, message in checks if not holds))
     problems.add(*_index_problems(cfg.chain.index, cfg.chain.num_chains), *ranks.setting_problems(cfg))
-    with problems.collect():
-        check_precision(cfg.trainer.precision)
+    for key in ("channels_last", "compile"):
+        if cfg.trainer[key] not in (True, False, AUTO):
+            problems.add(f"trainer.{key}={cfg.trainer[key]} must be true, false or auto")
+    if cfg.trainer.precision != AUTO:
+        with problems.collect():
+            check_precision(cfg.trainer.precision)
     with problems.collect():
         Potential(Prior(), 1).kT(cfg.temperature)
 

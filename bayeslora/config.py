@@ -64,8 +64,8 @@ class TrainerConfig:
     strategy: str = "auto"
     devices: int = 1
     precision: str = "32-true"
-    channels_last: bool = False
-    compile: bool = False
+    channels_last: Any = False
+    compile: Any = False
     num_threads: int | None = None
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections import Counter
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,6 +51,7 @@ def train(cfg: DictConfig) -> dict[str, Any] | None:
     setup = build(cfg, run)
     if cfg.trainer.num_threads is not None:
         torch.set_num_threads(cfg.trainer.num_threads)
+    _accelerate(setup, run)
     run.open(plain(cfg))
     runner = ChainRunner(setup, run)
     run_all = run_processes if cfg.chain.parallel == "processes" else ChainRunner.run_all
@@ -67,6 +69,23 @@ def train(cfg: DictConfig) -> dict[str, Any] | None:
     if stopped:
         raise DivergedError(f"{'; '.join(stopped.values())}; other settings need another run_dir. {_kept(run, setup)}")
     return metrics
+
+
+def _accelerate(setup: Setup, run: RunDirectory) -> None:
+    """Put what a measurement chooses in the place of `auto`; a run that is there keeps what it has recorded."""
+    from bayeslora.engine.acceleration import AUTO, accelerate
+
+    trainer = setup.cfg.trainer
+    keys = [key for key in ("precision", "channels_last", "compile") if trainer[key] == AUTO]
+    if not keys:
+        return
+    recorded = run.config.get("trainer", {}) if run.config_file.exists() else {}
+    if any(key not in recorded or recorded[key] == AUTO for key in keys):
+        choice, words = accelerate(setup)
+        recorded = asdict(choice)
+        print(words, flush=True)  # noqa: T201
+    for key in keys:
+        trainer[key] = recorded[key]
 
 
 def _running(run: RunDirectory, setup: Setup) -> list[int]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from itertools import count
@@ -17,6 +16,7 @@ from torch.optim import Optimizer
 from bayeslora.chains.plan import Phase, Plan
 from bayeslora.chains.stack import Stack
 from bayeslora.config import check_precision
+from bayeslora.engine.acceleration import can_compile, compiled
 from bayeslora.errors import ConfigError, DivergedError, require
 from bayeslora.likelihood import Categorical, Likelihood
 from bayeslora.models.modes import frozen_statistics, set_sampling_mode
@@ -88,8 +88,8 @@ class SamplingModule(LightningModule):
         self.lr_factors = dict(lr_factors or {})
         self._full_data = full_data
         self._forward: Callable[..., Tensor] = self.model.__call__
-        if compile_model and can_compile():
-            self._forward = torch.compile(model)
+        self._compile = compile_model and can_compile()
+        self._train_forward = self._forward
         self.last_potential = torch.tensor(float("nan"))
         self.max_potential = max_potential
         self.start = 0
@@ -149,6 +149,8 @@ class SamplingModule(LightningModule):
 
     def on_train_start(self) -> None:
         set_sampling_mode(self.network)
+        if self._compile:  # training batches alone, which are all of one shape
+            self._train_forward = compiled(self.model, self.device)
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """One step of the warm-up's optimizer or of the sampler."""
@@ -267,7 +269,7 @@ class SamplingModule(LightningModule):
         def closure() -> Tensor:
             optimizer.zero_grad(set_to_none=True)
             with nullcontext() if next(runs) == 0 else frozen_statistics(self.network):
-                potential = self.potential(self.likelihood.nll(self._forward(inputs), targets), self.params)
+                potential = self.potential(self.likelihood.nll(self._train_forward(inputs), targets), self.params)
             self.last_potential = self._of_all_ranks(potential.detach())
             if not (self.last_potential.abs() <= self.max_potential).all():
                 raise DivergedError(f"the potential is {self.last_potential.tolist()}")
@@ -318,11 +320,3 @@ def _sampler_schedule(name: str, plan: Plan, settings: dict[str, Any]) -> schedu
     if name != "cyclical":
         return factor
     return lambda step: factor(max(0, step - plan.burn_in))  # the first cycle begins when burn-in is over
-
-
-def can_compile() -> bool:
-    """Whether `torch.compile` finds a compiler; says so where it does not."""
-    if torch.cuda.is_available() or shutil.which("g++") or shutil.which("clang++"):
-        return True
-    print("trainer.compile: no C++ compiler found, running without torch.compile", flush=True)  # noqa: T201
-    return False

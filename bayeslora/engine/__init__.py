@@ -1,0 +1,1 @@
+"""What moves chains: from here on Lightning is imported."""

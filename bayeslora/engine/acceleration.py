@@ -1,0 +1,157 @@
+"""Precision, memory layout and compilation of the forward pass, chosen by a short measurement where they say `auto`."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from bayeslora.datasets.cache import cache_folder
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from bayeslora.build import Setup
+
+AUTO = "auto"
+REPEATS = 3
+"""Steps timed of each candidate, after a first one."""
+WORTH = 0.95
+"""A candidate must take at most this share of the time of what it replaces."""
+
+
+@dataclass(frozen=True)
+class Acceleration:
+    """How the forward pass runs.
+
+    Attributes:
+        precision: `"32-true"`, or `"bf16-mixed"`: autocast to bf16, parameters and update in fp32.
+        channels_last: memory layout of images.
+        compile: whether the forward pass goes through `torch.compile`.
+    """
+
+    precision: str = "32-true"
+    channels_last: bool = False
+    compile: bool = False
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds that a forward and backward pass takes, and that the first one took more (compilation)."""
+
+    step: float
+    start: float
+
+
+def choose(
+    asked: Mapping[str, Any], has_bf16: bool, images: bool, steps: int, measure: Callable[[Acceleration], Timing]
+) -> tuple[Acceleration, str]:
+    """The fastest way to run `steps` steps among those that the settings leave open, and one sentence about it.
+
+    Compilation is taken where what it saves over all steps is more than twice what it costs.
+
+    Args:
+        asked: `trainer.precision`, `.channels_last` and `.compile`; `"auto"` leaves one open.
+        has_bf16: whether the device multiplies bf16 matrices natively.
+        images: whether inputs have a memory layout to choose.
+        steps: how many are to be taken.
+        measure: times one candidate.
+    """
+    precisions = ["32-true", *["bf16-mixed"] * has_bf16] if asked["precision"] == AUTO else [asked["precision"]]
+    layouts = [False, *[True] * images] if asked["channels_last"] == AUTO else [asked["channels_last"]]
+    first = Acceleration(precisions[0], layouts[0], compile=asked["compile"] is True)
+    timings = {first: measure(first)}
+    best = first
+    for candidate in (replace(first, precision=p, channels_last=c) for p in precisions for c in layouts):
+        if candidate not in timings:
+            timings[candidate] = measure(candidate)
+        if timings[candidate].step < WORTH * timings[best].step:
+            best = candidate
+    if asked["compile"] == AUTO and can_compile():
+        compiled = replace(best, compile=True)
+        timings[compiled] = measure(compiled)
+        saved = (timings[best].step - timings[compiled].step) * steps
+        if timings[compiled].step < WORTH * timings[best].step and saved > 2 * timings[compiled].start:
+            best = compiled
+    settings = " ".join(f"trainer.{key}={str(value).lower()}" for key, value in asdict(best).items())
+    plain = f" ({timings[first].step:.3g} s with {_words(first)})" if best != first else ""
+    return best, f"chosen by measurement: {settings}, {timings[best].step:.3g} s a gradient{plain}"
+
+
+def accelerate(setup: Setup) -> tuple[Acceleration, str]:
+    """`choose` for the chains of a run, by steps of its own model on its own first batch."""
+    trainer = setup.cfg.trainer
+    stacked = setup.cfg.chain.parallel == "stacked" and len(setup.chains) > 1
+    which = setup.chains if stacked else setup.chains[0]
+    asked = {"precision": trainer.precision, "channels_last": trainer.channels_last, "compile": trainer.compile}
+    rounds = 1 if stacked else len(setup.chains)
+
+    def measure(candidate: Acceleration) -> Timing:
+        trainer.channels_last = candidate.channels_last
+        module = setup.module(which)
+        inputs, targets = setup.batches(which)(0)
+        forward = compiled(module.model, setup.device) if candidate.compile else module.model
+        parameters = list(module.params.values())
+
+        def step() -> None:
+            bf16 = candidate.precision == "bf16-mixed"
+            with torch.autocast(setup.device.type, torch.bfloat16, enabled=bf16):
+                outputs = forward(inputs)
+            module.potential(module.likelihood.nll(outputs, targets), module.params).sum().backward()
+            for p in parameters:
+                p.grad = None
+
+        seconds = [_timed(step, setup.device) for _ in range(REPEATS + 1)]
+        typical = statistics.median(seconds[1:])
+        return Timing(typical, max(0.0, seconds[0] - typical))
+
+    try:
+        return choose(asked, has_bf16(setup.device), setup.data.kind == "images", setup.plan.total * rounds, measure)
+    finally:
+        trainer.channels_last = asked["channels_last"]
+
+
+def has_bf16(device: torch.device) -> bool:
+    """Whether a device multiplies bf16 matrices natively."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def can_compile() -> bool:
+    """Whether `torch.compile` finds a compiler; says so where it does not."""
+    if torch.cuda.is_available() or shutil.which("g++") or shutil.which("clang++"):
+        return True
+    print("trainer.compile: no C++ compiler found, running without torch.compile", flush=True)  # noqa: T201
+    return False
+
+
+def compiled(model: nn.Module, device: torch.device) -> Callable[..., Any]:
+    """A model's forward pass through `torch.compile`, whose results are kept on disk; on a GPU as CUDA graphs."""
+    with suppress(OSError):  # a home that cannot be written to costs the cache
+        folder = cache_folder() / "compile"
+        folder.mkdir(parents=True, exist_ok=True)
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder))
+    mode = "reduce-overhead" if device.type == "cuda" else None
+    forward: Callable[..., Any] = torch.compile(model, mode=mode, dynamic=False)
+    return forward
+
+
+def _timed(step: Callable[[], None], device: torch.device) -> float:
+    """Seconds of one step, the device's work included."""
+    start = time.perf_counter()
+    step()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start
+
+
+def _words(choice: Acceleration) -> str:
+    return f"{choice.precision}, {'compiled' if choice.compile else 'eager'}"
