@@ -221,7 +221,6 @@ def test_settings_are_forced_and_groups_and_flags_left(argument: str, expected: 
         ("xyz=1", "unknown key xyz: known here: name, seed"),
         ("seed=a", "seed: Value 'a' of type 'str' could not be converted to Integer"),
         ("chain.num_draws=1.5", "chain.num_draws: Value '1.5' of type 'float' could not be converted to Integer"),
-        ("trainer.compile=maybe", "trainer.compile=maybe must be true, false or auto"),
         ("dataset.augment=no", "dataset.augment=no must be true or false"),
         ("model.width=1.5", "model.width=1.5 must be a whole number"),
         ("sampler.lr=fast", "sampler.lr=fast must be a number"),

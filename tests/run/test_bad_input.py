@@ -62,6 +62,7 @@ def test_all_problems_are_told_at_once_by_the_real_command(tmp_path: Path) -> No
         "prior.scaling=fan": "prior.scaling='fan' is unknown; choose constant or fan_in",
         "temperature=-1": "temperature=-1 must be finite and at least 0",
         "trainer.precision=16-mixed": "trainer.precision=16-mixed cannot be used for sampling",
+        "trainer.compile=maybe": "trainer.compile=maybe must be true, false or auto",
         "trainer.num_threads=0": "trainer.num_threads=0 must be at least 1, or null",
         "model.norm=layer": "model.norm='layer' is unknown; choose one of batch, group, frn",
         "dataset.limit_train=0": "dataset.limit_train must be a whole number of at least 1",
