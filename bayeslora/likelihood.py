@@ -81,7 +81,7 @@ class Gaussian:
 
     Note:
         `"learned"` is the Bayesian choice for noise that is alike everywhere: nothing is fitted, σ is integrated out.
-        On log σ² the potential Ũ has curvature about D/2, that of a mean loss: it needs no step size of its own.
+        On each log σ² the potential Ũ has curvature about ½, that of a mean loss: it needs no step size of its own.
 
     Source: Nix & Weigend (1994) for `"per_example"`.
     """
@@ -133,7 +133,7 @@ class Gaussian:
         if self.noise != "learned":
             return prior
         overrides = {NOISE: self.prior_variance} | prior.overrides
-        return Prior(prior.variance, prior.scaling, overrides, prior.vectors)
+        return Prior(prior.variance, prior.scaling, overrides, prior.vectors, prior.fan_ins)
 
 
 def _append_noise(model: nn.Module, inputs: Any, means: Tensor) -> Tensor:  # noqa: ARG001

@@ -8,6 +8,7 @@ thermal energy per example kT = T/N. A step size is then the `lr` of SGD on the 
 
 from __future__ import annotations
 
+import copy
 import fnmatch
 import math
 from collections.abc import Mapping
@@ -15,7 +16,7 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from bayeslora.errors import Problems, require
@@ -40,10 +41,12 @@ class Prior:
 
     Args:
         variance: σ², the variance of every parameter (constant scaling), or σ² of the unit that is divided by the
-            fan-in (fan-in scaling: weights of two or more axes get σ²/fan_in, so that activations keep their size).
+            fan-in (fan-in scaling: weights of two or more axes get σ²/fan_in, so that activations keep their size). The
+            fan-in is the product of all axes but the first, unless `for_model` finds a layer that has it elsewhere.
         scaling: `"constant"` or `"fan_in"`.
         vectors: variance of tensors of one axis, biases and norm parameters; None: as `variance`.
         overrides: variance by parameter name (see `matches`), taken as it is; the last match wins.
+        fan_ins: fan-in by parameter name, of those whose shape does not tell it.
 
     Raises:
         ConfigError: a variance that is not positive and finite, or an unknown scaling.
@@ -57,8 +60,10 @@ class Prior:
         scaling: Literal["constant", "fan_in"] = "constant",
         overrides: Mapping[str, float] | None = None,
         vectors: float | None = None,
+        fan_ins: Mapping[str, float] | None = None,
     ) -> None:
         self.variance, self.scaling, self.overrides = variance, scaling, dict(overrides or {})
+        self.fan_ins = dict(fan_ins or {})
         self.vectors = variance if vectors is None else vectors
         given = {"variance": variance, "vectors": vectors, **{f"overrides[{k}]": v for k, v in self.overrides.items()}}
         problems = Problems()
@@ -74,11 +79,22 @@ class Prior:
         if len(shape) < 2:
             variance = self.vectors
         else:
-            variance = self.variance / (math.prod(shape[1:]) if self.scaling == "fan_in" else 1)
+            fan_in = self.fan_ins.get(name, math.prod(shape[1:]))
+            variance = self.variance / (fan_in if self.scaling == "fan_in" else 1)
         for pattern, value in self.overrides.items():
             if matches(name, pattern):
                 variance = value
         return 1.0 / variance
+
+    def for_model(self, model: nn.Module) -> Prior:
+        """The same prior, with the fan-in of the layers of a model whose weights are not [out, in, …].
+
+        Those are transposed convolutions, [in, out/groups, …], where a number of the output sums
+        in/groups · kernel/stride terms, and the `Conv1D` of GPT-2, [in, out].
+        """
+        own = copy.copy(self)
+        own.fan_ins = {**_fan_ins(model), **self.fan_ins}
+        return own
 
     def energy(self, params: Params, chain_axes: int = 0) -> Tensor:
         """−log p(θ) up to its constant, in nats, fp32 (fp64 for fp64 parameters).
@@ -97,6 +113,19 @@ class Prior:
             0.5 * c * p.square().flatten(chain_axes).sum(-1) for c, p in zip(precisions, params.values(), strict=True)
         ]
         return torch.stack(terms).sum(0)
+
+
+def _fan_ins(model: nn.Module) -> dict[str, float]:
+    """Fan-in by name of a model's weights whose first axis is not that of the outputs."""
+    found: dict[str, float] = {}
+    for path, module in model.named_modules():
+        weight = f"{path}.weight".lstrip(".")
+        if isinstance(module, nn.modules.conv._ConvTransposeNd):
+            terms = math.prod(module.kernel_size) / math.prod(module.stride)
+            found[weight] = max(1.0, module.in_channels / module.groups * terms)
+        elif type(module).__name__ == "Conv1D" and isinstance(module.weight, Tensor):
+            found[weight] = float(module.weight.shape[0])
+    return found
 
 
 class _GaussianEnergy(torch.autograd.Function):
@@ -152,6 +181,12 @@ class Potential:
         """
         data_term = nll.to(torch.promote_types(nll.dtype, torch.float32)).mean(-1)
         return data_term + self.prior.energy(params, chain_axes=nll.ndim - 1) / self.num_data
+
+    def for_model(self, model: nn.Module) -> Potential:
+        """The same potential, whose prior knows the layers of a model (`Prior.for_model`)."""
+        own = copy.copy(self)
+        own.prior = self.prior.for_model(model)
+        return own
 
     def kT(self, temperature: float) -> float:
         """Thermal energy per example, T/N: the only thing a sampler knows of N and T.

@@ -11,7 +11,9 @@ import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import numpy as np
 import torch
+from torch import Tensor
 
 
 def derive_seed(seed: int, chain: int, step: int, purpose: str) -> int:
@@ -33,12 +35,32 @@ def generator(seed: int, chain: int, step: int, purpose: str, device: torch.devi
     Note:
         CPU (mt19937) and CUDA (Philox) give different streams for one seed: exactness holds per device.
     """
-    return torch.Generator(device=device).manual_seed(derive_seed(seed, chain, step, purpose))
+    return reseed(torch.Generator(device=device), derive_seed(seed, chain, step, purpose))
+
+
+def reseed(source: torch.Generator, seed: int) -> torch.Generator:
+    """Put a generator at the start of the stream of a seed in [0, 2⁶³), and return it.
+
+    `manual_seed` of a CPU generator reads 32 bits of its seed, so that two of 10⁵ streams would be the same. Here the
+    state of mt19937 is the exclusive or of the states that both halves give, one of them in reverse order so that equal
+    halves do not cancel: all 63 bits count.
+    """
+    if source.device.type != "cpu":
+        return source.manual_seed(seed)
+    low, high = (source.manual_seed(half).get_state() for half in (seed & 0xFFFFFFFF, seed >> 32))
+    _words(low)[:] ^= _words(high)[::-1]
+    source.set_state(low)
+    return source
+
+
+def _words(state: Tensor) -> np.ndarray:
+    """The words of mt19937 in a CPU generator's state, between its counters and what it keeps of normal numbers."""
+    return state.numpy()[24 : 24 + 624 * 8].view(np.uint64)
 
 
 @contextmanager
 def seeded(seed: int, chain: int, step: int, purpose: str) -> Iterator[None]:
     """Seed torch's global CPU generator inside the block and restore it after: for library code such as weight init."""
     with torch.random.fork_rng(devices=[]):
-        torch.random.default_generator.manual_seed(derive_seed(seed, chain, step, purpose))
+        reseed(torch.random.default_generator, derive_seed(seed, chain, step, purpose))
         yield

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from itertools import count
@@ -77,7 +78,8 @@ class SamplingModule(LightningModule):
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
-        self.model, self.potential, self.plan = model, potential, plan
+        self.model, self.plan = model, plan
+        self.potential = potential.for_model(self.network)
         self.temperature, self.seed, self.chain = temperature, seed, chain
         self.likelihood: Likelihood = likelihood or Categorical()
         self._make_sampler, self._make_warmup = sampler, warmup
@@ -138,11 +140,58 @@ class SamplingModule(LightningModule):
         kT = self.potential.kT(self.temperature)
         groups = parameter_groups(self.params, self.lr_factors)
         sampler = self._make_sampler(groups, kT=kT, seed=self.seed, chain=self.chain)
+        require(
+            self.plan.burn_in > 0 or not sampler.learns_in_burn_in,
+            f"chain.burn_in=0: {type(sampler).__name__} adapts in burn-in and is frozen after it; give it a burn-in",
+        )
         for group in sampler.param_groups:
             group["lr"] *= group["factor"]
         optimizers = [self._make_warmup(list(self.params.values())), sampler]
         self._base_rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
+        self._warn_of_bias(sampler)
         return optimizers
+
+    def _warn_of_bias(self, sampler: Sampler) -> None:
+        """Warn where draws count alike that should not, or where the cycles do not refill what the data leave free."""
+        plan, factor = self.plan, self._factors["sampler"]
+        if sampler.kT == 0:
+            return
+        sizes = [factor(step) for step in range(plan.burn_in + plan.thin - 1, plan.total - plan.warmup, plan.thin)]
+        if not plan.cycles and max(sizes) > 1.2 * min(sizes):
+            warnings.warn(
+                "chain.schedule changes the step size by a factor of "
+                f"{max(sizes) / max(min(sizes), 1e-300):.2g} between draws that count alike: early draws stand for "
+                "more time of the chain than late ones. Choose constant, or exponential (constant after burn-in)",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+        if plan.cycles:
+            refilled = self._refilled(sampler)
+            if refilled < 0.95:
+                warnings.warn(
+                    f"chain.cycles: the part of a cycle that samples is too short: at a cycle's last draw, directions "
+                    f"that only the prior constrains have {refilled:.2f} of their variance. Choose chain.exploration "
+                    "smaller, chain.thin larger, or sampling without cycles",
+                    RuntimeWarning,
+                    stacklevel=2,
+                )
+
+    def _refilled(self, sampler: Sampler) -> float:
+        """Variance at a cycle's last draw of a coordinate that only the widest prior constrains, over its posterior's.
+
+        Time counts t = Σε/(1 − μ), curvature is λ/N. Variance decays by exp(−2tλ/N); the part with noise adds what it
+        decays from 1. Cycles repeat: v = v·exp(−2λ t_cycle/N) + 1 − exp(−2λ t_sampling/N).
+        """
+        plan, factor = self.plan, self._factors["sampler"]
+        end, persistence = plan.burn_in + plan.cycle_length, getattr(sampler, "momentum", 0.0)
+        rates = {id(p): group["lr"] for group in sampler.param_groups for p in group["params"]}
+        prior, shapes = self.potential.prior, {name: p.shape[self.chain_axes :] for name, p in self.params.items()}
+        slowest = min(rates[id(p)] * prior.precision(name, shapes[name]) for name, p in self.params.items())
+        cycle, sampling = (
+            -2 * slowest / self.potential.num_data * sum(map(factor, range(end - steps, end))) / (1 - persistence)
+            for steps in (plan.cycle_length, plan.kept_length)
+        )
+        return math.expm1(sampling) / math.expm1(cycle)
 
     def on_fit_start(self) -> None:
         check_precision(str(self.trainer.precision))
@@ -210,8 +259,7 @@ class SamplingModule(LightningModule):
         if taken == self.plan.burnt_in:
             sampler.freeze()
         if self.plan.cycles:
-            exploring = self.phase == "exploration"
-            sampler.kT = 0.0 if exploring else self.potential.kT(self.temperature)
+            sampler.noise_free = self.phase == "exploration"
 
     def _full_closure(self) -> Tensor:
         """Ũ of all the data, and its gradient: batches weighted by their share of N."""

@@ -13,7 +13,7 @@ from torch import Tensor
 from bayeslora import samplers
 from bayeslora.laws import linear
 from bayeslora.laws.simulate import Moment, compare, one_stream, simulate
-from bayeslora.laws.targets import GaussianMean, Quadratic, moments_of_radius, moments_on_line
+from bayeslora.laws.targets import GaussianMean, Quadratic, moments_of_radius, moments_on_line, moments_on_plane
 
 Make = Callable[..., samplers.Sampler]
 
@@ -31,6 +31,8 @@ class Check:
         expected: exact moments of the discretised recursion.
         settings: keywords of the sampler, `lr` among them.
         burn_in, freeze_at: steps before observing, and after which adaptation is frozen.
+        prepare: sets up sampler and target before the first step.
+        factors: on the step size of each of the target's tensors; none, one step size for all.
     """
 
     sampler: type[samplers.Sampler]
@@ -41,6 +43,7 @@ class Check:
     burn_in: int = 200
     freeze_at: int = 0
     prepare: Callable[[samplers.Sampler, Any], None] = lambda _sampler, _target: None
+    factors: tuple[float, ...] = ()
 
     @property
     def chains(self) -> int:
@@ -50,7 +53,14 @@ class Check:
     @property
     def name(self) -> str:
         extra = [f"{v}" if isinstance(v, str) else f"{k}={v}" for k, v in self.settings.items() if k != "lr"]
-        return " ".join([self.sampler.__name__, *extra])
+        return " ".join([self.sampler.__name__, *extra, *(["grouped"] if self.factors else [])])
+
+    def groups(self, target: Any) -> list[Any]:
+        """What the sampler moves: the target's tensors, each with its own step size where there are factors."""
+        if not self.factors:
+            return list(target.tensors)
+        rates = [self.settings["lr"] * factor for factor in self.factors]
+        return [{"params": [t], "lr": rate} for t, rate in zip(target.tensors, rates, strict=True)]
 
     def run(
         self,
@@ -72,7 +82,7 @@ class Check:
         if change is not None:
             change(target)
         make = make or one_stream(self.sampler)
-        sampler = make(target.tensors, kT=target.kT, seed=1, chain=range(chains), **self.settings)
+        sampler = make(self.groups(target), kT=target.kT, seed=1, chain=range(chains), **self.settings)
         self.prepare(sampler, target)
         for _ in range(self.freeze_at):
             sampler.step(target.minibatch())
@@ -84,12 +94,15 @@ class Check:
 
 
 def moments(theta: Tensor) -> dict[str, Tensor]:
-    """First and second moments of each chain's state about the target's mean [K, D], and of its size and radius."""
+    """First and second moments of each chain's state about the target's mean [K, D], and of its size and radius.
+
+    Covariances of different coordinates only up to six dimensions.
+    """
     radius = theta.norm(dim=1)
     out = {"mean r": radius, "mean r²": radius**2, "mean |θ|": theta[:, 0].abs(), "mean θ²": theta[:, 0] ** 2}
     for i in range(theta.shape[1]):
         out[f"mean {i}"] = theta[:, i]
-        for j in range(i, theta.shape[1]):
+        for j in range(i, theta.shape[1] if theta.shape[1] <= 6 else i + 1):
             out[f"cov {i}{j}"] = theta[:, i] * theta[:, j]
     return out
 
@@ -155,6 +168,64 @@ def linear_checks() -> Iterator[Check]:
     yield Check(samplers.SGLRW, described, correlated, covariance(linear.sglrw(a, 0.03, kT)), {"lr": 0.03})
 
 
+def grouped_checks() -> Iterator[Check]:
+    """Law 2 with a step size of its own for each of two tensors: every sampler, on a target that correlates them."""
+    a, kT, factors = CORRELATED, 0.5, (1.0, 0.2)
+    target = quadratic(a, kT, split=(1, 1))
+    along = np.array([3.0, 4.0]) / 5
+    stretch = np.eye(2) + 1.5 * np.outer(along, along)
+    scale = np.diag([1 / (0.01 + 0.6), 1 / (0.01 + 1.5)])
+
+    def check(
+        sampler: type[samplers.Sampler], law: linear.Law, lr: float, *args: Any,
+        prepare: Callable[[samplers.Sampler, Any], None] = lambda _sampler, _target: None, **settings: Any,
+    ) -> Check:  # fmt: skip
+        matrix = linear.grouped(law, a, lr * np.array(factors), kT, *args)
+        return Check(
+            sampler, "correlated tensors", target, covariance(matrix), {"lr": lr} | settings,
+            burn_in=600, prepare=prepare, factors=factors,
+        )  # fmt: skip
+
+    yield check(samplers.SGLD, linear.sgld, 0.2)
+    yield check(samplers.SGLD, linear.leimkuhler_matthews, 0.3, integrator="leimkuhler_matthews")
+    yield check(samplers.ASGLD, linear.sgld, 0.2, a=0.0)
+    yield check(
+        samplers.SAMSGLDR1, linear.preconditioned, 0.05, stretch @ stretch, rho=0.0, sigma=1.5,
+        prepare=_set_memory(directions=list(along)),
+    )  # fmt: skip
+    yield check(samplers.PSGLD, linear.preconditioned, 0.1, scale, prepare=_set_memory(square=[0.36, 2.25]))
+    yield check(samplers.SGHMC, linear.sghmc, 0.2, 0.8, momentum=0.8)
+    yield check(samplers.BAOAB, linear.baoab, 0.5, 0.6, momentum=0.6)
+    root = np.diag(np.sqrt(0.2 * np.array(factors)))
+    yield check(samplers.FSGLD, linear.sgld, 0.2, 0.8**2 * root @ a @ a @ root, sigma=0.8)
+    yield check(samplers.EntropyMCMC, linear.entropy_mcmc, 0.2, 0.5 / (0.2 * np.array(factors)), eta=0.5)
+    yield check(samplers.SGLRW, linear.sglrw, 0.03)
+    yield from _grouped_sam_checks(along)
+
+
+def _grouped_sam_checks(along: np.ndarray) -> Iterator[Check]:
+    """SAM's law in the plane with a step size for each tensor, plain and rank-one, by quadrature."""
+    a, kT, rho, factors = CORRELATED, 0.5, 0.4, (1.0, 0.4)
+
+    def drift(preconditioner: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+        def of(theta: np.ndarray) -> np.ndarray:
+            g = theta @ a
+            return (theta + rho * g / np.linalg.norm(g, axis=1, keepdims=True)) @ a @ preconditioner
+
+        return of
+
+    for sampler, lr, sigma in ((samplers.SAMSGLD, 0.1, 0.0), (samplers.SAMSGLDR1, 0.08, 1.0)):
+        root = np.diag(np.sqrt(lr * np.array(factors)))
+        stretch = np.eye(2) + sigma * np.outer(along, along)
+        m = root @ stretch @ stretch @ root
+        moments = moments_on_plane(drift(m), 2 * kT * m, reach=2.6)
+        more: dict[str, Any] = {"prepare": _set_memory(directions=list(along))} if sigma else {}
+        yield Check(
+            sampler, "SAM law of correlated tensors", quadratic(a, kT, split=(1, 1)), moments,
+            {"lr": lr, "rho": rho} | ({"sigma": sigma} if sigma else {}), burn_in=400, factors=factors, **more,
+        )  # fmt: skip
+
+
 def minibatch_checks() -> Iterator[Check]:
     """Laws 3 and 10: real minibatches, prior, N and T through `Potential`; heating as predicted, or none."""
     shape: dict[str, Any] = {"batch_size": 5, "temperature": 2.0}
@@ -177,7 +248,9 @@ def minibatch_checks() -> Iterator[Check]:
 
 
 def _anchor(sampler: samplers.Sampler, target: GaussianMean) -> None:
-    """Anchor the control variates where the chains stand, with the gradient of all data."""
+    """Anchor the control variates a standard deviation from the mean, where the gradient of all data is not zero."""
+    with torch.no_grad():
+        target.tensors[0].add_((target.kT / target.curvature) ** 0.5)
     sampler.anchor(target.full)  # type: ignore[attr-defined]
 
 
@@ -195,15 +268,23 @@ def sam_checks() -> Iterator[Check]:
 
 def thermostat_checks() -> Iterator[Check]:
     """SGNHT under gradient noise of unknown size: its friction rises to what the noise calls for."""
-    a, kT, lr, momentum, sd = 1.0, 0.5, 0.02, 0.8, 2.0
-    friction = (1 - momentum) + lr * sd**2 / (2 * kT)
-    variance = float(linear.sghmc(np.array([[a]]), lr, kT, 1 - friction)[0, 0])
+    a, kT, momentum = 1.0, 0.5, 0.8
+    ball = a * np.eye(50)
+    lr, sd = 0.02, 2.0
+    (variance,) = linear.sgnht(a, np.array([lr]), kT, momentum, sd**2)
     yield Check(
-        samplers.SGNHT, "noisy gradients, 50 dimensions", quadratic(a * np.eye(50), kT, gradient_sd=sd),
+        samplers.SGNHT, "noisy gradients, 50 dimensions", quadratic(ball, kT, gradient_sd=sd),
         {"cov 00": variance, "mean r²": 50 * variance}, {"lr": lr, "momentum": momentum}, burn_in=800,
+    )  # fmt: skip
+    factors = (1.0, 0.25)
+    fast, slow = linear.sgnht(a, 0.1 * np.array(factors), kT, momentum)
+    yield Check(
+        samplers.SGNHT, "two tensors, 50 dimensions", quadratic(ball, kT, split=(25, 25)),
+        {"cov 00": fast, "cov 4949": slow, "mean r²": 25 * (fast + slow)}, {"lr": 0.1, "momentum": momentum},
+        burn_in=800, factors=factors,
     )  # fmt: skip
 
 
 def all_checks() -> list[Check]:
     """Every sampler against every law that it has."""
-    return [*linear_checks(), *minibatch_checks(), *sam_checks(), *thermostat_checks()]
+    return [*linear_checks(), *grouped_checks(), *minibatch_checks(), *sam_checks(), *thermostat_checks()]

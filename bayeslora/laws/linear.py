@@ -7,6 +7,7 @@ code; the stationary covariance solves S = F S Fᵀ + Q. θ comes first in x. Gr
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -56,6 +57,29 @@ def sghmc(a: Matrix, lr: float, kT: float, momentum: float, v: Matrix | float = 
     )
 
 
+def sgnht(curvature: float, rates: Matrix, kT: float, momentum: float, v: float = 0.0) -> Matrix:
+    """Variance of θ in blocks of equal size, of step sizes `rates`, under one thermostat that does not fluctuate.
+
+    Its friction α is that at which (1 − α/2) E p², averaged over the blocks, is kT; the noise stays that of 1 − μ.
+    """
+    from scipy.optimize import brentq
+
+    def blocks(friction: float) -> Matrix:
+        """Covariance of (θ, p) of each block, [blocks, 2, 2]."""
+        out = []
+        for lr in rates:
+            h, kept = lr**0.5, 1 - friction
+            transition = np.array([[1 - lr * curvature, h * kept], [-h * curvature, kept]])
+            enter = np.array([[h], [1.0]])
+            out.append(stationary(transition, enter @ enter.T * (2 * (1 - momentum) * kT + lr * v), 2))
+        return np.stack(out)
+
+    def excess(friction: float) -> float:
+        return float((1 - friction / 2) * blocks(friction)[:, 1, 1].mean() / kT - 1)
+
+    return blocks(brentq(excess, 1e-3, 1.0))[:, 0, 0]
+
+
 def baoab(a: Matrix, lr: float, kT: float, momentum: float) -> Matrix:
     """x = (θ, p): B then A, O, A, each as a matrix."""
     eye, zero, h = np.eye(len(a)), np.zeros_like(a), lr**0.5
@@ -66,13 +90,22 @@ def baoab(a: Matrix, lr: float, kT: float, momentum: float) -> Matrix:
     return stationary(drift @ friction @ drift @ kick, drift @ noise @ drift.T, len(a))
 
 
+def grouped(law: Law, a: Matrix, rates: Matrix, kT: float, *args: Any, **kwargs: Any) -> Matrix:
+    """A law for step sizes that differ between coordinates, E = diag(rates).
+
+    In the coordinates E^(−½)θ the step size is 1 and the curvature E^½AE^½; further arguments are meant there too.
+    """
+    root = np.diag(np.sqrt(rates))
+    return root @ law(root @ a @ root, 1.0, kT, *args, **kwargs) @ root
+
+
 def fsgld(a: Matrix, lr: float, kT: float, sigma: float) -> Matrix:
     """SGLD whose gradient A(θ + σz) carries noise of covariance σ²A²."""
     return stationary(np.eye(len(a)) - lr * a, 2 * lr * kT * np.eye(len(a)) + (lr * sigma) ** 2 * a @ a, len(a))
 
 
-def entropy_mcmc(a: Matrix, lr: float, kT: float, eta: float) -> Matrix:
-    """x = (θ, θₐ), SGLD on the joint quadratic."""
+def entropy_mcmc(a: Matrix, lr: float, kT: float, eta: float | Matrix) -> Matrix:
+    """x = (θ, θₐ), SGLD on the joint quadratic; η a number, or one a coordinate."""
     eye, pull = np.eye(len(a)), kT / eta * np.eye(len(a))
     joint = np.block([[a + pull, -pull], [-pull, pull]])
     return stationary(np.eye(2 * len(a)) - lr * joint, 2 * lr * kT * np.kron(np.eye(2), eye), len(a))

@@ -171,6 +171,27 @@ def moments_on_line(
     return {"mean |θ|": float(weight @ np.abs(theta)), "mean θ²": float(weight @ theta**2)}
 
 
+def moments_on_plane(
+    drift: Callable[[np.ndarray], np.ndarray], covariance: np.ndarray, reach: float, cells: int = 44
+) -> dict[str, float]:
+    """Second moments of θ ← θ − drift(θ) + n, n ~ N(0, covariance), in two dimensions, by quadrature of its kernel.
+
+    Args:
+        drift: [n, 2] -> [n, 2], the step size in it; may jump at 0 (which is a corner of the cells).
+        covariance: of n, [2, 2]; its standard deviations must be about a cell or more.
+        reach: the grid covers [−reach, reach]².
+    """
+    edge = np.linspace(-reach, reach, cells + 1)
+    line = (edge[1:] + edge[:-1]) / 2
+    theta = np.stack(np.meshgrid(line, line, indexing="ij"), axis=-1).reshape(-1, 2)
+    whiten = np.linalg.inv(np.linalg.cholesky(covariance)).T
+    there, target = theta @ whiten, (theta - drift(theta)) @ whiten
+    square = (target**2).sum(1)[:, None] - 2 * target @ there.T + (there**2).sum(1)[None]
+    weight = stationary_density(np.exp(-square / 2))
+    moments = np.einsum("n,ni,nj->ij", weight, theta, theta)
+    return {f"cov {i}{j}": float(moments[i, j]) for i, j in ((0, 0), (0, 1), (1, 1))}
+
+
 def moments_of_radius(
     radial_drift: Callable[[np.ndarray], np.ndarray],
     dim: int,

@@ -13,8 +13,9 @@ class BAOAB(Underdamped):
 
         p ← p − √ε g;  θ ← θ + ½√ε p;  p ← μ p + √((1 − μ²)·kT) ξ;  θ ← θ + ½√ε p
 
-    Targets exp(−U/T) as ε → 0, and samples θ of a quadratic *exactly* at every stable ε (εa < 4). Minibatch noise heats
-    as in SGHMC. The two half kicks at one position are joined, so a step costs one gradient.
+    Targets exp(−U/T) with momenta p ~ N(0, kT) as ε → 0, and samples θ of a quadratic *exactly* at every stable ε
+    (εa < 4). Minibatch noise heats as in SGHMC. The two half kicks at one position are joined, so a step costs one
+    gradient.
 
     Args: as `Underdamped`.
 

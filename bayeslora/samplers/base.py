@@ -42,6 +42,9 @@ class Sampler(Optimizer):
         chain: number of this chain; or a sequence of K numbers when every parameter carries a leading axis K of
             stacked chains. Each chain's noise depends on (seed, chain, step) alone.
 
+    Attributes:
+        noise_free: while true, steps are taken without noise and otherwise as at kT: how cycles explore.
+
     Raises:
         ConfigError: an impossible setting (all of them in one message).
     """
@@ -58,6 +61,7 @@ class Sampler(Optimizer):
     ) -> None:
         super().__init__(params, {"lr": lr})
         self.kT, self.seed = kT, seed
+        self.noise_free = False
         self.stacked = not isinstance(chain, int)
         self.chains = [chain] if isinstance(chain, int) else list(chain)
         self.state["chain"] = {"step": 0}  # type: ignore[index]  # torch keeps keys that are no tensors as they are
@@ -107,7 +111,7 @@ class Sampler(Optimizer):
         """ε: a number when all groups share it, else [D]."""
         rates = [group["lr"] for group in self.param_groups]
         if len(set(rates)) == 1:
-            return rates[0]
+            return float(rates[0])
         return torch.cat(
             [
                 torch.full((self._size(p),), group["lr"], dtype=p.dtype, device=p.device)
@@ -131,9 +135,19 @@ class Sampler(Optimizer):
             getattr(row, method)(generator=generator(self.seed, chain, step, purpose, like.device))
         return out
 
+    @property
+    def noisy(self) -> bool:
+        """Whether this step has noise."""
+        return self.kT > 0 and not self.noise_free
+
+    @property
+    def learns_in_burn_in(self) -> bool:
+        """Whether the sampler adapts in burn-in to what it needs after it, so that it cannot do without."""
+        return False
+
     def noise(self, like: Tensor) -> Tensor | None:
-        """This step's Langevin noise ξ ~ N(0, I), shaped like θ; None at kT = 0, where it has no effect."""
-        return None if self.kT == 0 else self.draw(like)
+        """This step's Langevin noise ξ ~ N(0, I), shaped like θ; None where the step has none."""
+        return self.draw(like) if self.noisy else None
 
     def freeze(self) -> None:
         """Stop adapting: called once, when burn-in ends and draws are kept. Samplers that adapt nothing ignore it."""
@@ -158,7 +172,8 @@ class Sampler(Optimizer):
             closure: zeroes the gradients, runs forward and backward on one minibatch, returns Ũ (scalar, or [K]).
 
         Returns:
-            Ũ at the state before the move, detached.
+            Ũ at the state before the move, detached. (Of fSGLD: at the perturbed state, where its one gradient is; on
+            average the smoothed potential that it samples.)
 
         Raises:
             DivergedError: Ũ or its gradient is not finite; θ is left where it was.

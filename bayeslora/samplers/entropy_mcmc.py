@@ -59,6 +59,6 @@ class EntropyMCMC(Sampler):
         potential, gradient = evaluate()
         guide = self.memory.get("guide", theta)
         pull = functional.entropic_pull(theta, guide, self.eta, self.kT)
-        guide_noise = None if self.kT == 0 else self.draw(theta, purpose="guide")
+        guide_noise = self.draw(theta, purpose="guide") if self.noisy else None
         self.memory["guide"] = functional.sgld(guide, -pull, guide_noise, self.lr, self.kT)
         return potential, functional.sgld(theta, gradient + pull, self.noise(theta), self.lr, self.kT)

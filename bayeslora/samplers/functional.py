@@ -104,6 +104,35 @@ def rank_one(vector: Tensor, direction: Tensor, sigma: float) -> Tensor:
     return vector + sigma * (vector * direction).sum(-1, keepdim=True) * direction
 
 
+def rank_one_langevin(
+    theta: Tensor,
+    gradient: Tensor,
+    noise: Tensor | None,
+    lr: StepSize,
+    kT: float,
+    *,
+    direction: Tensor,
+    sigma: float,
+    plain: bool = False,
+) -> Tensor:
+    """Langevin step with the preconditioner M = E^½ (I + σûûᵀ)² E^½, E = diag(ε): θ − M g + √(2kT) E^½ (I + σûûᵀ) ξ.
+
+    Noise of covariance 2kT·M goes with the drift M g also where ε differs between coordinates, so that E and ûûᵀ do not
+    commute; with a drift E (I + σûûᵀ)² g the law would be another one.
+
+    Args:
+        theta, gradient, noise: [..., D]; `noise` None stands for no noise.
+        lr, kT: ε and kT.
+        direction: û, [..., D], of norm one or zero.
+        sigma: σ.
+        plain: leave the drift E g as it is (another law: that of the predecessor's rule).
+    """
+    root = lr**0.5
+    drift = root * rank_one(root * gradient, direction, 2 * sigma + sigma**2)  # (I + σûûᵀ)² = I + (2σ + σ²) ûûᵀ
+    moved = descend(theta, gradient, lr) if plain else theta - drift
+    return moved if noise is None else moved + root * (2 * kT) ** 0.5 * rank_one(noise, direction, sigma)
+
+
 def preconditioned(
     theta: Tensor, gradient: Tensor, noise: Tensor | None, lr: StepSize, kT: float, *, scale: Tensor
 ) -> Tensor:
@@ -133,7 +162,7 @@ def underdamped_euler(
     """SGHMC's step: p ← (1 − α) p − √ε g + √(2 β kT) ξ; θ ← θ + √ε p. Returns (θ, p).
 
     Args:
-        theta, momentum, gradient, noise: [..., D]; at equilibrium p ~ N(0, kT).
+        theta, momentum, gradient, noise: [..., D]; at equilibrium p ~ N(0, kT/(1 − α/2)) as ε → 0.
         lr, kT: ε and kT; √ε·p is the velocity of SGD with momentum 1 − α and learning rate ε.
         friction: α in (0, 1]; a tensor where a thermostat varies it.
         injected: β, the friction that the noise balances; α itself unless a thermostat is at work.

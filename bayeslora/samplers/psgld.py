@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from bayeslora.errors import Problems
+from bayeslora.errors import Problems, require
 from bayeslora.samplers import functional
 from bayeslora.samplers.base import Evaluate, Sampler
 
@@ -27,7 +27,7 @@ class PSGLD(Sampler):
         preconditioner: `"frozen"` or `"adaptive"`.
 
     Raises:
-        ConfigError: a setting out of its range.
+        ConfigError: a setting out of its range; from `step`, if it was frozen before it had seen a gradient.
 
     Example:
         >>> sampler = PSGLD(model.parameters(), lr=1e-4, kT=potential.kT(1.0), seed=0)   # doctest: +SKIP
@@ -53,6 +53,10 @@ class PSGLD(Sampler):
         self.alpha, self.floor, self.preconditioner = alpha, floor, preconditioner
         super().__init__(params, lr, kT, seed, chain)
 
+    @property
+    def learns_in_burn_in(self) -> bool:
+        return self.preconditioner == "frozen"
+
     def check(self, group: dict[str, Any]) -> None:
         super().check(group)
         problems = Problems()
@@ -66,7 +70,13 @@ class PSGLD(Sampler):
 
     def update(self, theta: Tensor, evaluate: Evaluate) -> tuple[Tensor, Tensor]:
         potential, gradient = evaluate()
-        if not (self.frozen and self.preconditioner == "frozen" and "square" in self.memory):
+        if self.frozen and self.preconditioner == "frozen":
+            require(
+                "square" in self.memory,
+                "sampler.preconditioner=frozen learns V in burn-in, and there was none: make chain.burn_in longer than"
+                f" the memory of V, 1/(1 − alpha) = {1 / (1 - self.alpha):.0f} steps",
+            )
+        else:
             square = gradient.square()
             self.memory["square"] = square.lerp(self.memory.get("square", square), self.alpha)
         scale = 1 / (self.floor + self.memory["square"].sqrt())

@@ -18,7 +18,7 @@ class SAMSGLD(Sampler):
     quadratic (as ε → 0): a posterior that prefers flat regions, not the Bayes posterior. Minibatch ascent adds a
     further bias, since the direction of a noisy gradient is partly random: on the reference target
     (`bayeslora.laws.GaussianMean`, ρ = 0.1, ε = 0.05) the variance is 0.57 of the Bayes posterior's with full batch, as
-    the law says, but 0.78 with half of the data a step and 1.11 with a tenth. ρ = 0 is SGLD. The norm runs
+    the law says, but 0.78 with half of the data a step and 1.14 with a tenth. ρ = 0 is SGLD. The norm runs
     over all parameters of a chain together; both gradients are taken on the same minibatch.
 
     Args:

@@ -15,7 +15,9 @@ from bayeslora.samplers.sam_sgld import SAMSGLD
 
 
 class SAMSGLDR1(SAMSGLD):
-    """SAM-SGLD with a rank-one preconditioner: θ ← θ − ε G g⁺ + √(2ε·kT) (I + σûûᵀ) ξ,  G = (I + σûûᵀ)².
+    """SAM-SGLD with a rank-one preconditioner: θ ← θ − M g⁺ + √(2kT) E^½ (I + σûûᵀ) ξ,  M = E^½ (I + σûûᵀ)² E^½.
+
+    E = diag(ε) holds the step sizes of the parameter groups; with one for all M is ε (I + σûûᵀ)².
 
     û is the average of the SAM directions g/‖g‖ gathered in burn-in, frozen while draws are kept. Drift and noise are
     preconditioned together, so the law is SAM-SGLD's: exp(−(Ũ + ρ‖∇Ũ‖)/kT) to first order in ρ, whatever σ; at ρ = 0
@@ -34,7 +36,8 @@ class SAMSGLDR1(SAMSGLD):
         drift: `"preconditioned"` or `"plain"`.
 
     Raises:
-        ConfigError: σ negative or not finite, or an unknown choice.
+        ConfigError: σ negative or not finite, or an unknown choice; from `step`, if it was frozen before it had seen a
+            direction.
 
     Example:
         >>> sampler = SAMSGLDR1(model.parameters(), lr=1e-3, kT=potential.kT(1.0), seed=0)   # doctest: +SKIP
@@ -61,6 +64,10 @@ class SAMSGLDR1(SAMSGLD):
         self.sigma, self.direction, self.drift = sigma, direction, drift
         super().__init__(params, lr, kT, seed, chain, rho=rho)
 
+    @property
+    def learns_in_burn_in(self) -> bool:
+        return self.direction == "frozen" and self.sigma > 0
+
     def check(self, group: dict[str, Any]) -> None:
         super().check(group)
         require_non_negative("sigma", self.sigma, "SAM-SGLD")
@@ -71,12 +78,17 @@ class SAMSGLDR1(SAMSGLD):
     def update(self, theta: Tensor, evaluate: Evaluate) -> tuple[Tensor, Tensor]:
         potential, gradient = evaluate()
         _, uphill = evaluate(theta + functional.sam_ascent(gradient, self.rho))
-        along = self._along(gradient)
-        stretched = functional.rank_one(uphill, along, 2 * self.sigma + self.sigma**2)  # (I + σûûᵀ)² g
-        force = stretched if self.drift == "preconditioned" else uphill
-        noise = self.noise(theta)
-        stretched_noise = None if noise is None else functional.rank_one(noise, along, self.sigma)
-        return potential, functional.sgld(theta, force, stretched_noise, self.lr, self.kT)
+        moved = functional.rank_one_langevin(
+            theta,
+            uphill,
+            self.noise(theta),
+            self.lr,
+            self.kT,
+            direction=self._along(gradient),
+            sigma=self.sigma,
+            plain=self.drift == "plain",
+        )
+        return potential, moved
 
     def _along(self, gradient: Tensor) -> Tensor:
         """û: the present direction, or the normalised average of those seen before `freeze`."""
@@ -85,4 +97,8 @@ class SAMSGLDR1(SAMSGLD):
             return present
         if not self.frozen:
             self.memory["directions"] = self.memory.get("directions", torch.zeros_like(gradient)) + present
+        require(
+            "directions" in self.memory or self.sigma == 0,
+            "sampler.direction=frozen learns û in burn-in, and there was none: make chain.burn_in longer than 0",
+        )
         return functional.sam_ascent(self.memory.get("directions", torch.zeros_like(gradient)), 1.0)

@@ -1,8 +1,10 @@
 """Step-size schedules: a factor on `lr` as a pure function of the step, so that there is no state to save.
 
 Each factory takes the number of steps it spans and its own settings, and returns `factor(step) -> float` for
-0 ≤ step < steps. A decreasing schedule needs draws weighted by their step size to be unbiased; those that end in a
-constant, or restart in cycles, do not.
+0 ≤ step < steps. A step of size ε stands for a time ε of the chain, so under a decreasing schedule late draws stand for
+less time than early ones, by the ratio of their step sizes: averages that count draws alike are biased towards the late
+ones, and a run warns of it. Schedules that end in a constant are free of that. Cycles that explore without noise have
+another bias: what the data leave free shrinks in exploration and is not refilled in time (docs/gotchas.md).
 """
 
 from __future__ import annotations

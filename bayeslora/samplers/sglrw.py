@@ -39,7 +39,7 @@ class SGLRW(Sampler):
 
     def update(self, theta: Tensor, evaluate: Evaluate) -> tuple[Tensor, Tensor]:
         potential, gradient = evaluate()
-        if self.kT == 0:
+        if not self.noisy:
             return potential, functional.descend(theta, gradient, self.lr)
         moved, clipped = functional.lattice_walk(theta, gradient, self.draw(theta, "uniform_"), self.lr, self.kT)
         self._count(clipped)
@@ -50,10 +50,12 @@ class SGLRW(Sampler):
         return {"clipped": self.memory["clipped"]} if "clipped" in self.memory else {}
 
     def _count(self, clipped: Tensor) -> None:
-        """Average the clipped share over windows of 100 steps; warn where it is above 1 %."""
+        """Average the clipped share over windows of 100 steps with noise; warn where it is above 1 %."""
         self.memory["clipping"] = self.memory.get("clipping", 0) + clipped
-        if (self.steps + 1) % self.WINDOW:
+        self.memory["counted"] = self.memory.get("counted", 0) + 1
+        if self.memory["counted"] < self.WINDOW:
             return
+        self.memory["counted"] = 0
         self.memory["clipped"] = self.memory.pop("clipping") / self.WINDOW
         share = float(self.memory["clipped"].mean())
         if share > self._tolerated:

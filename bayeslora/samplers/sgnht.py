@@ -35,7 +35,7 @@ class SGNHT(Underdamped):
         theta, p = functional.underdamped_euler(
             theta, p, gradient, self.noise(theta), self.lr, self.kT, friction=friction, injected=1 - self.momentum
         )
-        if self.kT > 0:
+        if self.noisy:
             excess = (1 - friction / 2) * p.square().mean(-1, keepdim=True) / self.kT - 1
             rate = self.lr if isinstance(self.lr, float) else self.lr.mean()
             friction = friction + rate * excess

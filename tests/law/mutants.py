@@ -7,7 +7,7 @@ from torch import Tensor
 
 from bayeslora.laws import GaussianMean, one_stream
 from bayeslora.potential import Potential
-from bayeslora.samplers import SAMSGLD, SGLRW, Sampler, functional
+from bayeslora.samplers import SAMSGLD, SAMSGLDR1, SGLD, SGLRW, Sampler, functional
 
 
 class LoudNoise:
@@ -36,6 +36,35 @@ class LongStride:
         potential, gradient = evaluate()
         moved, _ = functional.lattice_walk(theta, gradient, self.draw(theta, "uniform_"), self.lr, 1.05**2 * self.kT)
         return potential, moved
+
+
+class FirstGroupsNoise(one_stream(SGLD)):  # type: ignore[misc]
+    """The noise of every group scaled by the first group's step size."""
+
+    def update(self, theta: Tensor, evaluate) -> tuple[Tensor, Tensor]:  # type: ignore[no-untyped-def]
+        potential, gradient = evaluate()
+        moved = functional.descend(theta, gradient, self.lr)
+        return potential, moved + (2 * self.param_groups[0]["lr"] * self.kT) ** 0.5 * self.noise(theta)
+
+
+class WeakAnchor(one_stream(SGLD)):  # type: ignore[misc]
+    """Control variates that lose a tenth of the anchor's gradient."""
+
+    def anchor(self, full_closure) -> None:  # type: ignore[no-untyped-def]
+        super().anchor(full_closure)
+        self.memory["anchor_gradient"] *= 0.9
+
+
+class UngroupedRankOne(one_stream(SAMSGLDR1)):  # type: ignore[misc]
+    """Drift E (I + σûûᵀ)² g beside noise √(2kT) E^½ (I + σûûᵀ) ξ, which do not fit where E and ûûᵀ do not commute."""
+
+    def update(self, theta: Tensor, evaluate) -> tuple[Tensor, Tensor]:  # type: ignore[no-untyped-def]
+        potential, gradient = evaluate()
+        along, sigma = self.memory["directions"], self.sigma
+        along = along / along.norm(dim=-1, keepdim=True)
+        stretched = functional.rank_one(gradient, along, 2 * sigma + sigma**2)
+        noise = functional.rank_one(self.noise(theta), along, sigma)
+        return potential, functional.sgld(theta, stretched, noise, self.lr, self.kT)
 
 
 def per_tensor(sampler_class: type[SAMSGLD]) -> type[Sampler]:

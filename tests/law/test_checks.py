@@ -8,7 +8,7 @@ import torch
 
 from bayeslora import samplers
 from bayeslora.laws import GaussianMean, linear, one_stream
-from bayeslora.laws.checks import Check, all_checks, linear_checks, minibatch_checks, sam_checks
+from bayeslora.laws.checks import Check, all_checks, grouped_checks, linear_checks, minibatch_checks, sam_checks
 from bayeslora.potential import Potential
 from law import mutants
 
@@ -66,6 +66,23 @@ def test_an_uncompensated_rank_one_is_noticed():
         return one_stream(samplers.SAMSGLDR1)(*args, **kwargs, drift="plain")
 
     assert red(check, plain_drift)
+
+
+@pytest.mark.parametrize(
+    ("checks", "mutant", "settings"),
+    [
+        (grouped_checks, mutants.FirstGroupsNoise, set()),
+        (grouped_checks, mutants.UngroupedRankOne, {"sigma"}),
+        (minibatch_checks, mutants.WeakAnchor, {"control_variates"}),
+    ],
+)
+def test_mutants_of_groups_and_anchors_are_noticed(checks, mutant, settings: set[str]):
+    check = next(
+        c
+        for c in checks()
+        if issubclass(mutant, c.sampler) and "SAM law" not in c.target and settings <= set(c.settings)
+    )
+    assert red(check, mutant)
 
 
 @pytest.mark.parametrize("name", ["integrator", "thermostat", "lattice"])

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import re
+import warnings
+
 import pytest
 import torch
+from lightning import Trainer
 from torch import nn
 
 from bayeslora.chains.module import SamplingModule, parameter_groups
@@ -11,7 +15,7 @@ from bayeslora.chains.plan import Plan
 from bayeslora.chains.stack import Stack
 from bayeslora.errors import ConfigError
 from bayeslora.potential import Potential, Prior
-from bayeslora.samplers import SGLD
+from bayeslora.samplers import SGLD, schedules
 
 
 def module(model: nn.Module, **settings: object) -> SamplingModule:
@@ -75,3 +79,58 @@ def test_norms_and_energies_are_each_chains_own_in_a_stack():
     x, y = torch.randn(5, 3), torch.randint(2, (5,))
     torch.testing.assert_close(stacked.nll(x, y), torch.stack([m.nll(x, y) for m in alone]))
     assert [sorted(state) for state in stacked.states()] == [["bias", "weight"]] * 2
+
+
+def test_full_data_gradients_weigh_batches_by_their_size():
+    """Batches of 5 and 2 examples: each example counts alike."""
+    net, source = nn.Linear(3, 2), torch.Generator().manual_seed(0)
+    x, y = torch.randn(7, 3, generator=source), torch.randint(2, (7,), generator=source)
+    batches = [(x[:5], y[:5]), (x[5:], y[5:])]
+    own = SamplingModule(
+        net, Potential(Prior(1.0), 7), lambda params, **chain: SGLD(params, lr=0.1, control_variates=True, **chain),
+        lambda params: torch.optim.SGD(params, lr=0.2), Plan(0, 1, 1, 1),
+        temperature=1.0, seed=0, chain=0, full_data=lambda: batches,
+    )  # fmt: skip
+    Trainer(
+        accelerator="cpu", max_steps=1, logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False,
+    ).fit(own, iter([batches[0]]))  # fmt: skip
+    anchored = own.sampler.memory
+    weight, bias = anchored["anchor"][:6].view(2, 3).requires_grad_(), anchored["anchor"][6:].requires_grad_()
+    nll = nn.functional.cross_entropy(x @ weight.T + bias, y, reduction="none")
+    expected = torch.autograd.grad(Potential(Prior(1.0), 7)(nll, {"w": weight, "b": bias}), [weight, bias])
+    torch.testing.assert_close(anchored["anchor_gradient"], torch.cat([g.flatten() for g in expected]))
+
+
+def biased(plan: Plan, lr: float = 0.1, **settings: object) -> SamplingModule:
+    return SamplingModule(
+        nn.Linear(3, 2), Potential(Prior(1.0), 100), lambda params, **chain: SGLD(params, lr=lr, **chain),
+        lambda params: torch.optim.SGD(params, lr=0.2), plan, temperature=1.0, seed=0, chain=0, **settings,
+    )  # fmt: skip
+
+
+def test_draws_of_unequal_weight_are_warned_of():
+    with pytest.warns(RuntimeWarning, match="step size by a factor of"):
+        biased(Plan(0, 10, 10, 10), schedule="polynomial").configure_optimizers()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        biased(Plan(0, 10, 10, 10)).configure_optimizers()
+        biased(Plan(0, 100, 10, 10), schedule="exponential").configure_optimizers()
+
+
+def test_the_variance_that_a_cycle_leaves_to_the_prior_is_the_exact_recursions():
+    """One coordinate under its prior alone through the cycle's own steps, exploration without noise first."""
+    plan = Plan(0, 0, 12, 200, cycles=4, exploration=0.8)
+    with pytest.warns(RuntimeWarning, match="of their variance") as caught:
+        biased(plan, schedule="cyclical").configure_optimizers()
+    curvature, kT, variance = 0.01, 0.01, 1.0
+    factor = schedules.make("cyclical", plan.total, cycle_length=plan.cycle_length)
+    for step in range(plan.total):
+        lr = 0.1 * factor(step)
+        variance = (1 - lr * curvature) ** 2 * variance + (2 * lr * kT if plan.phase(step) == "sampling" else 0)
+    said = float(re.search(r"have ([\d.]+) of their variance", str(caught[0].message)).group(1))
+    assert abs(said - variance) < 0.02
+    assert said < 0.5
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        biased(Plan(0, 0, 3, 20_000, cycles=1, exploration=0.2), schedule="cyclical").configure_optimizers()

@@ -116,3 +116,41 @@ def test_a_pattern_means_whole_parts_of_a_name_or_has_wildcards(pattern: str, me
     assert matches(name, pattern) is meant
     variance = 1 / Prior(1.0, overrides={pattern: 4.0}).precision(name, torch.Size([2, 3]))
     assert variance == (4.0 if meant else 1.0)
+
+
+def test_fan_in_keeps_activations_at_their_size_in_every_layer():
+    """Inputs of variance 1 and weights drawn from the prior give outputs of variance 1, in any layout."""
+    from transformers.pytorch_utils import Conv1D
+
+    source, prior = torch.Generator().manual_seed(0), Prior(1.0, "fan_in")
+    layers = [
+        (torch.nn.Conv2d(6, 200, 4, bias=False), torch.randn(8, 6, 12, 12, generator=source)),
+        (torch.nn.ConvTranspose2d(60, 8, 4, bias=False), torch.randn(40, 60, 12, 12, generator=source)),
+        (
+            torch.nn.ConvTranspose2d(60, 8, 4, stride=2, groups=4, bias=False),
+            torch.randn(40, 60, 9, 9, generator=source),
+        ),
+        (Conv1D(800, 20), torch.randn(50, 20, generator=source)),
+    ]
+    for layer, inputs in layers:
+        weight = layer.weight
+        precision = prior.for_model(torch.nn.Sequential(layer)).precision("0.weight", weight.shape)
+        with torch.no_grad():
+            weight.copy_(torch.randn(weight.shape, generator=source) / precision**0.5)
+            outputs = layer(inputs)
+        inside = outputs[..., 4:-4, 4:-4] if outputs.ndim == 4 else outputs
+        assert 0.8 < inside.square().mean() < 1.25, layer
+
+
+def test_each_noise_parameter_has_the_curvature_of_a_mean_loss():
+    from bayeslora.likelihood import Gaussian
+
+    y = torch.randn(500, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+    def mean_nll(log_variance: torch.Tensor) -> torch.Tensor:
+        outputs = torch.cat([torch.zeros_like(y), log_variance.expand_as(y)], dim=-1)
+        return Gaussian().nll(outputs, y).mean()
+
+    at_mode = y.square().mean(0).log()
+    hessian = torch.autograd.functional.hessian(mean_nll, at_mode)
+    torch.testing.assert_close(hessian, 0.5 * torch.eye(3, dtype=torch.float64))

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from bayeslora.errors import ConfigError, DivergedError
-from bayeslora.rng import generator
+from bayeslora.rng import generator, reseed
 from bayeslora.samplers import (
     ASGLD,
     BAOAB,
@@ -113,7 +113,7 @@ def test_parameter_groups_have_their_own_step_size(sampler_class, settings):
     sampler = sampler_class(groups, lr=0.1, kT=0.0, seed=0, **settings)
     sampler.step(closure_on(params, sampler))
     moved = (flat(params) - before).abs()
-    assert 0 < moved[:12].max() < 1e-4 < moved[12:].max()
+    assert 0 < moved[:12].max() < 5e-3 < moved[12:].max()  # rank-one couples groups: by the root of both step sizes
 
 
 @pytest.mark.parametrize(("sampler_class", "settings"), SAMPLERS)
@@ -282,3 +282,81 @@ def test_a_sparse_gradient_is_refused():
 def test_a_step_without_closure_says_what_is_needed():
     with pytest.raises(TypeError, match="closure"):
         SGLD(tensors(), lr=0.1, kT=1.0, seed=0).step(None)
+
+
+@pytest.mark.parametrize(("sampler_class", "settings"), SAMPLERS)
+def test_a_step_size_may_be_an_integer(sampler_class, settings):
+    states = []
+    for lr in (1, 1.0):
+        params = tensors()
+        sampler = sampler_class(params, lr=lr, kT=0.1, seed=0, **settings)
+        for _ in range(2):
+            sampler.step(closure_on(params, sampler, curvature=0.1))
+        states.append(flat(params))
+    assert torch.equal(*states)
+
+
+@pytest.mark.parametrize(("sampler_class", "settings"), [(PSGLD, {}), (SAMSGLDR1, {"sigma": 1.0})])
+def test_what_learns_in_burn_in_is_refused_without_one(sampler_class, settings):
+    params = tensors()
+    sampler = sampler_class(params, lr=0.1, kT=1.0, seed=0, **settings)
+    sampler.freeze()
+    before = flat(params)
+    with pytest.raises(ConfigError, match="burn_in"):
+        sampler.step(closure_on(params, sampler))
+    assert torch.equal(flat(params), before)
+
+
+def test_the_clipped_share_counts_steps_with_noise_only():
+    params = tensors()
+    sampler = SGLRW(params, lr=1e-3, kT=1e-6, seed=0)  # all clipped
+
+    def cycles() -> None:
+        for step in range(400):
+            sampler.noise_free = step % 100 >= 60
+            sampler.step(closure_on(params, sampler))
+
+    with pytest.warns(RuntimeWarning, match="clips"):
+        cycles()
+    assert 0.9 < sampler.diagnostics()["clipped"] <= 1
+
+
+def test_entropy_mcmc_keeps_its_coupling_while_it_explores():
+    params = tensors()
+    sampler = EntropyMCMC(params, lr=0.01, kT=0.5, seed=0, eta=0.1)
+    sampler.step(closure_on(params, sampler))
+    theta, guide = flat(params), sampler.memory["guide"].flatten()
+    sampler.noise_free = True
+    sampler.step(closure_on(params, sampler))
+    pull = (0.5 / 0.1) * (theta - guide)
+    assert pull.abs().max() > 0.1
+    torch.testing.assert_close(flat(params), theta - 0.01 * (6 * theta + theta.cos() + pull))
+    torch.testing.assert_close(sampler.memory["guide"].flatten(), guide + 0.01 * pull)
+
+
+@pytest.mark.parametrize(("sampler_class", "variance"), [(SGHMC, 2 / 1.8), (BAOAB, 1.0)])
+def test_momenta_have_the_variance_of_their_docstring(sampler_class, variance):
+    """On a flat potential p is an AR(1) with variance 2kT/(1 + μ), of BAOAB kT."""
+    params = [torch.nn.Parameter(torch.zeros(40_000))]
+    sampler = sampler_class(params, lr=0.1, kT=1.0, seed=0, momentum=0.8)
+
+    def flat_potential() -> torch.Tensor:
+        sampler.zero_grad()
+        loss = (0 * params[0]).sum()
+        loss.backward()
+        return loss
+
+    for _ in range(40):
+        sampler.step(flat_potential)
+    measured = sampler.memory["momentum"].var().item()
+    assert abs(measured / variance - 1) < 4 * (2 / 40_000) ** 0.5
+
+
+def test_streams_differ_where_only_the_upper_half_of_a_seed_does():
+    """`manual_seed` alone reads 32 bits on a CPU: 10⁵ streams would hold equal ones."""
+    streams = [torch.rand(8, generator=reseed(torch.Generator(), seed)) for seed in (7, 7 + (1 << 32), 7 + (5 << 32))]
+    assert not torch.equal(streams[0], streams[1])
+    assert not torch.equal(streams[1], streams[2])
+    assert torch.equal(streams[0], torch.rand(8, generator=reseed(torch.Generator().manual_seed(3), 7)))
+    halves_alike = torch.randn(4_096, generator=reseed(torch.Generator(), 7 + (7 << 32)))
+    assert abs(halves_alike.var().item() - 1) < 4 * (2 / 4_096) ** 0.5
