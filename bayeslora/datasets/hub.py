@@ -165,6 +165,8 @@ class Hub:
     ) -> Data:
         names = tuple(getattr(train.features[label], "names", None) or ())
         parts, dropped = zip(*(_complete_rows(split, column, label) for split in (train, test)), strict=True)
+        if not all(parts):
+            raise DataError(f"{self.path}: no example has both an image (column {column}) and a label (column {label})")
         decoded = decode_images(
             (
                 (Path(cell["path"]) if cell["bytes"] is None else cell["bytes"], f"{self.path}, {name} set, row {row}")
@@ -255,11 +257,7 @@ def _labelled(split: datasets.Dataset, label: str) -> bool:
 def _complete_rows(
     split: datasets.Dataset, column: str, label: str
 ) -> tuple[list[tuple[int, dict[str, Any], Any]], Counter[str]]:
-    """Row, encoded image and label of the examples that have both, and how many were left out for what.
-
-    Raises:
-        DataError: no example is complete.
-    """
+    """Row, encoded image and label of the examples that have both, and how many were left out for what."""
     import datasets
 
     rows, dropped = [], Counter[str]()
@@ -273,8 +271,6 @@ def _complete_rows(
             dropped["examples without an image"] += 1
         else:
             rows.append((row, cell, target))
-    if not rows:
-        raise DataError(f"no example has both an image (column {column}) and a label (column {label})")
     return rows, dropped
 
 

@@ -187,7 +187,7 @@ def class_folders(root: Path) -> list[str]:
 
 def files_in(root: Path) -> Iterator[tuple[Path, bool]]:
     """All files below a folder in order, and whether each is hidden or in a hidden folder; links are followed once."""
-    seen = {root.resolve()}
+    seen = {root.resolve(), *root.resolve().parents}
     for place, folders, names in os.walk(root, followlinks=True):
         folders[:] = sorted(name for name in folders if Path(place, name).resolve() not in seen)
         seen |= {Path(place, name).resolve() for name in folders}

@@ -23,8 +23,11 @@ if TYPE_CHECKING:
 
 GREY_MODES = ("1", "L", "LA", "F")
 """Pillow's modes of grey images, once levels of more than 8 bits are `"F"`."""
-DAMAGED = (OSError, EOFError, SyntaxError, ValueError, struct.error, zlib.error)
-"""What Pillow raises for files that are damaged or of no format it reads."""
+DAMAGED = (
+    OSError, EOFError, SyntaxError, ValueError, TypeError, RuntimeError, LookupError, ArithmeticError, struct.error,
+    zlib.error,
+)  # fmt: skip
+"""What Pillow's readers raise for files that are damaged or of no format they read."""
 WHOLE_LEVELS = (255, 1023, 4095, 16_383, 65_535)
 """White in images of 8, 10, 12, 14 and 16 bits."""
 
