@@ -123,6 +123,7 @@ class Csv:
             train: of a test set: the table of the training set, whose columns it must have.
         """
         header, cells, _ = read_rows(file, self.separator, encoding=self.encoding)
+        header = [name.strip() for name in header]
         listed = ", ".join(header)
         for key in ("leave_out", "categories"):
             if train is None and (unknown := [name for name in getattr(self, key) or [] if name not in header]):

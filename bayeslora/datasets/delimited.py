@@ -52,8 +52,12 @@ class Column:
         return Column(self.values[rows], self.missing[rows], self.dates)
 
 
-def read_text(file: Path, encoding: str = "utf-8") -> str:
+def read_text(file: Path, encoding: str | None = "utf-8") -> str:
     """A text file, without the mark of its byte order.
+
+    Args:
+        file: to read.
+        encoding: what `dataset.encoding` says; None: UTF-8, and there is no such setting.
 
     Raises:
         DataError: it is in another encoding, or cannot be read.
@@ -62,36 +66,39 @@ def read_text(file: Path, encoding: str = "utf-8") -> str:
         content = file.read_bytes()
     except OSError as error:
         raise DataError(f"{file} cannot be read ({error.strerror})") from error
-    marked = content[:2] in (b"\xff\xfe", b"\xfe\xff")
-    utf8 = encoding.lower().replace("_", "-") in ("utf-8", "utf8")
-    if utf8 and (marked or b"\0" in content[:1000]):
-        raise DataError(
-            f"{file} is not text in UTF-8 but, it seems, in UTF-16; save it as UTF-8, or set dataset.encoding=utf-16"
-            ' (Excel\'s have tabs between columns: dataset.separator="\\t")'
+    utf8 = encoding is None or encoding.lower().replace("_", "-") in ("utf-8", "utf8")
+    if encoding is None:
+        advice = "fetch it again, or save it as UTF-8"
+    elif utf8:
+        advice = "save it as UTF-8, or set dataset.encoding=latin-1, cp1252 or what it was written in"
+    else:
+        advice = "save it as UTF-8, or set the right dataset.encoding"
+    if utf8 and (content[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\0" in content[:1000]):
+        excel = '; set dataset.encoding=utf-16, and dataset.separator="\\t" for a table of Excel' * (
+            encoding is not None
         )
+        raise DataError(f"{file} is not text in UTF-8 but, it seems, in UTF-16; save it as UTF-8{excel}")
     try:
-        return content.decode("utf-8-sig" if utf8 else encoding)
-    except UnicodeError as error:
-        where = (
-            f", byte {content[error.start]:#x} in line {content[: error.start].count(10) + 1}"
-            if isinstance(error, UnicodeDecodeError)
-            else ""
-        )
-        advice = "dataset.encoding=latin-1, cp1252 or what it was written in" if utf8 else "the right dataset.encoding"
+        return content.decode("utf-8-sig" if encoding is None or utf8 else encoding)
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
         raise DataError(
-            f"{file} is not text in {encoding.upper()}{where}; save it as UTF-8, or set {advice}"
+            f"{file} is not text in {'UTF-8' if encoding is None else encoding.upper()}, byte"
+            f" {content[error.start]:#x} in line {line}; {advice}"
         ) from error
+    except UnicodeError as error:
+        raise DataError(f"{file} is not text in {str(encoding).upper()} ({error}); {advice}") from error
 
 
 def read_rows(
-    file: Path, separator: str, *, encoding: str = "utf-8", quoted: bool = True, skip_broken: bool = False
+    file: Path, separator: str, *, encoding: str | None = "utf-8", quoted: bool = True, skip_broken: bool = False
 ) -> tuple[list[str], list[pa.ChunkedArray], int]:
     """The cells of a file as they are written.
 
     Args:
         file: whose first line names the columns.
         separator: between columns, one character.
-        encoding: of the text.
+        encoding: of the text, as `read_text` has it.
         quoted: whether cells may be in quotation marks; else these are ordinary characters.
         skip_broken: leave out lines with too few or too many columns; else they are an error.
 
@@ -140,7 +147,7 @@ def read_rows(
         import pyarrow.compute as pc
 
         columns = [pc.replace_substring(column, CARRIAGE_RETURN, "\r") for column in columns]
-    return [name.strip().replace(CARRIAGE_RETURN, "\r") for name in header], columns, broken
+    return [name.replace(CARRIAGE_RETURN, "\r") for name in header], columns, broken
 
 
 def parse_column(

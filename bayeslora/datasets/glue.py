@@ -7,25 +7,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import KW_ONLY, dataclass, field, replace
+from dataclasses import KW_ONLY, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from bayeslora.datasets.base import Data, Split, carve, size_problems
+from bayeslora.datasets.base import Data, size_problems
+from bayeslora.datasets.delimited import read_rows
+from bayeslora.datasets.sentences import Reading, Sentences, sentence_data
 from bayeslora.datasets.sources import class_names, readable, shard_problems
-from bayeslora.datasets.text import (
-    LAYOUTS,
-    TrimPadding,
-    check_tokenizer_folder,
-    encode,
-    hub_folder,
-    load_tokenizer,
-    local_folder,
-)
+from bayeslora.datasets.text import LAYOUTS, check_tokenizer_folder, hub_folder, local_folder
 from bayeslora.errors import DataError, Problems
 
 SPLITS = {"train": ("train",), "test": ("validation", "validation_matched", "dev", "dev_matched")}
@@ -38,8 +29,6 @@ TSV_TEXT = re.compile(r"sentence\d?|question\d?|premise|hypothesis|passage|text|
 TSV_WITHOUT_HEADER = ("source", "label", "mark", "sentence")
 """CoLA's columns."""
 
-UNLABELLED = (None, -1, "-1", "", "-")
-FRACTION = re.compile(r"-?\d*\.\d+")
 MIN_LENGTH = 8
 """Tokens: room for what a tokenizer adds to a pair."""
 
@@ -108,20 +97,12 @@ class Glue:
         """
         files = self.files or self._fetched()
         train, test = (read_table(files[split]) for split in ("train", "test"))
-        classes = find_classes(train, test)
-        rows = [Split(torch.arange(len(targets)), targets) for targets in map(classes.targets, (train, test))]
-        data = Data(
-            name=self.name,
-            train=rows[0],
-            validation=rows[0].take(slice(0)),
-            test=rows[1],
-            class_names=classes.names,
-            transform=TrimPadding(),
-            notes=(*train.notes("train"), *test.notes("test")),
-            texts={"train": train.pairs(train.columns), "test": test.pairs(train.columns)},
-        )
-        carved = carve(data, self.validation_size, self.limit_train, self.limit_test)
-        return tokenised(carved, str(self.tokenizer), self.layout, self.max_length)
+        tested = files["test"][0].name.partition("-0")[0].partition(".")[0]
+        return sentence_data(
+            self.name, train, test, Reading(str(self.tokenizer), self.layout, self.max_length),
+            validation_size=self.validation_size, limit_train=self.limit_train, limit_test=self.limit_test,
+            notes=[f"tested on {tested}"] * ("_" in tested),
+        )  # fmt: skip
 
     def _setting_problems(self) -> list[str]:
         whole = isinstance(self.max_length, int)
@@ -162,33 +143,6 @@ class Glue:
             known = ", ".join(_tasks(folder)) or f"look at {page}"
             raise DataError(f"{self.hub} has no parquet files of a task {self.task!r}; its tasks: {known}")
         return files
-
-
-def tokenised(data: Data, tokenizer: str, layout: str, max_length: int) -> Data:
-    """Data of texts with tokens for inputs, int32 [N, S, F, L], in place of row numbers.
-
-    Raises:
-        DataError: the tokenizer cannot be had or does not fit.
-    """
-    names = ("train", "validation", "test")
-    texts = [pair for name in names for pair in data.texts[name]]
-    encoded = encode(load_tokenizer(tokenizer), texts, layout, max_length)
-    sizes = [len(data.texts[name]) for name in names]
-    train, validation, test = encoded.tokens.split(sizes)
-    empty = sum(not text.strip() for pair in texts for text in pair)
-    found = {
-        f"{encoded.cut:,} of {encoded.lengths.numel():,} sequences cut to {max_length} tokens": encoded.cut,
-        f"{empty:,} empty sentences": empty,
-        f"{encoded.padding:.0%} of the stored tokens are padding": encoded.padding >= 0.005,
-    }
-    return replace(
-        data,
-        train=Split(train, data.train.targets),
-        validation=Split(validation, data.validation.targets),
-        test=Split(test, data.test.targets),
-        lengths=encoded.lengths[: sizes[0]].amax(1),
-        notes=(*data.notes, *(note for note, holds in found.items() if holds)),
-    )
 
 
 def find_files(folder: Path, task: str) -> Files | None:
@@ -244,114 +198,19 @@ def _tasks(folder: Path) -> list[str]:
     return [str(config["config_name"]) for config in configs if "config_name" in config]
 
 
-@dataclass(frozen=True)
-class Table:
-    """One split as it was read.
-
-    Attributes:
-        file: the first of its files, for messages.
-        columns: the texts by the name of their column, in order.
-        labels: a label each row, as stored.
-        class_names: the names of the classes, empty where the file has none.
-        broken: lines left out because they have too few or too many columns.
-    """
-
-    file: Path
-    columns: dict[str, list[str]]
-    labels: list[Any]
-    class_names: tuple[str, ...] = ()
-    broken: int = 0
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    @property
-    def labelled(self) -> list[int]:
-        """The rows that have a label."""
-        return [row for row, label in enumerate(self.labels) if label not in UNLABELLED]
-
-    def pairs(self, names: Iterable[str]) -> list[tuple[str, ...]]:
-        """The texts of each labelled row, one or two, of the columns named."""
-        lists = [self.columns[name] for name in names]
-        if len(lists) > 2:
-            lists = [[" ".join(texts) for texts in zip(*lists[:-1], strict=True)], lists[-1]]
-        return [tuple(texts[row] for texts in lists) for row in self.labelled]
-
-    def notes(self, split: str) -> list[str]:
-        """What was left out or joined, in words."""
-        unlabelled = len(self) - len(self.labelled)
-        found = {
-            f"{self.broken:,} {split} lines with a wrong number of columns left out": self.broken,
-            f"{unlabelled:,} {split} examples without a label left out": unlabelled,
-            f"the columns {', '.join([*self.columns][:-1])} joined into the first text": split == "train"
-            and len(self.columns) > 2,
-            f"tested on {self.file.name.partition('-0')[0].partition('.')[0]}": "_" in self.file.name,
-        }
-        return [note for note, holds in found.items() if holds]
-
-
-@dataclass(frozen=True)
-class Classes:
-    """The classes of a task: their names, and the number of each stored label."""
-
-    names: tuple[str, ...]
-    numbers: dict[Any, int]
-
-    def targets(self, table: Table) -> Tensor:
-        """Class numbers of the labelled rows, int64 [N].
-
-        Raises:
-            DataError: no row is labelled, or a label is of no class.
-        """
-        if not table.labelled:
-            raise DataError(f"{table.file} has no labels (GLUE hides those of its test sets); fetch a labelled split")
-        for row in table.labelled:
-            if table.labels[row] not in self.numbers:
-                raise DataError(
-                    f"{table.file}, row {row}: the label is {table.labels[row]!r}, outside the {len(self.names)}"
-                    f" classes {', '.join(self.names[:6])}; mend the row or fetch the file again"
-                )
-        return torch.tensor([self.numbers[table.labels[row]] for row in table.labelled])
-
-
-def find_classes(train: Table, test: Table) -> Classes:
-    """The classes that the files name, or else the sorted labels of the training set.
-
-    Raises:
-        DataError: the labels are no classes, or the two splits are of different tasks.
-    """
-    if missing := [name for name in train.columns if name not in test.columns]:
-        raise DataError(f"{test.file} is of another task than {train.file.name}: it has no column {missing[0]}")
-    if train.class_names and test.class_names and train.class_names != test.class_names:
-        raise DataError(f"{test.file} is of another task than {train.file.name}: its classes have other names")
-    for table in (train, test):
-        fractions = [label for label in table.labels if isinstance(label, float) or FRACTION.fullmatch(str(label))]
-        if fractions:
-            raise DataError(
-                f"{table.file} is of a regression: its labels are numbers such as {fractions[0]:.3}, not classes."
-                " Choose a task of classes, e.g. dataset.task=mrpc"
-            )
-    if train.class_names:
-        return Classes(train.class_names, {number: number for number in range(len(train.class_names))})
-    values = sorted({train.labels[row] for row in train.labelled})
-    if len(values) < 2:
-        raise DataError(f"{train.file} has one class only, {values}; a task has two or more")
-    return Classes(tuple(str(value) for value in values), {value: number for number, value in enumerate(values)})
-
-
-def read_table(files: Sequence[Path]) -> Table:
+def read_table(files: Sequence[Path]) -> Sentences:
     """The texts and labels in the shards of a split, or in its TSV.
 
     Raises:
         DataError: a file is corrupt, or has no columns of labels and texts.
     """
     table = _read_tsv(files[0]) if files[0].suffix == ".tsv" else _read_parquet(files)
-    if not len(table):
-        raise DataError(f"{table.file} holds no examples; fetch it again")
+    if not table.labels:
+        raise DataError(f"{files[0]} holds no examples; fetch it again")
     return table
 
 
-def _read_parquet(files: Sequence[Path]) -> Table:
+def _read_parquet(files: Sequence[Path]) -> Sentences:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -361,30 +220,25 @@ def _read_parquet(files: Sequence[Path]) -> Table:
             shards.append(pq.read_table(file, partitioning=None))
             table = pa.concat_tables(shards)
     label = _label_column(table.column_names, files[0])
-    kinds = {name: str(kind) for name, kind in zip(table.column_names, table.schema.types, strict=True)}
+    kinds = dict(zip(table.column_names, map(str, table.schema.types), strict=True))
     texts = [name for name, kind in kinds.items() if kind in ("string", "large_string") and name not in (label, "idx")]
-    columns = {name: [text or "" for text in table[name].to_pylist()] for name in texts}
-    _check_texts(columns, table.column_names, files[0])
-    return Table(files[0], columns, table[label].to_pylist(), class_names(table.schema, label))
+    _check_texts(texts, table.column_names, files[0])
+    columns = {name: table[name].to_pylist() for name in texts}
+    return Sentences(str(files[0]), columns, table[label].to_pylist(), class_names(table.schema, label))
 
 
-def _read_tsv(file: Path) -> Table:
+def _read_tsv(file: Path) -> Sentences:
     """A TSV as GLUE distributes it: quotation marks are ordinary characters (`quoting=3`)."""
-    with readable(file):
-        try:
-            lines = file.read_bytes().decode("utf-8-sig").split("\n")
-        except UnicodeDecodeError as error:
-            raise DataError(f"{file} is not text in UTF-8 ({error.reason}); fetch it again") from error
-    rows = [line.removesuffix("\r").split("\t") for line in lines if line.strip()]
-    header = rows[0] if rows else []
+    header, cells, broken = read_rows(file, "\t", encoding=None, quoted=False, skip_broken=True)
+    rows = [column.to_pylist() for column in cells]
     if not {*LABELS} & {*header} and len(header) == len(TSV_WITHOUT_HEADER) and header[1] in ("0", "1"):
-        header, rows = list(TSV_WITHOUT_HEADER), [[], *rows]
+        rows = [[first, *column] for first, column in zip(header, rows, strict=True)]
+        header = list(TSV_WITHOUT_HEADER)
+    table = dict(zip(header, rows, strict=True))
     label = _label_column(header, file)
-    whole = [row for row in rows[1:] if len(row) == len(header)]
-    columns = {name: [row[header.index(name)] for row in whole] for name in header if TSV_TEXT.fullmatch(name)}
-    _check_texts(columns, header, file)
-    labels = [row[header.index(label)] for row in whole]
-    return Table(file, columns, labels, broken=len(rows) - 1 - len(whole))
+    texts = [name for name in header if TSV_TEXT.fullmatch(name)]
+    _check_texts(texts, header, file)
+    return Sentences(str(file), {name: table[name] for name in texts}, table[label], broken=broken)
 
 
 def _label_column(names: Sequence[str], file: Path) -> str:
@@ -394,6 +248,6 @@ def _label_column(names: Sequence[str], file: Path) -> str:
     raise DataError(f"{file} has no column of labels (label), only {', '.join(names[:8])}; choose a task of classes")
 
 
-def _check_texts(columns: dict[str, list[str]], names: Sequence[str], file: Path) -> None:
-    if not columns:
+def _check_texts(texts: Sequence[str], names: Sequence[str], file: Path) -> None:
+    if not texts:
         raise DataError(f"{file} has no column of texts, only {', '.join(names[:8])}; this is another dataset")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,12 +11,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from bayeslora.datasets.base import Data, Split, carve
-from bayeslora.datasets.glue import LAYOUTS, MIN_LENGTH, Table, find_classes, tokenised
+from bayeslora.datasets.base import Data
+from bayeslora.datasets.glue import MIN_LENGTH
 from bayeslora.datasets.image_folder import ImageFolder, holds_classes_of_images
 from bayeslora.datasets.images import decode_images, decoding_notes, shared_notes
-from bayeslora.datasets.tables import Targets, assemble, held_out, read_targets, setting_problems
-from bayeslora.datasets.text import TrimPadding, check_tokenizer_folder, local_folder
+from bayeslora.datasets.sentences import Reading, Sentences, sentence_data
+from bayeslora.datasets.tables import (
+    Targets,
+    assemble,
+    held_out,
+    labels_or_none,
+    read_targets,
+    setting_problems,
+)
+from bayeslora.datasets.text import LAYOUTS, check_tokenizer_folder, local_folder
 from bayeslora.errors import DataError
 
 if TYPE_CHECKING:
@@ -24,6 +32,8 @@ if TYPE_CHECKING:
 
 LABELS = ("label", "labels", "fine_label", "class", "target", "category", "intent", "sentiment")
 """What the column of labels is called: the first that is there, after a column of the hub's type `ClassLabel`."""
+STRINGS = ("string", "large_string")
+"""The hub's types of texts."""
 TESTS = ("test", "validation", "valid", "val", "dev")
 """What the test set is called: the first that is there and has labels."""
 
@@ -122,11 +132,18 @@ class Hub:
         if self.test is not None and self.test not in found:
             raise DataError(f"{self.path} has no split {self.test}, only {', '.join(found)}; set dataset.test")
         candidates = [self.test] if self.test else [one for one in TESTS if one in found and one != name]
-        labelled = [one for one in candidates if _labelled(found[one], self._label(train))]
+        label = self._label(train)
+        classes = set(self._labels(train, label)) - {None}
+        labelled = [one for one in candidates if set(self._labels(found[one], label, classes)) - {None}]
+        hidden = [f"the split {one} has no labels and is not used" for one in candidates if one not in labelled]
+        if hidden and self.test:
+            raise DataError(f"{self.path}: {hidden[0]}; set another dataset.test, or none to hold out a share")
         if labelled:
-            return train, found[labelled[0]], [f"tested on {labelled[0]}"] * (labelled[0] != "test")
+            first = labelled[0]
+            return train, found[first], [f"tested on {first}"] * (first != "test") + hidden
         ours, theirs = held_out(len(train), self.test_share)
-        return train.select(ours), train.select(theirs), [f"{len(theirs):,} examples held out for the test set"]
+        notes = [f"{len(theirs):,} examples held out for the test set", *hidden]
+        return train.select(ours), train.select(theirs), notes
 
     def _label(self, split: datasets.Dataset) -> str:
         import datasets
@@ -145,6 +162,13 @@ class Hub:
             )
         return next((name for name in named if name in typed), (typed or named)[0])
 
+    def _labels(self, split: datasets.Dataset, label: str, classes: Set[Any] = frozenset()) -> list[Any]:
+        """The labels of a split, None where there is none; of a test set given those of the training set."""
+        if label not in split.column_names:
+            return []
+        named = bool(getattr(split.features[label], "names", None))
+        return labels_or_none(list(split[label]), named, f"{self.path}, column {label}", classes)
+
     def _inputs(self, split: datasets.Dataset, label: str) -> list[str]:
         import datasets
 
@@ -152,10 +176,13 @@ class Hub:
             unknown = [name for name in self.inputs if name not in split.column_names]
             if unknown:
                 raise DataError(f"dataset.inputs: {self.path} has no column {', '.join(unknown)}")
+            for name in self.inputs:
+                kind = split.features[name]
+                if not isinstance(kind, datasets.Image) and getattr(kind, "dtype", "") not in STRINGS:
+                    raise DataError(f"dataset.inputs: column {name} of {self.path} holds neither images nor texts")
             return list(self.inputs)
         images = [name for name, kind in split.features.items() if isinstance(kind, datasets.Image)]
-        strings = ("string", "large_string")
-        texts = [n for n, kind in split.features.items() if n != label and getattr(kind, "dtype", "") in strings]
+        texts = [n for n, kind in split.features.items() if n != label and getattr(kind, "dtype", "") in STRINGS]
         if not images and not texts:
             raise DataError(f"{self.path}: no column holds images or texts, only {', '.join(split.column_names)}")
         return images[:1] or texts
@@ -164,7 +191,9 @@ class Hub:
         self, train: datasets.Dataset, test: datasets.Dataset, column: str, label: str, notes: Sequence[str]
     ) -> Data:
         names = tuple(getattr(train.features[label], "names", None) or ())
-        parts, dropped = zip(*(_complete_rows(split, column, label) for split in (train, test)), strict=True)
+        ours = self._labels(train, label)
+        labels = (ours, self._labels(test, label, set(ours) - {None}))
+        parts, dropped = zip(*map(_complete_rows, (train, test), (column, column), labels), strict=True)
         if not all(parts):
             raise DataError(f"{self.path}: no example has both an image (column {column}) and a label (column {label})")
         decoded = decode_images(
@@ -177,12 +206,6 @@ class Hub:
             channels=None,
         )
         stored = [np.asarray([target for *_, target in cells]) for cells in parts]
-        values = {str(value) for part in stored for value in part}
-        if not names and "-1" in values and values != {"-1", "1"}:
-            raise DataError(
-                f"{self.path}: the label -1 (column {label}) may be a class or stand for no label; name the classes by"
-                " the type ClassLabel, or leave these rows out"
-            )
         if names:
             targets = Targets(torch.from_numpy(stored[0]), torch.from_numpy(stored[1]), names)
         else:
@@ -205,25 +228,15 @@ class Hub:
             )
         names = tuple(getattr(train.features[label], "names", None) or ())
         parts = [
-            Table(
-                Path(f"{self.path} {part}"), {c: [str(text) for text in s[c]] for c in columns}, list(s[label]), names
+            Sentences(
+                f"{self.path}, {part} set", {name: list(split[name]) for name in columns}, list(split[label]), names
             )
-            for part, s in (("train", train), ("test", test))
+            for part, split in (("training", train), ("test", test))
         ]
-        classes = find_classes(*parts)
-        rows = [Split(torch.arange(len(targets)), targets) for targets in map(classes.targets, parts)]
-        data = Data(
-            name=self.name,
-            train=rows[0],
-            validation=rows[0].take(slice(0)),
-            test=rows[1],
-            class_names=classes.names,
-            transform=TrimPadding(),
-            notes=tuple(notes),
-            texts={"train": parts[0].pairs(columns), "test": parts[1].pairs(columns)},
-        )
-        carved = carve(data, self.validation_size, self.limit_train, self.limit_test)
-        return tokenised(carved, self.tokenizer, self.layout, self.max_length)
+        return sentence_data(
+            self.name, parts[0], parts[1], Reading(self.tokenizer, self.layout, self.max_length), notes=notes,
+            validation_size=self.validation_size, limit_train=self.limit_train, limit_test=self.limit_test,
+        )  # fmt: skip
 
 
 def load(path: str, subset: str | None) -> Any:
@@ -239,7 +252,11 @@ def load(path: str, subset: str | None) -> Any:
     datasets.disable_progress_bars()
     folder = Path(path).expanduser()
     try:
-        return datasets.load_dataset(str(folder) if folder.is_dir() else path, name=subset)
+        name = str(folder) if folder.is_dir() else path
+        words = {}
+        if hasattr(datasets.load_dataset_builder(name, name=subset).config, "keep_default_na"):
+            words = {"keep_default_na": False, "na_values": [""]}  # of CSV: null, NA and None are words, too
+        return datasets.load_dataset(name, name=subset, **words)
     except (DatasetsError, OSError, ValueError, HTTPError) as error:
         reason = " ".join(str(error.__cause__ or error).split())[:300]
         where = "the folder" if folder.is_dir() else "on the hub"
@@ -249,23 +266,16 @@ def load(path: str, subset: str | None) -> Any:
         ) from error
 
 
-def _labelled(split: datasets.Dataset, label: str) -> bool:
-    """Whether a split has labels (test sets of competitions hide theirs)."""
-    return label in split.column_names and any(value not in (None, -1) for value in split[label])
-
-
 def _complete_rows(
-    split: datasets.Dataset, column: str, label: str
+    split: datasets.Dataset, column: str, labels: Sequence[Any]
 ) -> tuple[list[tuple[int, dict[str, Any], Any]], Counter[str]]:
     """Row, encoded image and label of the examples that have both, and how many were left out for what."""
     import datasets
 
     rows, dropped = [], Counter[str]()
-    named = isinstance(split.features[label], datasets.ClassLabel)
-    for row, (cell, target) in enumerate(
-        zip(split.cast_column(column, datasets.Image(decode=False))[column], split[label], strict=True)
-    ):
-        if target is None or (named and target == -1):
+    cells = split.cast_column(column, datasets.Image(decode=False))[column]
+    for row, (cell, target) in enumerate(zip(cells, labels, strict=True)):
+        if target is None:
             dropped["examples without a label"] += 1
         elif cell is None or cell["bytes"] is cell["path"] is None:
             dropped["examples without an image"] += 1

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +20,8 @@ from bayeslora.errors import DataError, Problems
 from bayeslora.rng import generator
 
 TASKS = ("auto", "classification", "regression")
+NO_NUMBER = ("na", "n/a", "nan", "null", "none")
+"""Words that stand for no label among labels that are numbers."""
 MOST_CLASSES = 20
 """Whole numbers of at most so many values are taken for classes, where the task is not given."""
 
@@ -91,6 +95,42 @@ def read_targets(train: np.ndarray, test: np.ndarray, task: str, where: str) -> 
     if broken:
         raise DataError(f"{where}: {broken} targets are empty or not finite; fill them, or leave these rows out")
     return Targets(torch.from_numpy(numbers[0]), torch.from_numpy(numbers[1]))
+
+
+def labels_or_none(labels: Sequence[Any], named: bool, where: str, classes: Set[Any] = frozenset()) -> list[Any]:
+    """Labels as stored, None for those that stand for no label: null, -1, an empty word and the like.
+
+    Args:
+        labels: one a row.
+        named: whether the classes have names, so that -1 is none of them.
+        where: the source, for messages.
+        classes: of a test set: the labels of the training set, which are no gaps.
+
+    Raises:
+        DataError: there are several labels an example, or -1 may be a class or stand for no label.
+    """
+    if any(isinstance(label, list | tuple | dict | np.ndarray) for label in labels):
+        raise DataError(
+            f"{where}: the labels are lists, several an example, and only one class an example can be learnt; choose"
+            " another column (dataset=hub: dataset.label)"
+        )
+    labels = [None if isinstance(label, float) and math.isnan(label) else label for label in labels]
+    if all(label is None or (isinstance(label, float) and label.is_integer()) for label in labels):
+        labels = [None if label is None else int(label) for label in labels]  # whole numbers beside empty cells
+    nothing: set[Any] = {None, "", "-1", *(["-"] if "+" not in labels else [])}
+    words = {label for label in labels if isinstance(label, str)} - nothing
+    if any(re.fullmatch(r"-?\d+", word) for word in words):
+        nothing |= {word for word in words if word.lower() in NO_NUMBER}
+    values = set(labels) - nothing
+    if named or values == {-1}:
+        nothing.add(-1)
+    elif -1 in values - classes and values != {-1, 1}:
+        raise DataError(
+            f"{where}: the label -1 may be a class or stand for no label; name the classes by the hub's type"
+            " ClassLabel, or leave these rows out"
+        )
+    nothing -= classes
+    return [None if label in nothing else label for label in labels]
 
 
 def _look_like_classes(targets: np.ndarray) -> bool:

@@ -276,7 +276,10 @@ TRAIN, VALIDATION = r"train-00000-of-00001\.parquet", r"validation-00000-of-0000
         (tsv("sentence\tscore\na\t2.5\nb\t3.0\n"), r"regression: its labels are numbers such as 2\.5"),
         (tsv("sentence\tlabel\na\t1\nb\t1\n"), r"train\.tsv has one class only"),
         (tsv("sentence\tlabel\n"), r"train\.tsv holds no examples"),
-        (tsv(""), r"train\.tsv has no column of labels"),
+        (tsv(""), r"train\.tsv is empty"),
+        (tsv("a\tb\n1\t2\n"), r"train\.tsv has no column of labels"),
+        (columns_of("train", label=[[0], [0, 1]] * 10), r"the labels are lists, several an example"),
+        (columns_of("train", sentence1=[None] * 11 + ["a"] * 9), r"column sentence1 has no text in 11 of 20"),
         (tsv("sentence\tlabel\n\xe9\t1\nb\t0\n"), r"train\.tsv is not text in UTF-8"),
         (
             tsv("sentence\tlabel\na\t1\nb\t0\n", "sentence\tlabel\na\t2\n"),

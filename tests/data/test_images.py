@@ -320,7 +320,7 @@ def test_the_label_minus_one_is_a_class_only_where_it_cannot_be_a_missing_one(tm
     images = [Image.fromarray(np.roll(COLOURS, i, 0)) for i in range(20)]
     signs = Hub(str(parquet(tmp_path / "signs", images, [2 * (i % 2) - 1 for i in range(20)])), size=8).load()
     assert signs.class_names == ("-1", "1")
-    with pytest.raises(DataError, match=r"the label -1 .* may be a class or stand for no label"):
+    with pytest.raises(DataError, match=r"the label -1 may be a class or stand for no label"):
         Hub(str(parquet(tmp_path / "other", images, [i % 3 - 1 for i in range(20)])), size=8).load()
     with pytest.raises(DataError, match="no example has both an image"):
         Hub(str(parquet(tmp_path / "none", images, [None] * 20)), size=8).load()

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from data.text_tools import bert_tokenizer, mrpc
+from data.text_tools import bert_tokenizer, mrpc, write_parquet
 from PIL import Image
 
 from bayeslora.datasets import Csv, Hub, ImageFolder, Npz, from_examples
@@ -402,6 +402,86 @@ def test_hub_datasets_that_cannot_be_used_are_refused(tmp_path: Path) -> None:
     for message, (place, settings) in cases.items():
         with pytest.raises(DataError, match=message):
             Hub(str(place), **settings).load()
+
+
+HUB_TEXTS = ["cat", "dog", "bird", "mat"] * 10
+
+GAPS: dict[str, tuple[dict[str, list[Any]], tuple[str, ...], int, tuple[str, ...]]] = {
+    "null texts": (
+        {"text": ["cat", None, "dog", "mat"] * 10, "label": [0, 1] * 20}, ("0", "1"), 30,
+        ("6 train examples without a text in column text left out",
+         "4 test examples without a text in column text left out"),
+    ),
+    "null labels": (
+        {"text": HUB_TEXTS, "label": [0, 1, None, 1] * 10}, ("0", "1"), 30,
+        ("10 train examples without a label left out",),
+    ),
+    "classes -1 and 1": ({"text": HUB_TEXTS, "label": [-1, 1] * 20}, ("-1", "1"), 40, ()),
+    "classes + and -": ({"text": HUB_TEXTS, "label": ["+", "-"] * 20}, ("+", "-"), 40, ()),
+    "a column of nulls that is no text": (
+        {"text": HUB_TEXTS, "other": [None] * 40, "label": [0, 1] * 20}, ("0", "1"), 40, (),
+    ),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(bert_tokenizer(tmp_path_factory.mktemp("bert")))
+
+
+@pytest.mark.parametrize("what", GAPS)
+def test_rows_that_lack_something_are_left_out_and_counted(tmp_path: Path, bert: str, what: str) -> None:
+    columns, classes, count, notes = GAPS[what]
+    write_parquet(tmp_path / "own", "train", columns)
+    data = Hub(str(tmp_path / "own"), tokenizer=bert).load()
+    assert (len(data.train) + len(data.test), data.class_names) == (count, classes)
+    assert "None" not in {text for pairs in data.texts.values() for (text,) in pairs}
+    assert data.notes == ("8 examples held out for the test set", *notes)
+
+
+def test_named_classes_make_minus_one_no_label(tmp_path: Path, bert: str) -> None:
+    write_parquet(tmp_path / "own", "train", {"text": HUB_TEXTS, "label": [0, 1, -1, 1] * 10}, ("no", "yes"))
+    write_parquet(tmp_path / "own", "test", {"text": HUB_TEXTS, "label": [-1] * 40}, ("no", "yes"))
+    data = Hub(str(tmp_path / "own"), tokenizer=bert).load()
+    assert (len(data.train) + len(data.test), data.class_names) == (30, ("no", "yes"))
+    assert "the split test has no labels and is not used" in data.notes
+    with pytest.raises(DataError, match="the split test has no labels and is not used; set another dataset"):
+        Hub(str(tmp_path / "own"), tokenizer=bert, test="test").load()
+
+
+def test_words_of_a_csv_stay_words_and_gaps_among_numbers_are_gaps(tmp_path: Path, bert: str) -> None:
+    (tmp_path / "own").mkdir()
+    csv(tmp_path / "own", "text,label\n" + "null,0\nNA,1\nNone,0\n,1\ncat,NA\n" * 8, "train.csv")
+    csv(tmp_path / "own", "text,label\nnull,\n" + "cat,1\n" * 5, "test.csv")
+    data = Hub(str(tmp_path / "own"), tokenizer=bert).load()
+    assert {text for (text,) in data.texts["train"]} == {"null", "NA", "None"}
+    assert (len(data.train), len(data.test), data.class_names) == (24, 5, ("0", "1"))
+    assert data.notes[:3] == (
+        "8 train examples without a label left out",
+        "8 train examples without a text in column text left out",
+        "1 test examples without a label left out",
+    )
+
+
+BAD_HUB: dict[str, tuple[dict[str, list[Any]], dict[str, Any]]] = {
+    "the labels are lists, several an example": ({"text": HUB_TEXTS, "labels": [[0], [1, 2]] * 20}, {}),
+    "the label -1 may be a class or stand for no label": ({"text": HUB_TEXTS, "label": [0, 1, -1, 1] * 10}, {}),
+    "column more has no text in 2. of 32 examples; .*dataset.inputs": (
+        {"text": HUB_TEXTS, "more": [None, None, None, "cat"] * 10, "label": [0, 1] * 20}, {},
+    ),
+    "column n of .* holds neither images nor texts": (
+        {"text": HUB_TEXTS, "n": list(range(40)), "label": [0, 1] * 20}, {"inputs": ["text", "n"]},
+    ),
+    "its labels are numbers such as 0.5, not classes": ({"text": HUB_TEXTS, "label": [0.5, 1.0] * 20}, {}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("message", BAD_HUB)
+def test_columns_that_no_classifier_of_texts_can_use_are_refused(tmp_path: Path, bert: str, message: str) -> None:
+    columns, settings = BAD_HUB[message]
+    write_parquet(tmp_path / "own", "train", columns)
+    with pytest.raises(DataError, match=message):
+        Hub(str(tmp_path / "own"), tokenizer=bert, **settings).load()
 
 
 # Anyone's objects
