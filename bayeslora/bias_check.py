@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from bayeslora.cli import run_command
 from bayeslora.errors import ConfigError, CriteriaError, DataError, require
+from bayeslora.evaluation.results import Results, Scores, score
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -57,9 +58,9 @@ def bias_check(cfg: DictConfig) -> dict[str, Any]:
 
     _check(cfg)
     run = RunDirectory(cfg.run_dir)
-    before = _finished_metrics(run)
+    before = _finished_results(run)
     other = RunDirectory(cfg.out_dir or f"{run.root}_half_step")
-    changed = half_step(run.recorded(names(cfg.trust)), other.root, before["provenance"]["split"], cfg.keep_time)
+    changed = half_step(run.recorded(names(cfg.trust)), other.root, before.provenance.split or "test", cfg.keep_time)
     after = train(changed)
     assert after is not None  # it ran every chain
     found: dict[str, Any] = compare(before, after, cfg.limits)
@@ -112,7 +113,7 @@ def half_step(recorded: DictConfig, folder: Path, split: str, keep_time: bool = 
     return cfg
 
 
-def compare(before: Mapping[str, Any], after: Mapping[str, Any], limits: Mapping[str, float]) -> dict[str, Any]:
+def compare(before: Results, after: Results, limits: Mapping[str, float]) -> dict[str, Any]:
     """The change of the ensemble's NLL and ECE from one run to the other, by metric.
 
     `se` is the standard error of the mean change of single chains' ensembles: chains of one number share their initial
@@ -120,7 +121,7 @@ def compare(before: Mapping[str, Any], after: Mapping[str, Any], limits: Mapping
     which the limit is for, is about as uncertain in NLL, and somewhat more in ECE, whose bins are its own.
 
     Args:
-        before, after: contents of `metrics.json`.
+        before, after: results of the two runs.
         limits: by metric, changes below which pass.
 
     Returns:
@@ -130,12 +131,13 @@ def compare(before: Mapping[str, Any], after: Mapping[str, Any], limits: Mapping
     old, new = _by_chain(before), _by_chain(after)
     found = {}
     for name in METRICS:
-        changes = [new[chain][name] - old[chain][name] for chain in old.keys() & new.keys()]
-        change = after["ensemble"][name] - before["ensemble"][name]
+        changes = [_known(new[chain], name) - _known(old[chain], name) for chain in old.keys() & new.keys()]
+        was, becomes = _known(before.ensemble, name), _known(after.ensemble, name)
+        change = becomes - was
         several = len(changes) > 1
         found[name] = {
-            "before": before["ensemble"][name],
-            "after": after["ensemble"][name],
+            "before": was,
+            "after": becomes,
             "change": change,
             "chains_change": statistics.fmean(changes) if changes else None,
             "se": statistics.stdev(changes) / math.sqrt(len(changes)) if several else None,
@@ -206,9 +208,21 @@ def _problems(found: Mapping[str, Any]) -> Iterator[str]:
             yield f"{name.upper()} changes by {one['change']:+.4f} at half the step size ({why})"
 
 
-def _by_chain(metrics: Mapping[str, Any]) -> dict[int, Mapping[str, float]]:
-    """Metrics of each chain's ensemble, by its number."""
-    return {int(entry.get("chain", place)): entry for place, entry in enumerate(metrics["chains"])}
+def _by_chain(results: Results) -> dict[int, Scores]:
+    """Scores of each chain's ensemble, by its number."""
+    return {one.chain: one.scores for one in results.chains}
+
+
+def _known(scores: Scores | None, name: str) -> float:
+    """A score that the run has.
+
+    Raises:
+        DataError: it has none.
+    """
+    value = score(scores, name)
+    if value is None:
+        raise DataError(f"the run has no {name.upper()}, and cannot be compared by it")
+    return value
 
 
 def _check(cfg: DictConfig) -> None:
@@ -223,8 +237,8 @@ def _check(cfg: DictConfig) -> None:
     require(whole, f"bootstrap={cfg.bootstrap} must be a number of resamples, at least 2, or 0")
 
 
-def _finished_metrics(run: RunDirectory) -> dict[str, Any]:
-    """The metrics of a run whose draws are all there and were all evaluated.
+def _finished_results(run: RunDirectory) -> Results:
+    """The results of a run whose draws are all there and were all evaluated.
 
     Raises:
         DataError: it is not that far.
@@ -235,17 +249,12 @@ def _finished_metrics(run: RunDirectory) -> dict[str, Any]:
     again = f"repeat the training command with run_dir={run.root}"
     if kept < wanted:
         raise DataError(f"{run.root} has {kept} of {wanted} draws, and cannot be compared yet; {again}")
-    try:
-        metrics = json.loads(run.metrics_file.read_text())
-        evaluated = metrics["provenance"]["draws"]
-    except FileNotFoundError:
-        evaluated = 0
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"cannot read {run.metrics_file} ({error}); evaluate the run again") from error
+    results = Results.read(run.metrics_file) if run.metrics_file.exists() else Results()
+    evaluated = results.provenance.draws or 0
     if evaluated != wanted:
         raise DataError(f"{run.root} was evaluated with {evaluated} of {wanted} draws: python -m bayeslora.evaluate "
                         f"run_dir={run.root}")  # fmt: skip
-    return dict(metrics)
+    return results
 
 
 def _example_errors(run: RunDirectory, other: RunDirectory, changed: DictConfig, resamples: int) -> dict[str, float]:

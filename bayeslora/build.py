@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import partial
+from difflib import get_close_matches
+from functools import cached_property, partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,7 +17,8 @@ from torch import Tensor, nn
 from bayeslora.chains import ranks
 from bayeslora.chains.plan import Plan
 from bayeslora.chains.stack import StackedBatches
-from bayeslora.config import check_precision, gather, instantiate
+from bayeslora.codec import decode
+from bayeslora.config import CONF_DIR, check_precision, gather, instantiate
 from bayeslora.datasets.base import Data, Split, Transform
 from bayeslora.datasets.batches import Batches, evaluation_batches
 from bayeslora.datasets.text import TokenCounts, token_counts
@@ -28,6 +31,7 @@ from bayeslora.potential import Potential, Prior
 from bayeslora.rng import generator, seeded
 from bayeslora.rundir import RunDirectory
 from bayeslora.samplers import schedules
+from bayeslora.settings import Component, Evaluation, RunSettings
 
 if TYPE_CHECKING:
     from bayeslora.chains.module import SamplingModule  # Lightning takes seconds to import: not before the checks
@@ -61,6 +65,29 @@ class Setup:
         if index is None:
             return list(range(self.cfg.chain.num_chains))
         return [index] if isinstance(index, int) else list(index)
+
+    @cached_property
+    def evaluation(self) -> Evaluation:
+        """How the run is evaluated."""
+        return evaluation_settings(self.cfg)
+
+    @property
+    def settings(self) -> RunSettings:
+        """What a report says of the run's settings."""
+        cfg, sampler = self.cfg, component(self.cfg.sampler)
+        return RunSettings(
+            name=cfg.name,
+            seed=cfg.seed,
+            temperature=0.0 if sampler.name == "MAP" else float(cfg.temperature),
+            sampler=sampler,
+            model=component(cfg.model),
+            likelihood=Component("Categorical") if cfg.get("likelihood") is None else component(cfg.likelihood),
+            num_chains=cfg.chain.num_chains,
+            batch_size=cfg.chain.batch_size,
+            probe_size=cfg.chain.probe_size,
+            precision=cfg.trainer.precision,
+            accelerator=cfg.trainer.accelerator,
+        )
 
     @property
     def map_step(self) -> int:
@@ -133,7 +160,7 @@ class Setup:
             evaluation_batches,
             split,
             self.data.transform if transform is None else transform,
-            cfg.evaluate.batch_size,
+            self.evaluation.batch_size,
             self.device,
             cfg.trainer.channels_last,
         )
@@ -145,7 +172,7 @@ class Setup:
     def validation_set(self) -> tuple[Loader, Tensor] | None:
         """Passes over the validation set and its targets; None where there is none, or where it is evaluated itself."""
         split = self.data.validation
-        if not len(split) or self.cfg.evaluate.split == "validation":
+        if not len(split) or self.evaluation.split == "validation":
             return None
         return self.loader(split.to(self.device)), split.targets
 
@@ -164,6 +191,48 @@ class Setup:
         examples = max(20, MAX_ENTRIES // self.data.num_classes)
         return self.loader(self._probe_split().take(slice(examples)))
 
+    @property
+    def whole_test_set(self) -> bool:
+        """Whether the evaluated split is the whole test set in its order."""
+        return self.evaluation.split == "test" and self.cfg.dataset.get("limit_test") is None
+
+    def second_dataset(self) -> Data | None:
+        """The dataset that `evaluate.ood` names, if any; its texts are cut as the run's own are.
+
+        Raises:
+            ConfigError: there is no such dataset.
+            DataError: its files are not where they should be.
+        """
+        name, path = self.evaluation.ood, self.evaluation.ood_path
+        if name is None:
+            return None
+        folder = Path(CONF_DIR) / "dataset"
+        names = sorted(file.stem for file in folder.glob("*.yaml"))
+        if name not in names:
+            close = get_close_matches(name, names, n=1)
+            hint = f"did you mean {close[0]}?" if close else f"choose one of {', '.join(names)}"
+            raise ConfigError(f"evaluate.ood={name} is no dataset; {hint}")
+        node: Any = OmegaConf.load(folder / f"{name}.yaml")
+        if "_target_" not in node:  # a variant of another file
+            node = OmegaConf.merge(OmegaConf.load(folder / "glue.yaml"), node)
+        node.pop("defaults", None)
+        if path is not None:
+            node["path"] = path
+        if "augment" in node:
+            node["augment"] = False
+        if "max_length" in node and "max_length" in self.cfg.dataset:
+            node["max_length"] = self.cfg.dataset.max_length
+        whole = OmegaConf.create({"dataset": node, "model": self.cfg.model})
+        return load_data(instantiate(whole.dataset))
+
+    def through_prefix(self, data: Data) -> Data:
+        """Other data with the activations of the model's frozen layers, where it remembers them."""
+        if not self.cfg.model.get("cache_prefix"):
+            return data
+        from bayeslora.models.prefix import with_prefix
+
+        return with_prefix(data, self.model(), self.device)
+
     def _probe_split(self) -> Split:
         size = min(self.cfg.chain.probe_size, len(self.data.train))
         order = torch.randperm(len(self.data.train), generator=generator(self.cfg.seed, 0, 0, "probe"))
@@ -171,7 +240,7 @@ class Setup:
 
     def evaluation_split(self) -> Split:
         """The split that `evaluate.split` names, on the run's device."""
-        return getattr(self.data, self.cfg.evaluate.split).to(self.device)
+        return getattr(self.data, self.evaluation.split).to(self.device)
 
 
 @dataclass
@@ -237,6 +306,21 @@ def build(cfg: DictConfig, run: RunDirectory | None = None) -> Setup:
         device(cfg),
         parts["likelihood"],
     )
+
+
+def evaluation_settings(cfg: DictConfig) -> Evaluation:
+    """How a run of a configuration is evaluated.
+
+    Raises:
+        ConfigError: a value is impossible.
+    """
+    return decode(Evaluation, plain(cfg.evaluate), "evaluate")
+
+
+def component(node: DictConfig) -> Component:
+    """What a node with a `_target_` names."""
+    arguments = {key: value for key, value in plain(node).items() if not key.startswith("_")}
+    return Component(str(node._target_).rsplit(".", 1)[-1], arguments)
 
 
 def plain(cfg: DictConfig) -> dict[str, Any]:
@@ -314,11 +398,6 @@ def check_values(cfg: DictConfig, problems: Problems) -> None:
         (cfg.chain.resume_every >= 0, f"chain.resume_every={cfg.chain.resume_every} must be at least 0 (seconds)"),
         (cfg.chain.num_chains >= 1, f"chain.num_chains={cfg.chain.num_chains} must be at least 1"),
         (cfg.chain.probe_size >= 1, f"chain.probe_size={cfg.chain.probe_size} must be at least 1"),
-        (cfg.evaluate.batch_size >= 1, f"evaluate.batch_size={cfg.evaluate.batch_size} must be at least 1"),
-        (
-            cfg.evaluate.split in ("test", "validation"),
-            f"evaluate.split={cfg.evaluate.split} must be test or validation",
-        ),
         (
             cfg.trainer.accelerator in ("cpu", "gpu"),
             f"trainer.accelerator={cfg.trainer.accelerator} must be cpu or gpu",
@@ -336,6 +415,8 @@ def check_values(cfg: DictConfig, problems: Problems) -> None:
     if cfg.trainer.precision != AUTO:
         with problems.collect():
             check_precision(cfg.trainer.precision)
+    with problems.collect():
+        evaluation_settings(cfg)
     with problems.collect():
         Potential(Prior(), 1).kT(cfg.temperature)
 

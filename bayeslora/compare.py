@@ -60,10 +60,10 @@ def compare(cfg: DictConfig) -> list[Compared]:
 def write(runs: Sequence[Compared], folder: Path) -> Path:
     """Write `comparison.csv` and `comparison.html`; returns the page's path."""
     from bayeslora.files import write_atomically
-    from bayeslora.report.comparison import csv_text, page
+    from bayeslora.report.comparison import comparison_page, csv_text
 
     write_atomically(folder / "comparison.csv", csv_text(runs).encode())
-    return write_atomically(folder / "comparison.html", page(runs).encode())
+    return write_atomically(folder / "comparison.html", comparison_page(runs).encode())
 
 
 def folders(run_dirs: str | Sequence[str]) -> list[Path]:
@@ -92,12 +92,13 @@ def read_runs(paths: Sequence[Path]) -> list[Compared]:
     Raises:
         DataError: what is wrong with each that cannot be read.
     """
+    from bayeslora.evaluation.results import Results
     from bayeslora.report.comparison import Compared, marks
 
     problems, runs = Problems(), []
     for mark, label, path in zip(marks(len(paths)), labels(paths), paths, strict=True):
         with problems.collect():
-            runs.append(Compared(mark, label, path, _config(path), _metrics(path), draws(path)))
+            runs.append(Compared(mark, label, path, _config(path), Results.read(path / "metrics.json"), draws(path)))
     if problems.found:
         raise DataError(*problems.found)
     return runs
@@ -137,19 +138,6 @@ def _config(path: Path) -> dict[str, Any]:
     if not isinstance(config.get("chain"), dict):
         raise DataError(f"{path}: config.yaml does not hold a run's configuration")
     return config
-
-
-def _metrics(path: Path) -> dict[str, Any]:
-    again = f"python -m bayeslora.evaluate run_dir={path}"
-    try:
-        metrics = json.loads((path / "metrics.json").read_text())
-    except FileNotFoundError:
-        raise DataError(f"{path} has not been evaluated: {again}") from None
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot read metrics.json ({str(error).splitlines()[0]}); {again}") from error
-    if not isinstance(metrics, dict) or not isinstance(metrics.get("ensemble"), dict):
-        raise DataError(f"{path}: metrics.json does not hold a run's metrics; {again}")
-    return metrics
 
 
 def main() -> None:

@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from bayeslora.errors import ConfigError, Problems, require
+from bayeslora.settings import Evaluation
 
 _PACKAGE = Path(__file__).resolve().parent
 CONF_DIR = str(_PACKAGE / "conf" if (_PACKAGE / "conf").is_dir() else _PACKAGE.parent / "conf")
@@ -70,35 +71,6 @@ class TrainerConfig:
 
 
 @dataclass
-class CriteriaConfig:
-    """`evaluate.criteria`: limits by name of `evaluation.criteria.CRITERIA`; null leaves one out."""
-
-    potential_rhat: float | None = 1.01
-    function_space_rhat: float | None = 1.01
-    l2_norm_rhat: float | None = 1.05
-    potential_ess: float | None = 200.0
-    l2_norm_ess: float | None = 200.0
-    nll_above_map: float | None = 0.0
-    ece_above_map: float | None = 0.0
-    accuracy_below_map: float | None = 0.003
-
-
-@dataclass
-class EvaluateConfig:
-    """`evaluate`: which split is predicted, in what batches, against what, and the limits to meet."""
-
-    split: str = "test"
-    batch_size: int = 500
-    reference: str | None = None
-    ood: str | None = None
-    ood_path: str | None = None
-    corruptions: bool = False
-    corruption_examples: int = 1000
-    strict: bool = False
-    criteria: CriteriaConfig = field(default_factory=CriteriaConfig)
-
-
-@dataclass
 class RootConfig:
     """The top level. Nodes of type Any hold a `_target_` and its arguments, or named nodes of that kind."""
 
@@ -116,7 +88,7 @@ class RootConfig:
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     logger: Any = None
     callbacks: Any = None
-    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    evaluate: Evaluation = field(default_factory=Evaluation)
 
 
 GROUPS = ("experiment", "search", "size", "optimizer")
@@ -157,7 +129,9 @@ def _check_node(cfg: DictConfig, schema: type, path: str, also: tuple[str, ...] 
             if isinstance(value, DictConfig) and is_dataclass(nested):
                 yield from _check_node(value, nested, f"{name}.")
             else:
-                OmegaConf.structured(schema)[key] = value
+                one = OmegaConf.structured(schema)
+                OmegaConf.set_readonly(one, False)
+                one[key] = value
         except OmegaConfBaseException as error:
             yield f"{name}: {first_line(error)}"
 

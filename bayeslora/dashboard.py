@@ -76,7 +76,7 @@ _DIAGNOSTICS = {
 _ONLINE = {
     "rhat": (
         "R-hat so far",
-        "R-hat of potential and parameter norm over the chains that move together or came as far before.",
+        "R-hat of potential per example and norm over the chains that move together or came as far before.",
         "It should come down to 1.01. Above 1.1 the chains disagree: longer burn-in, or another step size.",
     ),
     "ess": (
@@ -86,12 +86,12 @@ _ONLINE = {
     ),
     "tau": (
         "Autocorrelation time",
-        "Steps of the sampler that potential and norm take to forget where they were.",
+        "Steps of the sampler until potential per example and norm are nearly independent of their values now.",
         "Level. Still rising: the chain is shorter than its own memory, and ESS is overestimated. Compare with `thin`.",
     ),
     "mcse": (
         "Monte Carlo standard error",
-        "Standard error of the mean potential (nats per example) and of the mean norm, autocorrelation counted.",
+        "Standard error of the mean potential per example (nats) and of the mean norm, autocorrelation counted.",
         "It falls as one over the square root of the steps.",
     ),
 }
@@ -100,7 +100,7 @@ _ONLINE = {
 def _online_keys() -> Iterator[tuple[str, Panel]]:
     """Keys of convergence so far, which are logged at milestones of the sampling steps."""
     for name, words in _ONLINE.items():
-        for scalar in ("potential", "l2_norm"):
+        for scalar in ("potential_per_example", "l2_norm"):
             yield f"online/{scalar}/{name}", Panel("Convergence", *words)
 
 
@@ -150,10 +150,10 @@ _EFFICIENCY = Panel(
 KEYS: dict[str, Panel] = {
     **dict(_online_keys()),
     "draws": Panel("Convergence", "Draws kept", "Draws of the chain on disk.", "A staircase up to `chain.num_draws`."),
-    "train/potential": Panel(
+    "train/potential_per_example": Panel(
         "Chains",
-        "Potential on the minibatch",
-        "Ũ in nats per example, of the batch of that step.",
+        "Potential per example on the minibatch",
+        "Ũ = U/N in nats per example, of the batch of that step.",
         "A fall in the warm-up, a rise when noise sets in, then a level band. It blows up: smaller `sampler.lr`.",
     ),
     "train/lr": Panel("Chains", "Step size", "ε of the last step.", "The schedule that you meant, also after a retry."),
@@ -190,7 +190,7 @@ KEYS: dict[str, Panel] = {
     **dict(_evaluation_keys()),
     "evaluation/diagnostics/agreement/total_variation": _AGREEMENT,
     "evaluation/diagnostics/agreement/same_top": _AGREEMENT,
-    "evaluation/diagnostics/efficiency/ess_per_second": _EFFICIENCY,
+    "evaluation/provenance/ess_per_second": _EFFICIENCY,
     "report/predictions": Panel(
         "Report", "Predictions", "MAP, single draws, each chain, the ensemble.", "Chains that score alike.", "table"
     ),

@@ -9,7 +9,7 @@ Examples:
 from __future__ import annotations
 
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from bayeslora.cli import run_command
 from bayeslora.errors import ConfigError, DataError, require
@@ -60,16 +60,16 @@ def export(cfg: DictConfig) -> list[Path]:
 
 def facts(run: RunDirectory, setup: Setup) -> dict[str, str]:
     """The lines of an adapter's model card: what was sampled, how, and what came of it."""
-    import json
+    from bayeslora.evaluation.results import Results
+    from bayeslora.report.words import run_settings, run_title
 
-    from bayeslora.report.describe import settings, title
-
-    lines: dict[str, Any] = {"title": title(setup)} | dict(settings(setup))
+    lines = {"title": run_title(setup)} | dict(run_settings(setup))
     if run.metrics_file.is_file():
-        metrics = json.loads(run.metrics_file.read_text())
-        for label, key in (("MAP", "map"), ("Ensemble of all draws", "ensemble")):
-            if metrics.get(key):
-                lines[label] = ", ".join(f"{name} {value:.4g}" for name, value in metrics[key].items())
+        results = Results.read(run.metrics_file)
+        for label, scores in (("MAP", results.map), ("Ensemble of all draws", results.ensemble)):
+            known = {name: value for name, value in vars(scores).items() if value is not None} if scores else {}
+            if known:
+                lines[label] = ", ".join(f"{name} {value:.4g}" for name, value in known.items())
     return lines
 
 

@@ -26,8 +26,7 @@ from bayeslora.rundir import RunDirectory
 if TYPE_CHECKING:
     from wandb import Artifact, Run
 
-Metrics = Mapping[str, Any]
-"""The content of `metrics.json`."""
+    from bayeslora.evaluation.results import Results
 
 
 class Logger(Protocol):
@@ -86,7 +85,7 @@ def make_loggers(cfg: DictConfig, chains: Sequence[int], step: int = 0) -> Chain
     return ChainLoggers({chain: of(chain) for chain in chains})
 
 
-def log_evaluation(cfg: DictConfig, run: RunDirectory, metrics: Metrics) -> None:
+def log_evaluation(cfg: DictConfig, run: RunDirectory, results: Results) -> None:
     """Log what an evaluation found, as a part `evaluation` beside the chains; its steps count draws.
 
     All loggers get the final scalars, W&B also the tables, the plots, the report and the posterior.
@@ -97,12 +96,12 @@ def log_evaluation(cfg: DictConfig, run: RunDirectory, metrics: Metrics) -> None
     quiet_lightning()
     loggers = [_make(node, here, "evaluation", "evaluation") for node in here.logger.values()]
     with ChainLoggers({0: loggers}) as opened:
-        for draws, values in _growth(metrics):
+        for draws, values in _growth(results):
             opened.log(0, values, draws)
-        opened.log(0, final_scalars(metrics), metrics["provenance"]["draws"])
+        opened.log(0, final_scalars(results), results.provenance.draws or 0)
         for logger in loggers:
             if isinstance(logger, WandbRun):
-                logger.log_report(run, metrics)
+                logger.log_report(run, results)
 
 
 def relocated(cfg: DictConfig, folder: Path | str) -> DictConfig:
@@ -123,14 +122,14 @@ def relocated(cfg: DictConfig, folder: Path | str) -> DictConfig:
     return OmegaConf.create(plain | parts)
 
 
-def final_scalars(metrics: Metrics) -> dict[str, float]:
+def final_scalars(results: Results) -> dict[str, float]:
     """The scalars of `metrics.json` that are logged, by their key: `evaluation/` and where they lie in the file."""
     from bayeslora.dashboard import KEYS
 
-    found = {}
+    found, content = {}, results.to_json()
     for key in KEYS:
         kind, *path = key.split("/")
-        value: Any = metrics if kind == "evaluation" else None
+        value: Any = content if kind == "evaluation" else None
         for name in path:
             value = value.get(name) if isinstance(value, Mapping) else None
         if isinstance(value, int | float):
@@ -138,13 +137,14 @@ def final_scalars(metrics: Metrics) -> dict[str, float]:
     return found
 
 
-def _growth(metrics: Metrics) -> Iterator[tuple[int, dict[str, float]]]:
+def _growth(results: Results) -> Iterator[tuple[int, dict[str, float]]]:
     """The metrics of the ensemble of the first so many draws, where `metrics.json` holds them."""
     from bayeslora.report.table import columns
 
-    curve = metrics.get("cumulative") or {}
-    for place, draws in enumerate(curve.get("draws", ())):
-        values = {f"cumulative/{c.key}": curve[c.key][place] for c in columns(metrics) if c.key in curve}
+    curve = results.cumulative
+    for place, draws in enumerate(curve.draws):
+        shown = [column.key for column in columns(results) if column.key in curve.scores]
+        values = {f"cumulative/{key}": curve.scores[key][place] for key in shown}
         yield int(draws), {key: value for key, value in values.items() if value is not None}
 
 
@@ -216,25 +216,25 @@ class WandbRun:
             self._run.finish(exit_code=int(status != "success"))
             self._run = None
 
-    def log_report(self, run: RunDirectory, metrics: Metrics) -> None:
+    def log_report(self, run: RunDirectory, results: Results) -> None:
         """Log tables, plots, the report's page and the posterior of a run that was evaluated."""
         import wandb
 
-        for key, (headings, rows) in tables(metrics).items():
+        for key, (headings, rows) in tables(results).items():
             self.run.log({key: wandb.Table(columns=list(headings), data=[list(row) for row in rows])})
         for file in sorted(run.report.glob("*.png")):
             self.run.log({f"report/{file.stem}": wandb.Image(str(file))})
         self.run.log({"report/page": wandb.Html(str(run.report / "index.html"), inject=False)})
         if self.log_posterior:
-            self.run.log_artifact(self.posterior(run, metrics))
+            self.run.log_artifact(self.posterior(run, results))
         where = self.run.url or f"offline; `wandb sync {self.folder / 'wandb'}` uploads it"
         print(f"W&B: {where}", flush=True)  # noqa: T201
 
-    def posterior(self, run: RunDirectory, metrics: Metrics) -> Artifact:
+    def posterior(self, run: RunDirectory, results: Results) -> Artifact:
         """The draws that are listed, their manifests, MAP and the configuration: a folder for `Posterior.load`."""
         import wandb
 
-        facts = {key: metrics["provenance"].get(key) for key in ("draws", "chains", "split")}
+        facts = {key: getattr(results.provenance, key) for key in ("draws", "chains", "split")}
         artifact = wandb.Artifact(f"posterior-{self.run.id}", "posterior", metadata=facts)
 
         def add(file: Path, policy: Any) -> None:
@@ -277,22 +277,21 @@ class WandbRun:
         return run
 
 
-def tables(metrics: Metrics) -> dict[str, tuple[Sequence[str], list[Sequence[str]]]]:
+def tables(results: Results) -> dict[str, tuple[Sequence[str], list[Sequence[str]]]]:
     """The report's tables by their key: headings and rows."""
-    from bayeslora.report.scalars import convergence_rows
+    from bayeslora.report.chain_rows import convergence_rows
     from bayeslora.report.table import columns, criteria_rows, rows
 
-    shown = columns(metrics)
     found: dict[str, tuple[Sequence[str], list[Sequence[str]]]] = {
         "report/predictions": (
-            ("of", *(column.title for column in shown)),
-            [(row.label, *(cell.text for cell in row.cells)) for row in rows(metrics, shown)],
+            ("of", *(column.title for column in columns(results))),
+            [(row.label, *(cell.text for cell in row.cells)) for row in rows(results)],
         ),
         "report/convergence": (
             ("of", "R-hat", "Bulk ESS", "Tail ESS", "reading"),
-            [*convergence_rows(metrics)],
+            [*convergence_rows(results)],
         ),
-        "report/criteria": (("criterion", "value", "limit", "passed"), [*criteria_rows(metrics)]),
+        "report/criteria": (("criterion", "value", "limit", "passed"), [*criteria_rows(results)]),
     }
     return {key: table for key, table in found.items() if table[1]}
 

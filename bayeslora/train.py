@@ -14,7 +14,7 @@ from collections import Counter
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from bayeslora.cli import run_command
 from bayeslora.errors import ConfigError, DataError, DivergedError, WorkerError, require
@@ -23,11 +23,12 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
     from bayeslora.build import Setup
+    from bayeslora.evaluation.results import Results
     from bayeslora.rundir import RunDirectory
 
 
-def train(cfg: DictConfig) -> dict[str, Any] | None:
-    """Run the chains of a configuration and evaluate them. Returns the metrics written to `metrics.json`.
+def train(cfg: DictConfig) -> Results | None:
+    """Run the chains of a configuration and evaluate them. Returns the results written to `metrics.json`.
 
     Chains whose draws are all on disk already are left as they are; others go on where they were left. Where
     `chain.index` names some chains only, the run is evaluated by whoever finishes last; None before that.
@@ -65,10 +66,10 @@ def train(cfg: DictConfig) -> dict[str, Any] | None:
     if cfg.chain.index is not None and running:
         print(f"chains {running} of {run.root} have not ended yet; whoever ends last evaluates the run", flush=True)  # noqa: T201
         return None
-    metrics = evaluate(run, setup) if any(len(run.store(chain)) for chain in range(cfg.chain.num_chains)) else None
+    results = evaluate(run, setup) if any(len(run.store(chain)) for chain in range(cfg.chain.num_chains)) else None
     if stopped:
         raise DivergedError(f"{'; '.join(stopped.values())}; other settings need another run_dir. {_kept(run, setup)}")
-    return metrics
+    return results
 
 
 def _accelerate(setup: Setup, run: RunDirectory) -> None:
@@ -152,6 +153,8 @@ def searched(cfg: DictConfig) -> float | None:
     """
     from hydra.core.hydra_config import HydraConfig
 
+    from bayeslora.evaluation.results import score
+
     hydra = HydraConfig.get()
     if "direction" not in hydra.sweeper:  # what Hydra's sweepers that search have
         train(cfg)
@@ -165,11 +168,11 @@ def searched(cfg: DictConfig) -> float | None:
     twice = [key for key, count in keys.items() if count > 1]
     require(not twice, f"{', '.join(twice)}: given and searched for; leave it out, or write a search without it")
     try:
-        metrics = train(cfg)
+        results = train(cfg)
     except DivergedError as error:
         print(f"the worst a trial can be: {error}", flush=True)  # noqa: T201
         return float("inf")
-    return None if metrics is None else metrics["ensemble"]["nll"]
+    return None if results is None else score(results.ensemble, "nll")
 
 
 def main() -> None:

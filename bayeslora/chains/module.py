@@ -235,10 +235,10 @@ class SamplingModule(LightningModule):
         potentials = dict(zip(self.chains, self.last_potential.reshape(-1).tolist(), strict=True))
         value = potentials[chains[0]] if chains else float("nan")
         if not math.isfinite(value):
-            return f"potential {value:g}, it is not finite"
+            return f"potential_per_example {value:g}, it is not finite"
         if abs(value) > self.max_potential:
-            return f"potential {value:g}, beyond chain.max_potential={self.max_potential:g}"
-        return f"potential {value:g}, its gradient is not finite"
+            return f"potential_per_example {value:g}, beyond chain.max_potential={self.max_potential:g}"
+        return f"potential_per_example {value:g}, its gradient is not finite"
 
     @torch.no_grad()
     def _check_repeatable(self, batch: Batch) -> None:

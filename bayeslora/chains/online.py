@@ -16,8 +16,8 @@ from bayeslora.chains.snapshot import Extra
 from bayeslora.diagnostics.online import Estimate, OnlineSeries, is_milestone, summary
 from bayeslora.loggers import ChainLoggers
 
-SCALARS = ("potential", "l2_norm")
-"""Followed at every step of the sampling phase: Ũ on the minibatch (nats per example), and ‖θ‖."""
+SCALARS = ("potential_per_example", "l2_norm")
+"""Followed at every step of the sampling phase: Ũ = U/N on the minibatch (nats per example), and ‖θ‖."""
 
 
 class Online(Callback, Extra):
@@ -115,5 +115,5 @@ def _reached(folders: Sequence[Path], count: int, name: str) -> list[Estimate]:
         if file.parent in folders:
             continue
         entries = [json.loads(line) for line in file.read_text().splitlines()]
-        found += [Estimate(**entry[name]) for entry in entries if entry["count"] == count][:1]
+        found += [Estimate(**entry[name]) for entry in entries if entry["count"] == count and name in entry][:1]
     return found

@@ -17,7 +17,7 @@ from bayeslora.loggers import ChainLoggers
 
 
 class Progress(Callback):
-    """Shows phase, step of how many, potential, step size, draws kept and time left; logs potential and step size.
+    """Shows phase, step of how many, potential per example, step size, draws kept and time left; logs the two.
 
     Args:
         num_chains: how many chains the run has.
@@ -45,7 +45,7 @@ class Progress(Callback):
         taken, last = module.steps_taken, module.steps_taken == module.plan.total
         if taken % self.log_every == 0 or last:
             for chain, potential in zip(module.chains, module.last_potential.reshape(-1).tolist(), strict=True):
-                self.loggers.log(chain, {"train/potential": potential, "train/lr": module.step_size}, taken)
+                self.loggers.log(chain, {"train/potential_per_example": potential, "train/lr": module.step_size}, taken)
         pause = 0.2 if self._live else self.every
         if last or time.monotonic() - self._shown > pause:
             self._shown = time.monotonic()
@@ -81,7 +81,7 @@ class Progress(Callback):
         which = f"chain {first}" if first == last else f"chains {first}–{last}"
         place = f"{which}/{self.num_chains}  {module.phase:<8}  step {taken:,}/{plan.total:,}"
         return place, (
-            f"potential {float(module.last_potential.mean()):.4f}  step size {module.step_size:.2e}  "
+            f"potential_per_example {float(module.last_potential.mean()):.4f}  step size {module.step_size:.2e}  "
             f"draws {kept}/{plan.num_draws}  {clock(rate * (plan.total - taken))} left"
         )
 

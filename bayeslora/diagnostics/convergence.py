@@ -27,11 +27,11 @@ class Convergence:
         reason: why something is missing or was changed (chains cut to one length), or None.
     """
 
-    rhat: float | None
-    ess_bulk: float | None
-    ess_tail: float | None
-    mcse_mean: float | None
-    reason: str | None
+    rhat: float | None = None
+    ess_bulk: float | None = None
+    ess_tail: float | None = None
+    mcse_mean: float | None = None
+    reason: str | None = None
 
     def to_json(self) -> dict[str, float | str | None]:
         """The fields as `metrics.json` holds them."""
@@ -52,7 +52,7 @@ def convergence(series: Sequence[np.ndarray]) -> Convergence:
     chains = [np.asarray(chain, dtype=np.float64).ravel() for chain in series]
     problem = _problem(chains)
     if problem is not None:
-        return Convergence(None, None, None, None, problem)
+        return Convergence(reason=problem)
     draws = _stack(chains)
     arviz = _arviz()
     with np.errstate(divide="ignore", invalid="ignore"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from zipfile import BadZipFile
 
@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bayeslora.diagnostics.values import Fidelity
 from bayeslora.errors import DataError, DivergedError, Problems, require
 
 KEYS = ("index", "probs", "labels")
@@ -45,25 +46,6 @@ class Reference:
     index: Tensor
     probs: Tensor
     size: int
-
-
-@dataclass(frozen=True)
-class Fidelity:
-    """Agreement with a reference; standard errors are over examples, None where there is only one.
-
-    Attributes:
-        agreement, agreement_se: fraction of examples whose most probable class is the reference's.
-        total_variation, total_variation_se: mean over examples of ½ Σ_c |p_c − q_c|, in [0, 1]; 0 is equality.
-    """
-
-    agreement: float
-    agreement_se: float | None
-    total_variation: float
-    total_variation_se: float | None
-
-    def to_json(self) -> dict[str, float | None]:
-        """The fields as `metrics.json` holds them."""
-        return asdict(self)
 
 
 def fidelity(log_probs: Tensor, reference: Reference) -> Fidelity:

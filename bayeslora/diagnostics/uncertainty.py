@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from bayeslora.diagnostics.values import RiskCoverage
 from bayeslora.errors import DataError, DivergedError, require
 
 ONE_DRAW = "mutual information is what draws disagree about, and there is only one"
@@ -80,21 +81,6 @@ class EntropySplit:
         total = torch.special.entr(self._probs / self.count).sum(1)
         aleatoric = self._entropy / self.count
         return Entropy(total, aleatoric, (total - aleatoric).clamp(min=0))
-
-
-@dataclass(frozen=True)
-class RiskCoverage:
-    """Error rate among the most confident examples, against the fraction of examples answered.
-
-    Attributes:
-        coverage: fractions of the examples that are answered, rising to 1.
-        risk: fraction of the answers that are wrong, at each coverage.
-        aurc: area under the curve, the mean risk over all N coverages k / N; lower is better.
-    """
-
-    coverage: tuple[float, ...]
-    risk: tuple[float, ...]
-    aurc: float
 
 
 def predictive_entropy(log_probs: Tensor) -> Tensor:

@@ -1,34 +1,34 @@
-"""Pass or fail: limits on a run's metrics. What cannot be computed does not pass."""
+"""Pass or fail: limits on a run's results. What cannot be computed does not pass."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
 
-Metrics = Mapping[str, Any]
-
-
-def _diagnostic(name: str, key: str) -> Callable[[Metrics], Any]:
-    return lambda metrics: (metrics.get("diagnostics") or {}).get(name, {}).get(key)
+from bayeslora.evaluation.results import Criterion, FunctionSpace, Results, score
+from bayeslora.settings import Criteria
 
 
-def _against_map(key: str, sign: float = 1.0) -> Callable[[Metrics], float | None]:
-    """sign × (ensemble − MAP) of a metric; None without a baseline."""
+def _against_map(name: str, sign: float = 1.0) -> Callable[[Results], float | None]:
+    """sign × (ensemble − MAP) of a score; None without a baseline."""
 
-    def difference(metrics: Metrics) -> float | None:
-        ensemble, baseline = ((metrics.get(source) or {}).get(key) for source in ("ensemble", "map"))
+    def difference(results: Results) -> float | None:
+        ensemble, baseline = score(results.ensemble, name), score(results.map, name)
         return None if ensemble is None or baseline is None else sign * (ensemble - baseline)
 
     return difference
 
 
-CRITERIA: dict[str, tuple[str, Callable[[Metrics], float | None], str]] = {
-    "potential_rhat": ("R-hat of the potential", _diagnostic("potential", "rhat"), "at most"),
-    "function_space_rhat": ("R-hat of 95 % of the predictions", _diagnostic("function_space", "rhat_q95"), "at most"),
-    "l2_norm_rhat": ("R-hat of the parameter norm", _diagnostic("l2_norm", "rhat"), "at most"),
-    "potential_ess": ("Bulk ESS of the potential", _diagnostic("potential", "ess_bulk"), "at least"),
-    "l2_norm_ess": ("Bulk ESS of the parameter norm", _diagnostic("l2_norm", "ess_bulk"), "at least"),
+CRITERIA: dict[str, tuple[str, Callable[[Results], float | None], str]] = {
+    "potential_rhat": ("R-hat of the potential", lambda r: r.diagnostics.of("potential").rhat, "at most"),
+    "function_space_rhat": (
+        "R-hat of 95 % of the predictions",
+        lambda r: (r.diagnostics.function_space or FunctionSpace()).rhat_q95,
+        "at most",
+    ),
+    "l2_norm_rhat": ("R-hat of the parameter norm", lambda r: r.diagnostics.of("l2_norm").rhat, "at most"),
+    "potential_ess": ("Bulk ESS of the potential", lambda r: r.diagnostics.of("potential").ess_bulk, "at least"),
+    "l2_norm_ess": ("Bulk ESS of the parameter norm", lambda r: r.diagnostics.of("l2_norm").ess_bulk, "at least"),
     "nll_above_map": ("NLL, ensemble less MAP", _against_map("nll"), "below"),
     "ece_above_map": ("ECE, ensemble less MAP", _against_map("ece"), "below"),
     "accuracy_below_map": ("Accuracy, MAP less ensemble", _against_map("accuracy", -1.0), "at most"),
@@ -45,30 +45,25 @@ HOLDS: dict[str, Callable[[float, float], bool]] = {
 }
 
 
-def judge(metrics: Metrics, limits: Mapping[str, float | None]) -> dict[str, dict[str, Any]]:
-    """Each criterion that has a limit: its value, the limit, how they must lie, and whether they do.
-
-    Args:
-        metrics: the content of `metrics.json`.
-        limits: by name of `CRITERIA`; None leaves a criterion out.
-    """
-    found = {}
+def judge(results: Results, limits: Criteria) -> dict[str, Criterion]:
+    """Each criterion that has a limit: its value, the limit, how they must lie, and whether they do."""
+    judged = {}
     for name, (title, measure, relation) in CRITERIA.items():
-        limit = limits.get(name)
-        if limit is None or (metrics.get("task") == "regression" and name in OF_CLASSES):
+        limit = getattr(limits, name)
+        if limit is None or (results.task == "regression" and name in OF_CLASSES):
             continue
-        value = measure(metrics)
+        value = measure(results)
         value = value if value is not None and math.isfinite(value) else None
         passed = value is not None and HOLDS[relation](value, limit)
-        found[name] = {"title": title, "value": value, "limit": limit, "relation": relation, "passed": passed}
-    return found
+        judged[name] = Criterion(title, value, limit, relation, passed)
+    return judged
 
 
-def failed(criteria: Mapping[str, Mapping[str, Any]]) -> list[str]:
+def failed(criteria: Mapping[str, Criterion]) -> list[str]:
     """Sentences on the criteria that are not met."""
     return [
-        f"{c['title']} is {'not known' if c['value'] is None else format(c['value'], '.4g')} and must be"
-        f" {c['relation']} {c['limit']:g}"
+        f"{c.title} is {'not known' if c.value is None else format(c.value, '.4g')} and must be {c.relation}"
+        f"{'' if c.limit is None else f' {c.limit:g}'}"
         for c in criteria.values()
-        if not c["passed"]
+        if not c.passed
     ]

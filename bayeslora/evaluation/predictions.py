@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
@@ -36,8 +35,8 @@ class View:
 
 
 @dataclass
-class Seen:
-    """What MAP and the ensemble say of a view.
+class ViewPredictions:
+    """Predictions of MAP and of the ensemble on a view.
 
     Attributes:
         map: log p [N, C] of the MAP baseline, or None.
@@ -61,11 +60,11 @@ class Predictions:
         map_validation: the same on the validation set, with its targets; None where there is no such set or baseline.
         ensemble: log p [N, C] of all draws.
         by_chain: log p [N, C] of each chain's draws.
-        draws: metrics of the single draws of each chain, by name: [draws].
+        draw_scores: scores of the single draws of each chain, by name: [draws].
         cumulative: metrics of the ensemble of the first so many draws (in rounds over the chains), by name.
-        probes: log p of each chain's draws on part of the probe set, [draws, P, C].
+        probe_arrays: log p of each chain's draws on part of the probe set, [draws, P, C].
         entropy: the ensemble's predictive entropy and its parts, [N] each.
-        views: what is said of further sets of examples, by name.
+        views: predictions on further sets of examples, by name.
         fidelity: to a reference: `map`, `draw`, `chain <k>` and `ensemble`; empty without one.
         fidelity_curve: of the ensemble of the first so many draws: `draws`, `agreement`, `total_variation`.
     """
@@ -76,13 +75,18 @@ class Predictions:
     map_validation: tuple[Tensor, Tensor] | None
     ensemble: Tensor
     by_chain: list[Tensor]
-    draws: list[dict[str, list[float]]]
+    draw_scores: list[dict[str, list[float]]]
     cumulative: dict[str, list[float]]
-    probes: list[np.ndarray]
+    probe_arrays: list[np.ndarray]
     entropy: Entropy
-    views: dict[str, Seen] = field(default_factory=dict)
+    views: dict[str, ViewPredictions] = field(default_factory=dict)
     fidelity: dict[str, Fidelity] = field(default_factory=dict)
     fidelity_curve: dict[str, list[float]] = field(default_factory=dict)
+
+    @property
+    def num_draws(self) -> int:
+        """Draws of all chains."""
+        return sum(len(chain["nll"]) for chain in self.draw_scores)
 
 
 class Pass:
@@ -113,24 +117,24 @@ class Pass:
         self.curve: dict[str, list[float]] = defaultdict(list)
         self.fidelity_curve: dict[str, list[float]] = defaultdict(list)
         self.draw_fidelity = None if reference is None else MeanFidelity(reference)
-        self.seen = {view.name: (Mixture(), EntropySplit()) for view in self.views}
+        self.by_view = {view.name: (Mixture(), EntropySplit()) for view in self.views}
 
     def add(self, chain: int, model: nn.Module) -> None:
         """Take in a draw, as the model that holds it."""
-        found = log_probs(model, self.loader())
-        self.whole.add(found)
-        self.entropy.add(found)
-        self.chains.setdefault(chain, Mixture()).add(found)
-        for name, value in metrics(found, self.targets).items():
+        predicted = log_probs(model, self.loader())
+        self.whole.add(predicted)
+        self.entropy.add(predicted)
+        self.chains.setdefault(chain, Mixture()).add(predicted)
+        for name, value in metrics(predicted, self.targets).items():
             self.singles.setdefault(chain, defaultdict(list))[name].append(value)
         self.probes.setdefault(chain, []).append(log_probs(model, self.probe()).numpy())
         if self.draw_fidelity is not None:
-            self.draw_fidelity.add(found)
+            self.draw_fidelity.add(predicted)
         for view in self.views:
-            mixture, entropy = self.seen[view.name]
-            said = log_probs(model, view.loader())
-            mixture.add(said)
-            entropy.add(said)
+            mixture, entropy = self.by_view[view.name]
+            predicted = log_probs(model, view.loader())
+            mixture.add(predicted)
+            entropy.add(predicted)
 
     def end_round(self) -> None:
         """Note the ensemble so far, when every chain has given another draw."""
@@ -138,18 +142,23 @@ class Pass:
         for name, value in point.items():
             self.curve[name].append(value)
         if self.reference is not None:
-            found = fidelity(self.whole.log_probs, self.reference)
-            for name, value in (("draws", self.whole.count), *vars(found).items()):
+            close = fidelity(self.whole.log_probs, self.reference)
+            for name, value in (("draws", self.whole.count), *vars(close).items()):
                 if not name.endswith("_se"):
                     self.fidelity_curve[name].append(value)
 
-    def result(self, baseline: Tensor | None, validation: Any, seen_by_map: dict[str, Tensor | None]) -> Predictions:
+    def result(
+        self,
+        baseline: Tensor | None,
+        validation: tuple[Tensor, Tensor] | None,
+        views_by_map: Mapping[str, Tensor | None],
+    ) -> Predictions:
         """What all draws together leave, beside the MAP baseline's predictions."""
         chains = sorted(self.chains)
         mixtures = [self.chains[chain].log_probs for chain in chains]
         views = {
-            name: Seen(seen_by_map.get(name), mixture.log_probs, entropy.entropy)
-            for name, (mixture, entropy) in self.seen.items()
+            name: ViewPredictions(views_by_map.get(name), mixture.log_probs, entropy.entropy)
+            for name, (mixture, entropy) in self.by_view.items()
         }
         return Predictions(
             chains, self.targets, baseline, validation, self.whole.log_probs, mixtures,
@@ -162,34 +171,34 @@ class Pass:
         if self.reference is None or self.draw_fidelity is None:
             return {}
         named = {"ensemble": self.whole.log_probs} | {
-            f"chain {k}": found for k, found in zip(chains, mixtures, strict=True)
+            f"chain {k}": predicted for k, predicted in zip(chains, mixtures, strict=True)
         }
         if baseline is not None:
             named = {"map": baseline} | named
-        return {name: fidelity(found, self.reference) for name, found in named.items()} | {
+        return {name: fidelity(predicted, self.reference) for name, predicted in named.items()} | {
             "draw": self.draw_fidelity.fidelity
         }
 
 
 @torch.inference_mode()
-def predict(posterior: Posterior, run_through: Pass, validation: tuple[Loader, Tensor] | None) -> Predictions:
+def predict(posterior: Posterior, work: Pass, validation: tuple[Loader, Tensor] | None) -> Predictions:
     """Ask MAP and every draw of a posterior; draws in rounds, so that ensembles of part of them hold all chains.
 
     Args:
         posterior: with its model.
-        run_through: what to ask.
+        work: what to ask; it takes in the draws.
         validation: passes over the validation set, which only MAP is asked about, and its targets.
     """
     for draws in posterior.rounds():
         for draw in draws:
-            run_through.add(draw.chain, posterior.model_of(draw))
-        run_through.end_round()
-    baseline = posterior.predict_map(run_through.loader)
+            work.add(draw.chain, posterior.model_of(draw))
+        work.end_round()
+    baseline = posterior.predict_map(work.loader)
     held_out = None
     if baseline is not None and validation is not None:
         loader, targets = validation
-        said = posterior.predict_map(loader)
-        assert said is not None
-        held_out = said, targets
-    by_map = {view.name: posterior.predict_map(view.loader) for view in run_through.views}
-    return run_through.result(baseline, held_out, by_map)
+        predicted = posterior.predict_map(loader)
+        assert predicted is not None
+        held_out = predicted, targets
+    by_map = {view.name: posterior.predict_map(view.loader) for view in work.views}
+    return work.result(baseline, held_out, by_map)

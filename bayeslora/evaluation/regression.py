@@ -3,16 +3,29 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import combinations
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from bayeslora.errors import DivergedError
-from bayeslora.evaluation.summary import convergences, efficiency, single
+from bayeslora.evaluation.results import (
+    Agreement,
+    ChainScores,
+    Corruptions,
+    Curve,
+    OutOfDistribution,
+    ReferenceFidelity,
+    RegressionScores,
+    Results,
+    TemperedMap,
+    Uncertainty,
+    Variance,
+)
+from bayeslora.evaluation.series import Series, diagnose, single_draws
 from bayeslora.likelihood import Gaussian
 from bayeslora.posterior.density import NormalMixture, Normals
 from bayeslora.posterior.predictive import Loader, Posterior, normals
@@ -26,7 +39,7 @@ ABSENT = "the targets are real numbers, and this needs classes"
 """Why metrics of classes are not there."""
 
 
-def scores(mixture: NormalMixture, targets: Tensor) -> dict[str, float]:
+def scores(mixture: NormalMixture, targets: Tensor) -> RegressionScores:
     """Scores of a predictive density, in the unit of the targets.
 
     Args:
@@ -34,29 +47,29 @@ def scores(mixture: NormalMixture, targets: Tensor) -> dict[str, float]:
         targets: [N, D].
 
     Returns:
-        `nll` in nats an example; `rmse` and `mae` of the mean, over examples and targets; `coverage_<P>`, the share of
-        targets in the central P % interval; `calibration_error`, the mean distance of the share of targets below each
-        predictive quantile (5 %, 10 %, … 95 %) from what it should be; `sharpness`, the mean predictive sd.
+        Errors and coverage over examples and targets; `calibration_error` is the mean distance of the share of targets
+        below each predictive quantile (5 %, 10 %, … 95 %) from what it should be.
 
     Raises:
         DivergedError: a prediction is not finite.
 
     Source: Gneiting, Balabdaoui & Raftery (2007); Kuleshov, Fenner & Ermon (2018) for the calibration error.
     """
-    said, pit = mixture.normals, mixture.pit
-    if not (said.mean.isfinite().all() and said.sd.isfinite().all()):
+    density, pit = mixture.normals, mixture.pit
+    if not (density.mean.isfinite().all() and density.sd.isfinite().all()):
         raise DivergedError("a prediction is not finite: the parameters of this draw, or its outputs, are not")
-    error = said.mean - targets
+    error = density.mean - targets
     quantiles = torch.arange(0.05, 0.96, 0.05, dtype=torch.float64)
     shares = torch.stack([(pit <= q).double().mean() for q in quantiles])
-    return {
-        "nll": mixture.nll.mean().item(),
-        "rmse": error.square().mean().sqrt().item(),
-        "mae": error.abs().mean().item(),
-        **{f"coverage_{p}": ((2 * pit - 1).abs() <= p / 100).double().mean().item() for p in LEVELS},
-        "calibration_error": (shares - quantiles).abs().mean().item(),
-        "sharpness": said.sd.mean().item(),
-    }
+    coverage = {f"coverage_{p}": ((2 * pit - 1).abs() <= p / 100).double().mean().item() for p in LEVELS}
+    return RegressionScores(
+        nll=mixture.nll.mean().item(),
+        rmse=error.square().mean().sqrt().item(),
+        mae=error.abs().mean().item(),
+        **coverage,
+        calibration_error=(shares - quantiles).abs().mean().item(),
+        sharpness=density.sd.mean().item(),
+    )
 
 
 class RegressionPass:
@@ -66,6 +79,13 @@ class RegressionPass:
         setup: the run's parts.
         loader, probe: passes over the evaluated split, and over the examples on which chains are compared.
         targets: of the split, as the model sees them, [N, D].
+
+    Attributes:
+        targets: in their own units.
+        whole, by_chain: predictive densities of all draws, and of each chain's.
+        singles: scores of each chain's single draws, by name.
+        probes: predictive means of each chain's draws on the probe set, [P, D].
+        curve: scores of the ensemble of the first `draws` draws.
     """
 
     def __init__(self, setup: Setup, loader: Loader, probe: Loader, targets: Tensor) -> None:
@@ -77,82 +97,95 @@ class RegressionPass:
         )
         self.targets = self.mean + self.std * targets.double()
         self.whole = NormalMixture(self.targets)
-        self.chains: dict[int, NormalMixture] = {}
+        self.by_chain: dict[int, NormalMixture] = {}
         self.singles: dict[int, dict[str, list[float]]] = {}
         self.probes: dict[int, list[np.ndarray]] = {}
         self.curve: dict[str, list[float]] = defaultdict(list)
 
-    def said(self, model: torch.nn.Module) -> tuple[Tensor, Tensor]:
+    @property
+    def chains(self) -> list[int]:
+        """Numbers of the chains that have draws."""
+        return sorted(self.by_chain)
+
+    @property
+    def draw_scores(self) -> list[dict[str, list[float]]]:
+        """Scores of the single draws of each chain, by name: [draws]."""
+        return [dict(self.singles[chain]) for chain in self.chains]
+
+    @property
+    def probe_arrays(self) -> list[np.ndarray]:
+        """Predictive means of each chain's draws on the probe set, [draws, P, D]."""
+        return [np.stack(self.probes[chain]) for chain in self.chains]
+
+    def density(self, model: torch.nn.Module) -> tuple[Tensor, Tensor]:
         """Means and variances of one model, in the targets' own units."""
         mean, variance = normals(model, self.loader(), self.likelihood)
         return self.mean + self.std * mean, self.std**2 * variance
 
-    def alone(self, model: torch.nn.Module) -> dict[str, float]:
+    def scores_of(self, model: torch.nn.Module) -> RegressionScores:
         """Scores of one model."""
         mixture = NormalMixture(self.targets)
-        mixture.add(*self.said(model))
+        mixture.add(*self.density(model))
         return scores(mixture, self.targets)
 
     def add(self, chain: int, model: torch.nn.Module) -> None:
         """Take in a draw, as the model that holds it."""
-        found = self.said(model)
+        density = self.density(model)
         one = NormalMixture(self.targets)
-        for mixture in (one, self.whole, self.chains.setdefault(chain, NormalMixture(self.targets))):
-            mixture.add(*found)
-        for name, value in scores(one, self.targets).items():
+        for mixture in (one, self.whole, self.by_chain.setdefault(chain, NormalMixture(self.targets))):
+            mixture.add(*density)
+        for name, value in vars(scores(one, self.targets)).items():
             self.singles.setdefault(chain, defaultdict(list))[name].append(value)
         self.probes.setdefault(chain, []).append(normals(model, self.probe(), self.likelihood)[0].numpy())
 
     def end_round(self) -> None:
         """Note the ensemble so far."""
-        for name, value in {"draws": self.whole.count, **scores(self.whole, self.targets)}.items():
+        for name, value in {"draws": self.whole.count, **vars(scores(self.whole, self.targets))}.items():
             self.curve[name].append(value)
 
 
-def run_through(posterior: Posterior, setup: Setup) -> RegressionPass:
-    """Ask every draw of a posterior about the evaluated split."""
+def evaluate_reals(posterior: Posterior, setup: Setup, series: Series) -> tuple[RegressionPass, Results]:
+    """Predict the evaluated split with every draw."""
     split = setup.evaluation_split()
-    found = RegressionPass(setup, setup.loader(split), setup.function_probe(), split.targets.cpu())
+    work = RegressionPass(setup, setup.loader(split), setup.function_probe(), split.targets.cpu())
     for draws in posterior.rounds():
         for draw in draws:
-            found.add(draw.chain, posterior.model_of(draw))
-        found.end_round()
-    return found
+            work.add(draw.chain, posterior.model_of(draw))
+        work.end_round()
+    return work, summarise(work, posterior, series, setup)
 
 
-def summarise(found: RegressionPass, posterior: Posterior, series: Sequence[Mapping[str, Any]], setup: Setup) -> dict:
-    """All of `metrics.json` but criteria and provenance; what needs classes is absent, with the reason."""
+def summarise(work: RegressionPass, posterior: Posterior, series: Series, setup: Setup) -> Results:
+    """Results without criteria and provenance; what needs classes is absent, with the reason."""
     baseline = posterior.map_model()
-    chains = sorted(found.chains)
-    names = found.singles[chains[0]]
-    moments = found.whole.normals
-    return {
-        "task": "regression",
-        "map": None if baseline is None else found.alone(baseline),
-        "map_tempered": {"temperature": None, "reason": ABSENT},
-        "draw": {name: single([found.singles[k][name] for k in chains]) for name in names},
-        "ensemble": scores(found.whole, found.targets),
-        "chains": [{"chain": k} | scores(found.chains[k], found.targets) for k in chains],
-        "cumulative": dict(found.curve),
-        "uncertainty": {"reason": ABSENT} | _variances(moments),
-        "selective": {},
-        "absent": dict.fromkeys(("accuracy", "ece", "brier", "f1", "selective", "map_tempered"), ABSENT),
-        "diagnostics": convergences([np.stack(found.probes[k]) for k in chains], series)
-        | {"agreement": _agreement([found.chains[k].normals for k in chains])}
-        | efficiency(series, setup.gradients(chains)),
-    } | {key: {"reason": ABSENT} for key in ("reference", "ood", "corruptions") if setup.cfg.evaluate.get(key)}
+    chains, asked = work.chains, setup.evaluation
+    densities = [work.by_chain[chain].normals for chain in chains]
+    return Results(
+        task="regression",
+        map=None if baseline is None else work.scores_of(baseline),
+        map_tempered=TemperedMap(reason=ABSENT),
+        draw=single_draws(work.draw_scores),
+        ensemble=scores(work.whole, work.targets),
+        chains=[ChainScores(chain, scores(work.by_chain[chain], work.targets)) for chain in chains],
+        cumulative=Curve.of(work.curve),
+        uncertainty=Uncertainty(variance=_variance(work.whole.normals), reason=ABSENT),
+        absent=dict.fromkeys(("accuracy", "ece", "brier", "f1", "selective", "map_tempered"), ABSENT),
+        diagnostics=diagnose(work.probe_arrays, series, _agreement(densities), setup.gradients(chains)),
+        reference=None if asked.reference is None else ReferenceFidelity(reason=ABSENT),
+        ood=None if asked.ood is None else OutOfDistribution(asked.ood, reason=ABSENT),
+        corruptions=Corruptions(reason=ABSENT) if asked.corruptions else None,
+    )
 
 
-def _variances(moments: Normals) -> dict[str, Any]:
-    """Mean predictive variance and its two parts, in squared units of the targets."""
-    parts = {"aleatoric": moments.noise, "epistemic": moments.spread, "total": moments.noise + moments.spread}
-    return {"variance": {name: part.mean().item() for name, part in parts.items()}}
+def _variance(density: Normals) -> Variance:
+    """Mean predictive variance and its two parts."""
+    total = density.noise + density.spread
+    return Variance(density.noise.mean().item(), density.spread.mean().item(), total.mean().item())
 
 
-def _agreement(chains: Sequence[Normals]) -> dict[str, Any]:
+def _agreement(chains: Sequence[Normals]) -> Agreement:
     """How far the means of different chains' ensembles lie apart, in predictive sds, rms over pairs and examples."""
-    nothing = dict.fromkeys(("kl", "total_variation", "same_top"))
     if len(chains) < 2:
-        return nothing | {"mean_difference": None, "reason": "there is only one chain to compare"}
+        return Agreement(reason="there is only one chain to compare")
     pairs = [((a.mean - b.mean) ** 2 / (0.5 * (a.sd**2 + b.sd**2))).mean() for a, b in combinations(chains, 2)]
-    return nothing | {"mean_difference": torch.stack(pairs).mean().sqrt().item(), "reason": ABSENT}
+    return Agreement(mean_difference=torch.stack(pairs).mean().sqrt().item(), reason=ABSENT)

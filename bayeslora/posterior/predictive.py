@@ -6,7 +6,7 @@ import math
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,9 @@ from bayeslora.posterior.density import NormalMixture, Normals
 from bayeslora.posterior.export import export_adapters
 from bayeslora.posterior.store import Draw, DrawStore, load_into, read_baseline
 from bayeslora.recorded import read_config
+
+if TYPE_CHECKING:
+    from bayeslora.evaluation.results import Results
 
 Loader = Callable[[], Iterable[tuple[Tensor, Tensor]]]
 """Starts a pass over (inputs, targets) batches."""
@@ -95,7 +98,7 @@ class Posterior:
         self.stores, self.model, self.map_file = stores, model, map_file
         self.likelihood: Likelihood = likelihood or Categorical()
         self.root = root
-        self.metrics: dict[str, Any] | None = None
+        self.metrics: Results | None = None
         self.transform: Callable[[Tensor], Tensor] | None = None
         self._keeps: Any = None
 

@@ -15,13 +15,12 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from bayeslora.report.table import Cell, Column, columns
-from bayeslora.report.words import MISSING, known, number
+from bayeslora.evaluation.results import Criterion, DrawScore, Results, TemperedMap
+from bayeslora.report.table import Cell, Column, columns, entry, score_cells
+from bayeslora.report.words import MISSING, finite_or_none, number
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-Metrics = Mapping[str, Any]
 
 SILENT = {"run_dir", "resume", "logger", "callbacks", "provenance", "name"}
 """Parts of a configuration whose differences change no number (the run's name is its title)."""
@@ -46,14 +45,14 @@ DIAGNOSTICS = {
 
 @dataclass(frozen=True)
 class Compared:
-    """What is recorded of one run.
+    """One run of a comparison.
 
     Attributes:
         mark: a short name for it within the comparison.
         label: what tells its folder from the others'.
         folder: the run directory.
         config: the content of `config.yaml`.
-        metrics: the content of `metrics.json`.
+        results: the content of `metrics.json`.
         draws: by chain, the number of draws on disk.
     """
 
@@ -61,7 +60,7 @@ class Compared:
     label: str
     folder: Path
     config: dict[str, Any]
-    metrics: dict[str, Any]
+    results: Results
     draws: dict[int, int]
 
     @property
@@ -73,10 +72,10 @@ class Compared:
         )
         return f"{self.config.get('name')}: {sampler} on {data}, T = {self.config.get('temperature')}"
 
-    @property
-    def provenance(self) -> Mapping[str, Any]:
-        """What `metrics.json` says of its origin."""
-        return self.metrics.get("provenance") or {}
+    def scores(self, source: str, column: Column) -> DrawScore:
+        """A score of `map`, `map_tempered`, `draw` or `ensemble`."""
+        part = getattr(self.results, source)
+        return entry(part.scores if isinstance(part, TemperedMap) else part, column.key)
 
 
 @dataclass(frozen=True)
@@ -103,40 +102,42 @@ def marks(count: int) -> list[str]:
 
 def grids(runs: Sequence[Compared]) -> list[Grid]:
     """All tables of a comparison that have rows."""
-    tables = [*predictions(runs), diagnostics(runs), criteria(runs), settings(runs)]
+    tables = [*score_grids(runs), convergence_grid(runs), criteria_grid(runs), settings_grid(runs)]
     return [table for table in tables if table.rows]
 
 
-def predictions(runs: Sequence[Compared]) -> Iterator[Grid]:
+def score_grids(runs: Sequence[Compared]) -> Iterator[Grid]:
     """A table each for the ensembles, single draws and MAP of the runs; the best of a column marked."""
-    for key, title in PREDICTIONS.items():
-        found = [run for run in runs if "nll" in (run.metrics.get(key) or {})]
-        scored = [_scores(column, [run.metrics[key].get(column.key) for run in found]) for column in _columns(runs)]
+    shown = _columns(runs)
+    for source, title in PREDICTIONS.items():
+        having = [run for run in runs if any(run.scores(source, column) != DrawScore() for column in shown)]
+        scored = [score_cells(column, [run.scores(source, column) for run in having]) for column in shown]
         cells = [list(row) for row in zip(*scored, strict=True)]
-        yield Grid(title, [column.title for column in _columns(runs)], [run.mark for run in found], cells)
+        yield Grid(title, [column.title for column in shown], [run.mark for run in having], cells)
 
 
-def diagnostics(runs: Sequence[Compared]) -> Grid:
+def convergence_grid(runs: Sequence[Compared]) -> Grid:
     """R-hat and effective sample sizes of each run, and how many draws and chains there are."""
     cells = []
     for run in runs:
-        found = run.metrics.get("diagnostics") or {}
-        numbers = [number((found.get(name) or {}).get(key), spec) for (name, key), (_, spec) in DIAGNOSTICS.items()]
+        diagnostics = run.results.diagnostics
+        of = diagnostics.scalars | {"function_space": diagnostics.function_space}
+        numbers = [number(getattr(of.get(name), key, None), spec) for (name, key), (_, spec) in DIAGNOSTICS.items()]
         cells.append([Cell(text) for text in (*numbers, str(sum(run.draws.values())), str(len(run.draws)))])
     headings = [*(heading for heading, _ in DIAGNOSTICS.values()), "Draws", "Chains"]
     return Grid("Convergence", headings, [run.mark for run in runs], cells)
 
 
-def criteria(runs: Sequence[Compared]) -> Grid:
+def criteria_grid(runs: Sequence[Compared]) -> Grid:
     """The criteria that any run was held to: its value, and whether it is met."""
-    judged = {run.mark: run.metrics.get("criteria") or {} for run in runs}
-    names = list(dict.fromkeys(name for found in judged.values() for name in found))
-    titles = [next(c[name].get("title", name) for c in judged.values() if name in c) for name in names]
-    cells = [[_verdict(judged[run.mark].get(name)) for run in runs] for name in names]
+    judged = [run.results.criteria for run in runs]
+    names = list(dict.fromkeys(name for criteria in judged for name in criteria))
+    titles = [next(criteria[name].title for criteria in judged if name in criteria) or name for name in names]
+    cells = [[_verdict(criteria.get(name)) for criteria in judged] for name in names]
     return Grid("Criteria", [run.mark for run in runs], titles, cells)
 
 
-def settings(runs: Sequence[Compared]) -> Grid:
+def settings_grid(runs: Sequence[Compared]) -> Grid:
     """The settings in which the runs differ, in the order of the configuration."""
     held = [_settings(run) for run in runs]
     every = dict.fromkeys(name for one in held for name in one)
@@ -145,20 +146,20 @@ def settings(runs: Sequence[Compared]) -> Grid:
     return Grid("Settings that differ", [run.mark for run in runs], names, cells)
 
 
-def notes(runs: Sequence[Compared]) -> list[str]:
+def caveats(runs: Sequence[Compared]) -> list[str]:
     """What makes the runs' numbers less comparable than they look."""
     found = []
     data = {str((run.config.get("dataset") or {}).get("_target_")) for run in runs}
-    splits = {str(run.provenance.get("split")) for run in runs}
+    splits = {run.results.provenance.split for run in runs}
     if len(data) > 1:
         found.append("The runs are of different datasets: their scores cannot be compared.")
     if len(splits) > 1:
-        each = ", ".join(f"{run.mark} on {run.provenance.get('split')}" for run in runs)
+        each = ", ".join(f"{run.mark} on {run.results.provenance.split}" for run in runs)
         found.append(f"The runs were evaluated on different splits ({each}).")
     for run in runs:
         chain = run.config["chain"]
         wanted, kept = chain.get("num_chains", 0) * chain.get("num_draws", 0), sum(run.draws.values())
-        evaluated = run.provenance.get("draws")
+        evaluated = run.results.provenance.draws
         if kept < wanted:
             found.append(f"{run.mark} has {kept} of {wanted} draws.")
         if evaluated is not None and evaluated != kept:
@@ -172,7 +173,7 @@ def text_tables(runs: Sequence[Compared]) -> Iterator[Table | Text]:
     for run in runs:
         legend.add_row(Text(run.mark, style="bold"), run.label, Text(run.title))
     yield legend
-    for note in notes(runs):
+    for note in caveats(runs):
         yield Text(f"Note: {note}", style="yellow")
     for grid in grids(runs):
         table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, title=grid.title, title_justify="left")
@@ -188,7 +189,7 @@ def text_tables(runs: Sequence[Compared]) -> Iterator[Table | Text]:
 
 def csv_text(runs: Sequence[Compared]) -> str:
     """One line a run: marks, settings that differ, every number of predictions, diagnostics and criteria."""
-    rows = [dict(_flat_run(run, settings(runs))) for run in runs]
+    rows = [dict(_flat_run(run, settings_grid(runs))) for run in runs]
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, list(dict.fromkeys(name for row in rows for name in row)), lineterminator="\n")
     writer.writeheader()
@@ -196,31 +197,28 @@ def csv_text(runs: Sequence[Compared]) -> str:
     return buffer.getvalue()
 
 
-def page(runs: Sequence[Compared]) -> str:
+def comparison_page(runs: Sequence[Compared]) -> str:
     """The comparison as one self-contained HTML page; all text is escaped."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
+    from bayeslora.report.page import environment
 
-    environment = Environment(
-        loader=PackageLoader("bayeslora.report", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     figures = [
-        ("Scores", "Lower is better, but for accuracy.", scores(runs)),
-        ("The ensembles as they grow", "The ensemble of the first so many draws of every chain.", growth(runs)),
+        ("Scores", "Lower is better, but for accuracy.", score_figure(runs)),
+        ("The ensembles as they grow", "The ensemble of the first so many draws of every chain.", growth_figure(runs)),
     ]
-    return environment.get_template("comparison.html.j2").render(
-        runs=runs,
-        notes=notes(runs),
-        grids=grids(runs),
-        plots=[(title, caption, _source(figure)) for title, caption, figure in figures if figure is not None],
+    return (
+        environment()
+        .get_template("comparison.html.j2")
+        .render(
+            runs=runs,
+            notes=caveats(runs),
+            grids=grids(runs),
+            plots=[(title, caption, _source(figure)) for title, caption, figure in figures if figure is not None],
+        )
     )
 
 
-def scores(runs: Sequence[Compared]) -> Figure:
-    """Each metric of MAP, single draws (± sd) and ensemble, a line a run."""
+def score_figure(runs: Sequence[Compared]) -> Figure:
+    """Each score of MAP, single draws (± sd) and ensemble, a line a run."""
     from matplotlib import rc_context
 
     from bayeslora.report.style import INK, PALETTE, STYLE
@@ -231,9 +229,10 @@ def scores(runs: Sequence[Compared]) -> Figure:
         for column, panel in panels.items():
             for offset, (part, (marker, color)) in zip((-0.2, 0, 0.2), looks.items(), strict=True):
                 for place, run in enumerate(runs):
-                    mean, sd = _mean_sd((run.metrics.get(part) or {}).get(column.key))
-                    if mean is not None:
-                        panel.errorbar(mean, place + offset, xerr=sd, fmt=marker, color=color, markersize=4, capsize=2)
+                    one = run.scores(part, column)
+                    if finite_or_none(one.mean) is not None:
+                        at = place + offset
+                        panel.errorbar(one.mean, at, xerr=one.sd, fmt=marker, color=color, markersize=4, capsize=2)
             panel.set_yticks(range(len(runs)), [run.mark for run in runs])
             panel.set(title=column.title, ylim=(len(runs) - 0.5, -0.5))
             _across(panel.xaxis, column.percent)
@@ -242,30 +241,30 @@ def scores(runs: Sequence[Compared]) -> Figure:
     return figure
 
 
-def growth(runs: Sequence[Compared]) -> Figure | None:
-    """Each metric of the ensemble against its number of draws, a curve a run; None where no run holds it."""
+def growth_figure(runs: Sequence[Compared]) -> Figure | None:
+    """Each score of the ensemble against its number of draws, a curve a run; None where no run holds it."""
     from matplotlib import rc_context
 
     from bayeslora.report.style import STYLE, color_of, finite, line, scale, whole_numbers
 
-    found = [(run, color_of(at)) for at, run in enumerate(runs) if (run.metrics.get("cumulative") or {}).get("draws")]
-    if not found:
+    growing = [(run, color_of(at)) for at, run in enumerate(runs) if run.results.cumulative.draws]
+    if not growing:
         return None
     with rc_context(STYLE):
         figure, panels = _panels(runs, 2.2)
         for column, panel in panels.items():
-            for run, color in found:
-                curve = run.metrics["cumulative"]
-                line(panel, finite(curve["draws"], curve.get(column.key) or ()), color)
+            for run, color in growing:
+                curve = run.results.cumulative
+                line(panel, finite(curve.draws, curve.scores.get(column.key, ())), color)
             panel.set(title=column.title, xlabel="draws")
             panel.xaxis.set_major_locator(whole_numbers())
             scale(panel, column.percent)
-        _legend(figure, [(run.mark, color, "") for run, color in found])
+        _legend(figure, [(run.mark, color, "") for run, color in growing])
     return figure
 
 
 def _panels(runs: Sequence[Compared], height: float) -> tuple[Figure, dict[Column, Any]]:
-    """A figure with a panel for each metric, two in a row, `height` inches each."""
+    """A figure with a panel for each score, two in a row, `height` inches each."""
     from bayeslora.report.style import new_figure
 
     shown = _columns(runs)
@@ -312,8 +311,9 @@ def _flat_run(run: Compared, differing: Grid) -> Iterator[tuple[str, Any]]:
     held = _settings(run)
     for name in differing.rows:
         yield f"setting.{name}", held.get(name)
+    content = run.results.to_json()
     for part in (*PREDICTIONS, "diagnostics", "criteria"):
-        for name, value in _leaves(run.metrics.get(part) or {}, part):
+        for name, value in _leaves(content[part] or {}, part):
             if isinstance(value, int | float):
                 yield name, value
 
@@ -324,7 +324,7 @@ def _settings(run: Compared) -> dict[str, str]:
     found = {name: str(value) for name, value in _leaves(config, "")}
     for name in ("commit", "hardware"):
         found[f"provenance.{name}"] = str((run.config.get("provenance") or {}).get(name))
-    return found | {"evaluate.split": str(run.provenance.get("split"))}
+    return found | {"evaluate.split": str(run.results.provenance.split)}
 
 
 def _leaves(node: Any, name: str) -> Iterator[tuple[str, Any]]:
@@ -337,27 +337,12 @@ def _leaves(node: Any, name: str) -> Iterator[tuple[str, Any]]:
 
 
 def _columns(runs: Sequence[Compared]) -> tuple[Column, ...]:
-    """The metrics that any of the runs has."""
-    return max((columns(run.metrics) for run in runs), key=len)
+    """The scores that any of the runs has."""
+    return max((columns(run.results) for run in runs), key=len)
 
 
-def _scores(column: Column, entries: Sequence[Any]) -> list[Cell]:
-    """One metric of several runs, with its sd where there is one; the best is marked unless all look equal."""
-    pairs = [_mean_sd(entry) for entry in entries]
-    shown = {mean: column.show(mean) for mean, _ in pairs if mean is not None}
-    best = shown[(max if column.higher_is_better else min)(shown)] if len(set(shown.values())) > 1 else None
-    return [
-        Cell(MISSING) if mean is None else Cell(column.show(mean, sd=sd), shown[mean] == best) for mean, sd in pairs
-    ]
-
-
-def _mean_sd(entry: Any) -> tuple[float | None, float | None]:
-    """A metric's value and, for single draws, its sd; None where it is missing or not finite."""
-    return (known(entry.get("mean")), known(entry.get("sd"))) if isinstance(entry, Mapping) else (known(entry), None)
-
-
-def _verdict(found: Mapping[str, Any] | None) -> Cell:
+def _verdict(criterion: Criterion | None) -> Cell:
     """A criterion's value and whether it is met; a dash where the run was not held to it."""
-    if found is None:
+    if criterion is None:
         return Cell(MISSING)
-    return Cell(f"{number(found.get('value'), '.3g')} {'✓' if found.get('passed') else '✗'}")
+    return Cell(f"{number(criterion.value, '.3g')} {'✓' if criterion.passed else '✗'}")

@@ -5,20 +5,18 @@ from __future__ import annotations
 import base64
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.figure import Figure
 
 from bayeslora.diagnostics.convergence import convergence, growth
+from bayeslora.evaluation.results import Criterion, ReferenceFidelity
 from bayeslora.report import mixing, plots
-from bayeslora.report.beyond import corruption_curves
+from bayeslora.report.data import ReportData
+from bayeslora.report.shift_rows import corruption_curves
 from bayeslora.report.style import Curve, finite, png
 from bayeslora.report.table import ALL_COLUMNS
-from bayeslora.report.words import known, listed
-
-if TYPE_CHECKING:
-    from bayeslora.report.page import ReportData
+from bayeslora.report.words import listed
 
 SCALARS = {"potential": ("Potential", "potential (nats)"), "l2_norm": ("Parameter norm", "parameter norm")}
 """Scalars that are drawn: heading, and label of the axis."""
@@ -60,16 +58,15 @@ def _plot(name: str, title: str, caption: str, figure: Figure | None, missing: s
 
 
 def _cumulative(data: ReportData) -> Plot:
-    metrics = data.metrics
-    chains = metrics.get("chains") or []
-    ends = [(len(steps), chain) for steps, chain in zip(data.steps, chains, strict=False)] if len(chains) > 1 else []
-    baselines = {name: metrics.get(name) for name in ("map", "map_tempered")}
-    errors, band = _errors(data)
+    results = data.results
+    chains = results.chains if len(results.chains) > 1 else []
+    ends = [(len(steps), chain.scores) for steps, chain in zip(data.steps, chains, strict=False)]
+    errors, band = cumulative_errors(data)
     caption = (
         "The ensemble of the first draws of every chain; a curve still moving at the right wants more draws." + band
     )
     dots = " Dots: the ensembles of single chains, at their number of draws." if ends else ""
-    figure = plots.cumulative(metrics.get("cumulative") or {}, baselines, errors, ends)
+    figure = plots.cumulative(results, errors, ends)
     return _plot(
         "cumulative",
         "The ensemble as it grows",
@@ -79,14 +76,14 @@ def _cumulative(data: ReportData) -> Plot:
     )
 
 
-def _errors(data: ReportData) -> tuple[dict[str, Curve], str]:
-    """Errors of the growing ensemble's metrics, by key (draws, error), and a sentence on what they are.
+def cumulative_errors(data: ReportData) -> tuple[dict[str, Curve], str]:
+    """Errors of the growing ensemble's scores, by key (draws, error), and a sentence on what they are.
 
-    The standard error over the chains' own ensembles, `<metric>_se` of the curve, where the run has it.
+    The standard error over the chains' own ensembles, `<score>_se` of the curve, where the run has it.
     """
-    curve = data.metrics.get("cumulative") or {}
-    draws = curve.get("draws") or []
-    over_chains = {c.key: finite(draws, curve[f"{c.key}_se"]) for c in ALL_COLUMNS if curve.get(f"{c.key}_se")}
+    curve = data.results.cumulative
+    errors = {c.key: curve.scores.get(f"{c.key}_se", []) for c in ALL_COLUMNS}
+    over_chains = {key: finite(curve.draws, error) for key, error in errors.items()}
     over_chains = {key: error for key, error in over_chains.items() if len(error[0])}
     if over_chains:
         return over_chains, " The band is ± the Monte Carlo standard error, from the chains' ensembles of these draws."
@@ -144,8 +141,8 @@ def _ranks(data: ReportData) -> list[Plot]:
 
 def _growth(data: ReportData) -> Plot:
     series, left_out = _drawable(data)
-    criteria = data.metrics.get("criteria") or {}
-    limits = {title: known((criteria.get(f"{name}_ess") or {}).get("limit")) for name, (title, _) in SCALARS.items()}
+    criteria = data.results.criteria
+    limits = {title: criteria.get(f"{name}_ess", Criterion()).limit for name, (title, _) in SCALARS.items()}
     return _plot(
         "ess_growth",
         "Effective draws as the chains grow",
@@ -174,24 +171,30 @@ def _selective(data: ReportData) -> Plot:
         "Answering only where confident",
         "The error rate if only the most confident part of the examples is answered: lower is better, as is the area"
         " under the curve.",
-        plots.selective(data.metrics.get("selective") or {}),
+        plots.selective(data.results.selective),
         "no curve was recorded" if data.absent.startswith("no") else data.absent,
     )
 
 
 def _corruptions(data: ReportData) -> Plot:
-    curves = corruption_curves(data.metrics)
+    curves = corruption_curves(data.results)
     caption = "Means over all corruptions, by severity. NLL and ECE that rise less: better calibrated under shift."
     return _plot("corruptions", "Under corruption", caption, plots.corruptions(curves), "")
 
 
 def _fidelity(data: ReportData) -> Plot:
-    found = data.metrics.get("reference") or {}
-    figure = plots.fidelity(found.get("curve") or {}, data.gradients, found.get("map"))
+    reference = data.results.reference or ReferenceFidelity()
+    figure = plots.fidelity(reference.curve, data.gradients, reference.rows.get("map"))
     caption = (
         "The ensemble of the first draws of every chain against the reference: agreement should rise, distance fall."
     )
-    return _plot("fidelity", "Closer to the reference", caption, figure, "no curve was recorded" if found else "")
+    return _plot(
+        "fidelity",
+        "Closer to the reference",
+        caption,
+        figure,
+        "no curve was recorded" if data.results.reference else "",
+    )
 
 
 def _drawable(data: ReportData) -> tuple[dict[str, Sequence[np.ndarray]], str]:

@@ -14,6 +14,15 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter
 
 from bayeslora.diagnostics.metrics import Reliability
+from bayeslora.evaluation.results import (
+    Fidelity,
+    FidelityCurve,
+    Results,
+    Scores,
+    Selective,
+    TemperedMap,
+    score,
+)
 from bayeslora.report.style import (
     INK,
     PALETTE,
@@ -39,39 +48,36 @@ SOURCES: dict[str, tuple[str, str, Any]] = {"map": (INK, "MAP", "--"), "ensemble
 
 @rc_context(STYLE)
 def cumulative(
-    curves: Mapping[str, Sequence[float]],
-    baselines: Mapping[str, Mapping[str, Any] | None],
-    errors: Mapping[str, Curve],
-    chains: Sequence[tuple[int, Mapping[str, Any]]] = (),
+    results: Results, errors: Mapping[str, Curve], chains: Sequence[tuple[int, Scores]] = ()
 ) -> Figure | None:
-    """Each metric of the ensemble against its number of draws; None if there is nothing to show.
+    """Each score of the ensemble against its number of draws; None if there is nothing to show.
 
     Args:
-        curves: `draws` (number of draws) and, of the same length, the metrics by their key.
-        baselines: metrics of `map` and `map_tempered`, as far as they are there.
+        results: of the run, with the growing ensemble and the baselines.
         errors: half the width of the band, by key: numbers of draws and the error there; none, no band.
-        chains: number of draws and metrics of each chain's own ensemble, where there are several.
+        chains: number of draws and scores of each chain's own ensemble, where there are several.
     """
-    draws = curves.get("draws", ())
-    found = [(column, finite(draws, curves.get(column.key, ()))) for column in ALL_COLUMNS]
-    found = [(column, curve) for column, curve in found if len(curve[0])]
-    if not found:
+    growing = results.cumulative
+    curves = {column: finite(growing.draws, growing.scores.get(column.key, ())) for column in ALL_COLUMNS}
+    curves = {column: curve for column, curve in curves.items() if len(curve[0])}
+    if not curves:
         return None
     figure = new_figure(4.9)
-    panels = figure.subplots(-(-len(found) // 2), 2, squeeze=False).ravel()
+    panels = figure.subplots(-(-len(curves) // 2), 2, squeeze=False).ravel()
     banded = False
-    for panel, (column, curve) in zip(panels, found, strict=False):
+    for panel, (column, curve) in zip(panels, curves.items(), strict=False):
         banded |= _band(panel, curve, errors.get(column.key))
         line(panel, curve, PALETTE[0])
-        for at, values in chains:
-            panel.plot([at], [values.get(column.key, np.nan)], "o", color=PALETTE[1], ms=3.5, alpha=0.9)
-        _levels(panel, column, baselines)
+        for at, scores in chains:
+            value = score(scores, column.key)
+            panel.plot([at], [np.nan if value is None else value], "o", color=PALETTE[1], ms=3.5, alpha=0.9)
+        _levels(panel, column, results)
         panel.set(title=column.title, xlabel="draws")
         panel.xaxis.set_major_locator(whole_numbers())
         scale(panel, column.percent)
-    for spare in panels[len(found) :]:
+    for spare in panels[len(curves) :]:
         spare.remove()
-    legend(figure, _growth_handles(baselines, banded, bool(chains)), 3)
+    legend(figure, _growth_handles(results, banded, bool(chains)), 3)
     return figure
 
 
@@ -100,24 +106,20 @@ def reliability(diagrams: Mapping[str, Reliability]) -> Figure | None:
 
 
 @rc_context(STYLE)
-def selective(curves: Mapping[str, Mapping[str, Any] | None]) -> Figure | None:
-    """Error rate among the most confident examples, against the share answered; None if there is nothing to show.
-
-    Args:
-        curves: `coverage`, `risk` and `aurc` of `map` and `ensemble`, each may be None.
-    """
-    found = {name: curve for name in SOURCES if (curve := curves.get(name))}
-    if not found:
+def selective(curves: Selective) -> Figure | None:
+    """Error rate among the most confident examples, against the share answered; None if there is nothing to show."""
+    there = {name: curve for name, curve in (("map", curves.map), ("ensemble", curves.ensemble)) if curve is not None}
+    if not there:
         return None
     figure = new_figure(3.4)
     panel = figure.subplots()
-    for name, curve in found.items():
+    for name, curve in there.items():
         color, _, style = SOURCES[name]
-        line(panel, finite(curve["coverage"], curve["risk"]), color, style=style)
+        line(panel, finite(curve.coverage, curve.risk), color, style=style)
     panel.set(xlabel="share of examples answered, most confident first", ylabel="error rate", xlim=(0, 1.01))
     panel.xaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
     scale(panel, percent=True)
-    handles = [_handle(name, f" (area {curve['aurc']:.4f})") for name, curve in found.items()]
+    handles = [_handle(name, f" (area {curve.aurc:.4f})") for name, curve in there.items()]
     legend(figure, handles)
     return figure
 
@@ -127,7 +129,7 @@ def corruptions(curves: Mapping[str, Mapping[str, Sequence[float | None]]]) -> F
     """Accuracy, NLL and ECE against the severity of corruptions, MAP beside the ensemble; None without any.
 
     Args:
-        curves: from `beyond.corruption_curves`.
+        curves: from `shift_rows.corruption_curves`.
     """
     columns = [column for column in COLUMNS if column.key in curves]
     if not columns:
@@ -151,31 +153,30 @@ def corruptions(curves: Mapping[str, Mapping[str, Sequence[float | None]]]) -> F
 
 
 @rc_context(STYLE)
-def fidelity(curve: Mapping[str, Sequence[float]], gradients: Sequence[float], baseline: Any) -> Figure | None:
+def fidelity(curve: FidelityCurve, gradients: Sequence[float], baseline: Fidelity | None) -> Figure | None:
     """Agreement with a reference and distance from it, against draws and gradients; None if there is nothing to show.
 
     Args:
-        curve: `draws`, `agreement`, `total_variation`, lists of one length.
+        curve: of the growing ensemble.
         gradients: minibatch gradients taken until then, of the same length; empty where that is not known.
         baseline: MAP's fidelity, or None.
     """
     titles = {"agreement": "Agreement", "total_variation": "Total variation"}
-    axes = [("draws", curve.get("draws", ())), ("gradients", gradients)]
-    axes = [(name, values) for name, values in axes if len(values)]
-    if not axes or not all(len(curve.get(key, ())) for key in titles):
+    axes = [(name, values) for name, values in (("draws", curve.draws), ("gradients", gradients)) if len(values)]
+    if not (axes and curve.agreement and curve.total_variation):
         return None
     figure = new_figure(2.7 * len(axes))
     panels = figure.subplots(len(axes), 2, sharey="col", squeeze=False)
     for (name, places), row in zip(axes, panels, strict=True):
         for (key, title), panel in zip(titles.items(), row, strict=True):
-            line(panel, finite(places, curve[key]), PALETTE[0])
-            if baseline:
-                panel.axhline(baseline[key], color=INK, linestyle="--", linewidth=1)
+            line(panel, finite(places, getattr(curve, key)), PALETTE[0])
+            if baseline is not None:
+                panel.axhline(getattr(baseline, key), color=INK, linestyle="--", linewidth=1)
             panel.set(title=title, xlabel=name)
             panel.xaxis.set_major_locator(MaxNLocator(4, steps=ROUND))
             panel.xaxis.set_major_formatter(EngFormatter(sep=""))
             scale(panel, percent=key == "agreement")
-    legend(figure, [_handle(name) for name in SOURCES if name == "ensemble" or baseline])
+    legend(figure, [_handle(name) for name in SOURCES if name == "ensemble" or baseline is not None])
     return figure
 
 
@@ -195,23 +196,24 @@ def _band(panel: Axes, curve: Curve, error: Curve | None) -> bool:
     return bool(inside.any())
 
 
-def _levels(panel: Axes, column: Column, baselines: Mapping[str, Mapping[str, Any] | None]) -> None:
-    """MAP's value, and that with a fitted temperature where it is another one."""
-    for name, style in (("map", MAP_LINE), ("map_tempered", TEMPERED_LINE)):
-        value = (baselines.get(name) or {}).get(column.key)
-        if value is not None and np.isfinite(value) and not (name == "map_tempered" and column.key == "accuracy"):
+def _levels(panel: Axes, column: Column, results: Results) -> None:
+    """MAP's value, and that with a fitted temperature, which leaves the accuracy as it is."""
+    tempered = None if column.key == "accuracy" else (results.map_tempered or TemperedMap()).scores
+    for scores, style in ((results.map, MAP_LINE), (tempered, TEMPERED_LINE)):
+        value = score(scores, column.key)
+        if value is not None and np.isfinite(value):
             panel.axhline(value, color=INK, linestyle=style, linewidth=1)
 
 
-def _growth_handles(baselines: Mapping[str, Any], banded: bool, chains: bool) -> list[Any]:
+def _growth_handles(results: Results, banded: bool, chains: bool) -> list[Any]:
     handles: list[Any] = [Line2D([], [], color=PALETTE[0], label="ensemble")]
     if banded:
         handles.append(Patch(**BAND, label="± MCSE"))
     if chains:
         handles.append(Line2D([], [], color=PALETTE[1], marker="o", linestyle="", ms=4, label="one chain"))
-    if baselines.get("map"):
+    if results.map is not None:
         handles.append(Line2D([], [], color=INK, linestyle=MAP_LINE, linewidth=1, label="MAP"))
-    if "nll" in (baselines.get("map_tempered") or {}):
+    if (results.map_tempered or TemperedMap()).scores is not None:
         handles.append(Line2D([], [], color=INK, linestyle=TEMPERED_LINE, linewidth=1, label="MAP, scaled"))
     return handles
 

@@ -1,23 +1,24 @@
-"""A run's predictive metrics and criteria as rows, shared by the page, the terminal and W&B."""
+"""A run's scores and criteria as rows, shared by the page, the terminal and W&B."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
 
 from rich import box
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from bayeslora.evaluation.criteria import failed
-from bayeslora.report.scalars import diagnostic
-from bayeslora.report.words import MISSING, Metrics, known, number
+from bayeslora.evaluation.results import DrawScore, FunctionSpace, Results, Scores, TemperedMap, score
+from bayeslora.report.words import MISSING, finite_or_none, number
 
 
 @dataclass(frozen=True)
 class Column:
-    """One predictive metric: its key in `metrics.json`, its heading, and which way is better."""
+    """One score: its key in `metrics.json`, its heading, and which way is better."""
 
     key: str
     title: str
@@ -70,60 +71,82 @@ class Row:
     cells: tuple[Cell, ...]
 
 
-def columns(metrics: Metrics) -> tuple[Column, ...]:
-    """The metrics that this run has."""
-    if metrics.get("task") == "regression":
+def columns(results: Results) -> tuple[Column, ...]:
+    """The scores that this run has."""
+    if results.task == "regression":
         return REGRESSION
-    return (*COLUMNS, F1) if any(F1.key in values for _, values in _sources(metrics)) else COLUMNS
+    return COLUMNS if score(results.ensemble, "f1") is None else (*COLUMNS, F1)
 
 
-def rows(metrics: Metrics, shown: Sequence[Column] = COLUMNS) -> list[Row]:
+def rows(results: Results) -> list[Row]:
     """MAP, MAP at its fitted temperature, the mean single draw ± sd, each of several chains' ensembles, and all."""
-    sources = _sources(metrics)
-    table = [_cells(column, [values.get(column.key) for _, values in sources]) for column in shown]
-    return [Row(label, cells) for (label, _), cells in zip(sources, zip(*table, strict=True), strict=True)]
+    chains = results.chains if len(results.chains) > 1 else []
+    labels = ["MAP", "MAP, scaled", "Draw ± sd", *(f"Chain {one.chain}" for one in chains), "Ensemble"]
+    tempered = (results.map_tempered or TemperedMap()).scores
+    sources = [results.map, tempered, results.draw, *(one.scores for one in chains), results.ensemble]
+    there = [(label, source) for label, source in zip(labels, sources, strict=True) if source]
+    table = [score_cells(column, [entry(source, column.key) for _, source in there]) for column in columns(results)]
+    return [Row(label, cells) for (label, _), cells in zip(there, zip(*table, strict=True), strict=True)]
 
 
-def metrics_table(metrics: Metrics) -> Table:
+def entry(source: Scores | Mapping[str, DrawScore] | None, name: str) -> DrawScore:
+    """A score as its mean, with sd and Monte Carlo error where it is of single draws; all None where it is missing."""
+    if isinstance(source, Mapping):
+        return source.get(name, DrawScore())
+    return DrawScore(score(source, name))
+
+
+def results_table(results: Results) -> Table:
     """The rows as a table for the terminal, the best of each column in bold."""
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     table.add_column("", no_wrap=True)
-    for column in columns(metrics):
+    for column in columns(results):
         table.add_column(column.title, justify="right", no_wrap=True)
-    for row in rows(metrics, columns(metrics)):
+    for row in rows(results):
         table.add_row(row.label, *(Text(cell.text, style="bold" if cell.best else "") for cell in row.cells))
     return table
 
 
-def tempering(metrics: Metrics) -> str | None:
+def print_summary(results: Results, page: Path) -> None:
+    """Print the table, what became of the criteria, and where the report is."""
+    console = Console()
+    if not console.is_terminal:
+        console.width = 120  # a file has no width; the table must not be cut to a guess of it
+    console.print(results_table(results))
+    for line in (*criteria_lines(results), f"report: {page}"):
+        console.print(line, soft_wrap=True, highlight=False, markup=False)
+
+
+def tempering(results: Results) -> str | None:
     """A sentence on the temperature fitted to MAP, or why there is none; None without a baseline."""
-    found = metrics.get("map_tempered")
-    if not found:
-        return None
-    fitted = known(found.get("temperature"))
+    fitted = results.map_tempered
     if fitted is None:
-        return f"MAP with a fitted temperature is left out: {found.get('reason') or 'no reason was recorded'}."
-    remark = f" ({found['reason']})" if found.get("reason") else ""
-    return f"MAP, scaled: its logits divided by a temperature fitted on the validation set, {fitted:.3g}{remark}."
+        return None
+    if finite_or_none(fitted.temperature) is None:
+        return f"MAP with a fitted temperature is left out: {fitted.reason or 'no reason was recorded'}."
+    remark = f" ({fitted.reason})" if fitted.reason else ""
+    return (
+        "MAP, scaled: its logits divided by a temperature fitted on the validation set,"
+        f" {fitted.temperature:.3g}{remark}."
+    )
 
 
-def criteria_rows(metrics: Metrics) -> list[tuple[str, str, str, str]]:
+def criteria_rows(results: Results) -> list[tuple[str, str, str, str]]:
     """For each criterion what it says, its value, its limit, and whether it is met or why that is not known."""
     return [
         (
-            found.get("title", name),
-            number(found.get("value"), ".4g"),
-            f"{found.get('relation', '')} {number(found.get('limit'), '.4g')}".strip(),
-            _outcome(metrics, name, found),
+            one.title or name,
+            number(one.value, ".4g"),
+            f"{one.relation} {number(one.limit, '.4g')}".strip(),
+            _outcome(results, name),
         )
-        for name, found in (metrics.get("criteria") or {}).items()
+        for name, one in results.criteria.items()
     ]
 
 
-def criteria_lines(metrics: Metrics, most: int = 4) -> list[str]:
+def criteria_lines(results: Results, most: int = 4) -> list[str]:
     """How many criteria are met and which are not, in so many lines at most, for the terminal."""
-    criteria = metrics.get("criteria") or {}
-    problems = failed(criteria)
+    criteria, problems = results.criteria, failed(results.criteria)
     if not criteria:
         return []
     first = f"criteria: {len(criteria) - len(problems)} of {len(criteria)} met"
@@ -133,53 +156,38 @@ def criteria_lines(metrics: Metrics, most: int = 4) -> list[str]:
     return [first, *(f"  {problem}" for problem in problems[: most - 2]), f"  and {rest} more are not, see the report"]
 
 
-def criterion_reason(metrics: Metrics, name: str) -> str | None:
+def criterion_reason(results: Results, name: str) -> str | None:
     """Why a criterion's value is not known."""
     if name.endswith("_map"):
-        return "there is no MAP baseline" if not metrics.get("map") else "a metric is missing"
-    return diagnostic(metrics, name.rsplit("_", 1)[0]).get("reason")
+        return "there is no MAP baseline" if results.map is None else "a score is missing"
+    scalar = name.rsplit("_", 1)[0]
+    if scalar == "function_space":
+        return (results.diagnostics.function_space or FunctionSpace()).reason
+    return results.diagnostics.of(scalar).reason
 
 
-def _outcome(metrics: Metrics, name: str, found: Metrics) -> str:
-    if found.get("passed"):
+def _outcome(results: Results, name: str) -> str:
+    criterion = results.criteria[name]
+    if criterion.passed:
         return "met"
-    if known(found.get("value")) is not None:
+    if finite_or_none(criterion.value) is not None:
         return "not met"
-    return f"not known: {criterion_reason(metrics, name) or 'no reason was recorded'}"
+    return f"not known: {criterion_reason(results, name) or 'no reason was recorded'}"
 
 
-def _sources(metrics: Metrics) -> list[tuple[str, Metrics]]:
-    """Labels and metrics of the rows; of those only what was evaluated."""
-    chains = metrics.get("chains") or []
-    tempered = metrics.get("map_tempered") or {}
-    candidates = [
-        ("MAP", metrics.get("map")),
-        ("MAP, scaled", tempered if "nll" in tempered else None),
-        ("Draw ± sd", metrics.get("draw")),
-        *((f"Chain {chain.get('chain', at)}", chain) for at, chain in enumerate(chains) if len(chains) > 1),
-        ("Ensemble", metrics.get("ensemble")),
-    ]
-    return [(label, values) for label, values in candidates if values]
-
-
-def _cells(column: Column, entries: Sequence[Any]) -> list[Cell]:
-    """One column's cells; the best is marked unless all that is shown is equal."""
-    found = [_parts(entry) for entry in entries]
-    shown = {mean: column.show(mean) for mean, _, _ in found if mean is not None}
-    best = (max if column.higher_is_better else min)(shown, default=None)
-    distinct = len(set(shown.values())) > 1
+def score_cells(column: Column, entries: Sequence[DrawScore]) -> list[Cell]:
+    """One column's cells, with sd where there is one; the best is marked unless all that is shown is equal."""
+    means = [finite_or_none(entry.mean) for entry in entries]
+    shown = {mean: column.show(mean) for mean in means if mean is not None}
+    several = len(set(shown.values())) > 1
+    best = shown[(max if column.higher_is_better else min)(shown)] if several else None
     return [
-        Cell(
-            MISSING if mean is None else column.show(mean, sd=sd),
-            best=distinct and mean is not None and best is not None and shown[mean] == shown[best],
-            note="" if mcse is None else f"MCSE {column.show(mcse)}",
+        Cell(MISSING)
+        if mean is None
+        else Cell(
+            column.show(mean, sd=finite_or_none(entry.sd)),
+            best=shown[mean] == best,
+            note="" if entry.mcse is None else f"MCSE {column.show(entry.mcse)}",
         )
-        for mean, sd, mcse in found
+        for mean, entry in zip(means, entries, strict=True)
     ]
-
-
-def _parts(entry: Any) -> tuple[float | None, float | None, float | None]:
-    """A metric's value and, for single draws, its sd and its Monte Carlo error."""
-    if not isinstance(entry, Mapping):
-        return known(entry), None, None
-    return known(entry.get("mean")), known(entry.get("sd")), known(entry.get("mcse"))

@@ -1,11 +1,12 @@
-"""What a run's numbers say, in sentences: against MAP, on convergence, on its criteria."""
+"""A run's results in sentences: against MAP, on convergence, on its criteria."""
 
 from __future__ import annotations
 
 from bayeslora.evaluation.criteria import failed
-from bayeslora.report.scalars import LABELS, RHAT_BAD, deciding, rhat_limit
+from bayeslora.evaluation.results import Results, Scores, TemperedMap, score
+from bayeslora.report.chain_rows import LABELS, RHAT_BAD, deciding, rhat_limit
 from bayeslora.report.table import COLUMNS, Column, columns, criterion_reason
-from bayeslora.report.words import Metrics, known, listed, sentence
+from bayeslora.report.words import finite_or_none, listed, sentence
 
 AGAINST_MAP = {
     "beats": "beats MAP",
@@ -16,65 +17,68 @@ AGAINST_MAP = {
 """How the ensemble can stand against MAP: the outcome, and its words where MAP must be named."""
 
 
-def verdict(metrics: Metrics, draws: int) -> str:
+def verdict(results: Results, draws: int) -> str:
     """One sentence comparing the ensemble of `draws` draws with MAP; equal at the digits shown is a tie."""
     subject = f"The ensemble of {draws:,} draws" if draws != 1 else "The only draw"
-    ensemble, baseline = metrics.get("ensemble"), metrics.get("map")
-    if not ensemble:
+    if results.ensemble is None:
         return "No draw has been evaluated, so there is nothing to compare."
-    if not baseline:
-        reached = [f"{c.name} {_shown(c, ensemble)}" for c in columns(metrics) if c.key in ensemble]
+    if results.map is None:
+        reached = [f"{c.name} {_shown(c, results.ensemble)}" for c in columns(results)]
         return f"{subject} reaches {listed(reached)}; there is no MAP baseline to compare it with."
-    found = list(_outcomes(metrics, baseline).items())
+    outcomes: dict[str, list[str]] = {outcome: [] for outcome in AGAINST_MAP}
+    for column in columns(results):
+        outcome, numbers = _compare(column, results.ensemble, results.map)
+        outcomes[outcome].append(f"{column.name} ({numbers})")
+    there = [(outcome, names) for outcome, names in outcomes.items() if names]
     clauses = [
-        f"{outcome if at else AGAINST_MAP[outcome]} on {listed(names)}" for at, (outcome, names) in enumerate(found)
+        f"{outcome if at else AGAINST_MAP[outcome]} on {listed(names)}" for at, (outcome, names) in enumerate(there)
     ]
     return f"{subject} {', '.join(clauses[:-1])}{', and ' if clauses[1:] else ''}{clauses[-1]}."
 
 
-def tempered_verdict(metrics: Metrics) -> str | None:
+def tempered_verdict(results: Results) -> str | None:
     """One sentence comparing the ensemble with MAP at its fitted temperature; None where there is no such baseline."""
-    baseline = metrics.get("map_tempered") or {}
-    if not metrics.get("ensemble") or "nll" not in baseline:
+    baseline = (results.map_tempered or TemperedMap()).scores
+    if results.ensemble is None or baseline is None:
         return None
     clauses = []
     for outcome, words in {"beats": "better", "is worse": "worse", "ties": "as good"}.items():
-        names = [c.name for c in COLUMNS[1:] if _compare(c, metrics["ensemble"], baseline)[0] == outcome]
+        names = [c.name for c in COLUMNS[1:] if _compare(c, results.ensemble, baseline)[0] == outcome]
         if names:
             clauses.append(f"{words} on {listed(names)}")
     stands = f"it is {listed(clauses)}" if clauses else "it cannot be compared"
     return f"Against MAP with a temperature fitted on the validation set {stands}."
 
 
-def temperature_verdict(metrics: Metrics, temperature: float | None) -> str | None:
+def temperature_verdict(results: Results, temperature: float | None) -> str | None:
     """A sentence where the Bayes posterior (T = 1) predicts worse than MAP; else None.
 
     Source: Wenzel, Roth, Veeling et al. (2020), "How good is the Bayes posterior in deep neural networks really?".
     """
-    baseline = metrics.get("map")
-    if temperature != 1.0 or not baseline or not metrics.get("ensemble"):
+    ensemble, baseline = results.ensemble, results.map
+    if temperature != 1.0 or baseline is None or ensemble is None:
         return None
-    worse = [c.name for c in columns(metrics) if _compare(c, metrics["ensemble"], baseline)[0] == "is worse"]
+    worse = [c.name for c in columns(results) if _compare(c, ensemble, baseline)[0] == "is worse"]
     if not worse:
         return None
     cause = (
         "As the chains agree, this is the posterior's doing and not its sampling's: it takes another prior or"
         " likelihood, or a colder posterior (T < 1), which is another target."
-        if chains_agree(metrics)
+        if chains_agree(results)
         else "As the chains are not shown to agree, it may be the sampling's doing and not the posterior's."
     )
     return f"At T = 1, the Bayes posterior, predictions are worse than those of MAP on {listed(worse)}. {cause}"
 
 
-def convergence_verdict(metrics: Metrics) -> str:
+def convergence_verdict(results: Results) -> str:
     """One sentence on whether the chains agree: on potential, norm, NLL, prior and 95 % of the predictions."""
-    found = deciding(metrics)
+    found = deciding(results)
     rhats = {name: rhat for name, (rhat, _) in found.items() if rhat is not None}
     unknown = {name: reason or "no reason was recorded" for name, (rhat, reason) in found.items() if rhat is None}
     if not rhats:
         return f"Convergence was not assessed: {'; '.join(sorted(set(unknown.values()))) or 'nothing was recorded'}."
-    worst = max(rhats, key=lambda name: (rhats[name] > rhat_limit(metrics, name), rhats[name]))
-    if rhats[worst] > rhat_limit(metrics, worst):
+    worst = max(rhats, key=lambda name: (rhats[name] > rhat_limit(results, name), rhats[name]))
+    if rhats[worst] > rhat_limit(results, worst):
         words = "disagree" if rhats[worst] > RHAT_BAD else "are not shown to agree yet"
         return (
             f"The chains {words} (R-hat up to {rhats[worst]:.3f}, that of {_of(worst)}): this is an ensemble, not a"
@@ -86,21 +90,22 @@ def convergence_verdict(metrics: Metrics) -> str:
     return f"The chains agree on what was compared (R-hat at most {max(rhats.values()):.3f}, that of {_of(worst)})."
 
 
-def chains_agree(metrics: Metrics) -> bool:
+def chains_agree(results: Results) -> bool:
     """Whether all that decides has an R-hat, within its limit."""
-    found = deciding(metrics)
-    return bool(found) and all(rhat is not None and rhat <= rhat_limit(metrics, n) for n, (rhat, _) in found.items())
+    found = deciding(results)
+    return bool(found) and all(rhat is not None and rhat <= rhat_limit(results, n) for n, (rhat, _) in found.items())
 
 
-def criteria_verdict(metrics: Metrics) -> tuple[bool | None, str, list[str]]:
+def criteria_verdict(results: Results) -> tuple[bool | None, str, list[str]]:
     """Whether all criteria are met (None without any), how many are in words, and a sentence on each that is not."""
-    criteria = metrics.get("criteria") or {}
+    criteria = results.criteria
     if not criteria:
         return None, "No criterion was set, so nothing passes or fails.", []
     problems = failed(criteria)
-    names = [name for name, found in criteria.items() if not found["passed"]]
     reasons = [
-        criterion_reason(metrics, name) if known(criteria[name].get("value")) is None else None for name in names
+        criterion_reason(results, name) if finite_or_none(one.value) is None else None
+        for name, one in criteria.items()
+        if not one.passed
     ]
     sentences = [
         sentence(f"{problem} ({reason})" if reason else problem)
@@ -110,18 +115,9 @@ def criteria_verdict(metrics: Metrics) -> tuple[bool | None, str, list[str]]:
     return not problems, count, sentences
 
 
-def _outcomes(metrics: Metrics, baseline: Metrics) -> dict[str, list[str]]:
-    """Metrics with their numbers, by how the ensemble stands against the baseline."""
-    found: dict[str, list[str]] = {outcome: [] for outcome in AGAINST_MAP}
-    for column in columns(metrics):
-        outcome, numbers = _compare(column, metrics["ensemble"], baseline)
-        found[outcome].append(f"{column.name} ({numbers})")
-    return {outcome: names for outcome, names in found.items() if names}
-
-
-def _compare(column: Column, ensemble: Metrics, baseline: Metrics) -> tuple[str, str]:
-    """How a metric stands against the baseline, and both in digits."""
-    value, against = known(ensemble.get(column.key)), known(baseline.get(column.key))
+def _compare(column: Column, ensemble: Scores, baseline: Scores) -> tuple[str, str]:
+    """How a score stands against the baseline, and both in digits."""
+    value, against = finite_or_none(score(ensemble, column.key)), finite_or_none(score(baseline, column.key))
     if value is None or against is None:
         return "cannot be compared", "a value is missing"
     shown, other = column.show(value, 3), column.show(against, 3)
@@ -130,8 +126,8 @@ def _compare(column: Column, ensemble: Metrics, baseline: Metrics) -> tuple[str,
     return "beats" if (value > against) == column.higher_is_better else "is worse", f"{shown} vs {other}"
 
 
-def _shown(column: Column, values: Metrics) -> str:
-    value = known(values[column.key])
+def _shown(column: Column, scores: Scores) -> str:
+    value = finite_or_none(score(scores, column.key))
     return "unknown" if value is None else column.show(value, 3)
 
 

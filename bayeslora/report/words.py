@@ -1,24 +1,30 @@
-"""Numbers and lists in words, for all parts of the report."""
+"""Numbers, lists, settings and provenance in words, for all parts of the report."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
-Metrics = Mapping[str, Any]
-"""The content of `metrics.json`, or a part of it."""
+from bayeslora.evaluation.results import Provenance
+from bayeslora.settings import Component, short
+
+if TYPE_CHECKING:
+    from bayeslora.build import Setup
+    from bayeslora.potential import Prior
+    from bayeslora.rundir import RunDirectory
+
 MISSING = "–"
 
 
-def known(value: Any) -> float | None:
+def finite_or_none(value: Any) -> float | None:
     """A number, or None for what is none: None, NaN, infinities, text."""
     return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
 
 
 def number(value: Any, spec: str, unit: str = "") -> str:
     """A number by its format with its unit, or a dash; what rounds to 0 has no sign."""
-    found = known(value)
+    found = finite_or_none(value)
     if found is None:
         return MISSING
     shown = format(found, spec)
@@ -27,7 +33,7 @@ def number(value: Any, spec: str, unit: str = "") -> str:
 
 def percent(share: Any, digits: int = 1) -> str:
     """A share as a percentage that does not break across lines, or a dash."""
-    found = known(share)
+    found = finite_or_none(share)
     return number(None if found is None else 100 * found, f".{digits}f", "\N{NO-BREAK SPACE}%")
 
 
@@ -48,3 +54,110 @@ def duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
+
+
+def run_title(setup: Setup) -> str:
+    """Name of the run, sampler and data."""
+    return f"{setup.settings.name}: {setup.settings.sampler.name} on {setup.data.name}"
+
+
+def run_settings(setup: Setup) -> list[tuple[str, str]]:
+    """(label, value) pairs; temperature, prior and augmentation first, since results mean nothing without them."""
+    run, data, plan = setup.settings, setup.data, setup.plan
+    count = sum(p.numel() for p in setup.model().parameters() if p.requires_grad)
+    return [
+        ("Temperature", temperature(run.temperature)),
+        ("Prior", prior(setup.potential.prior)),
+        ("Likelihood", likelihood(run.likelihood)),
+        ("Augmentation", data.augmentation),
+        ("Data", f"{data.name}: N = {len(data.train):,} training examples; evaluated on {setup.evaluation.split}"),
+        ("Model", f"{run.model}; {count:,} sampled parameters"),
+        ("Sampler", str(run.sampler)),
+        ("Chains", f"{run.num_chains} × {plan.total:,} steps of batch {run.batch_size or 'full'}"),
+        ("Plan of a chain", f"{plan.warmup:,} warm-up, {plan.burn_in:,} burn-in, {plan.num_draws} draws × {plan.thin}"),
+        ("Precision", f"{run.precision} on {run.accelerator}"),
+        ("Seed", str(run.seed)),
+    ]  # fmt: skip
+
+
+def run_notes(run: RunDirectory, setup: Setup) -> list[str]:
+    """What a reader must know before the numbers."""
+    wanted, settings, train = setup.plan.num_draws, setup.settings, setup.data.train
+    notes = []
+    for store in map(run.store, range(settings.num_chains)):
+        if len(store) < wanted:
+            diverged = [e["step"] for e in store.events() if e["event"] == "diverged" and "step" in e]
+            why = f"it diverged in step {diverged[-1]:,}" if diverged else "the run is not finished"
+            notes.append(f"Chain {store.chain} has {len(store)} of {wanted} draws: {why}.")
+    if settings.temperature not in (0.0, 1.0):
+        notes.append(f"Temperature {settings.temperature:g}: a tempered posterior, not the Bayes posterior (T = 1).")
+    if setup.data.augment is not None:
+        notes.append(
+            "Training images were augmented, which softens the likelihood: the target is not the plain posterior."
+        )
+    if settings.probe_size > len(train):
+        asked = f"chain.probe_size={settings.probe_size} asks for more"
+        notes.append(f"The probe set is all {len(train):,} training examples: {asked}.")
+    return [*notes, *setup.data.notes]
+
+
+def provenance_pairs(recorded: Provenance) -> list[tuple[str, str]]:
+    """(label, value) pairs on where the numbers come from, but for the command; what is not known here as it is."""
+    return list(_provenance_pairs(recorded))
+
+
+def _provenance_pairs(recorded: Provenance) -> Iterator[tuple[str, str]]:
+    yield "Commit", recorded.commit or f"{MISSING} not a checkout of the repository"
+    if recorded.hardware:
+        yield "Hardware", recorded.hardware
+    if recorded.draws is not None and recorded.chains is not None:
+        chains = f"{recorded.chains} chain{'s' * (recorded.chains != 1)}"
+        yield "Evaluated", f"{recorded.draws:,} draws of {chains}, on {recorded.split}"
+    yield "Time", _time(recorded.seconds)
+    if (tokens := recorded.tokens) is not None:
+        rate = f"{tokens.per_second:,.0f} a second" if tokens.per_second else f"{MISSING} no times were noted"
+        yield "Tokens", f"{rate}; {tokens.per_batch:,.0f} a batch, {tokens.padding:.0%} of padding beside them"
+    if recorded.versions:
+        python = f"Python {recorded.python}, " if recorded.python else ""
+        yield "Versions", python + ", ".join(f"{name} {value}" for name, value in recorded.versions.items())
+    yield from _flat(recorded.other)
+
+
+def _time(seconds: Mapping[str, float]) -> str:
+    """Time by phase."""
+    if not seconds:
+        return f"{MISSING} the chains noted none"
+    phases = ", ".join(f"{phase} {duration(spent)}" for phase, spent in seconds.items())
+    return f"{phases}; {duration(sum(seconds.values()))} in all, summed over chains"
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Nested entries as (dotted key, text) pairs."""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def temperature(value: float) -> str:
+    """T with what it means."""
+    meaning = {1.0: "the Bayes posterior", 0.0: "MAP"}.get(value, "tempered: not the Bayes posterior")
+    return f"{value:g} ({meaning})"
+
+
+def prior(value: Prior) -> str:
+    """The prior's family and variances."""
+    scaling = " / fan-in on weights" if value.scaling == "fan_in" else ""
+    overrides = "".join(f"; {pattern}: {variance:g}" for pattern, variance in value.overrides.items())
+    vectors = "" if value.vectors == value.variance else f"; {value.vectors:g} on biases and norm parameters"
+    return f"Gaussian, mean 0, variance {value.variance:g}{scaling}{vectors}{overrides}"
+
+
+def likelihood(value: Component) -> str:
+    """The likelihood and its noise."""
+    if "noise" not in value.arguments:
+        return value.name
+    noise = value.arguments["noise"]
+    words = {"learned": "sampled with the weights", "per_example": "given by the model"}.get(str(noise))
+    return f"{value.name}, noise {words or short(noise)}"

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from bayeslora.bias_check import bias_check, compare, example_errors, half_step, verdict
 from bayeslora.diagnostics.metrics import metrics
 from bayeslora.errors import ConfigError, CriteriaError, DataError
+from bayeslora.evaluation.results import Results
 from run.tools import OWN, composed, digests, manifest, run, same
 
 LIMITS = {"nll": 0.01, "ece": 0.005}
@@ -156,9 +157,10 @@ def test_schedules_keep_their_shape_in_time() -> None:
 
 
 def test_chains_are_paired_by_their_numbers() -> None:
-    def of(ensemble: float, chains: dict[int, float]) -> dict[str, Any]:
+    def of(ensemble: float, chains: dict[int, float]) -> Results:
         entry = {"nll": ensemble, "ece": ensemble}
-        return {"ensemble": entry, "chains": [{"chain": k, "nll": v, "ece": v} for k, v in chains.items()]}
+        each = [{"chain": k, "nll": v, "ece": v} for k, v in chains.items()]
+        return Results.from_json({"ensemble": entry, "chains": each})
 
     found = compare(of(1.0, {0: 1.0, 1: 2.0, 2: 3.0}), of(1.004, {2: 3.02, 0: 1.01, 1: 2.0}), LIMITS)
     assert found["nll"]["chains_change"] == pytest.approx(0.01)

@@ -17,7 +17,7 @@ from PIL import Image
 
 from bayeslora.compare import compare, folders, labels
 from bayeslora.errors import ConfigError, DataError
-from bayeslora.report.comparison import growth, marks, notes, scores
+from bayeslora.report.comparison import caveats, growth_figure, marks, score_figure
 from run.tools import composed
 
 
@@ -109,12 +109,12 @@ def test_growth_is_drawn_where_it_is_recorded(pair: list[Path], tmp_path: Path) 
         content = json.loads((folder / "metrics.json").read_text())
         (folder / "metrics.json").write_text(json.dumps({k: v for k, v in content.items() if k != "cumulative"}))
     runs = asked(f"run_dirs={pair[0].parent}/*")
-    assert growth(runs) is None
+    assert growth_figure(runs) is None
     changed(pair[1], "metrics.json", cumulative={"draws": [2, 4], "nll": [2.0, 1.9], "ece": [0.1, None]})
-    figure = growth(asked(f"run_dirs={pair[0].parent}/*"))
+    figure = growth_figure(asked(f"run_dirs={pair[0].parent}/*"))
     (line,) = next(axes for axes in figure.axes if axes.get_title(loc="left") == "NLL").lines
     assert line.get_ydata().tolist() == [2.0, 1.9]
-    figure = scores(runs)
+    figure = score_figure(runs)
     assert len(figure.axes) == 4
     figure.savefig(tmp_path / "scores.png")
     assert len(Image.open(tmp_path / "scores.png").convert("L").getcolors()) > 10
@@ -166,13 +166,13 @@ def test_patterns_find_runs_only_and_each_once(pair: list[Path], monkeypatch: py
 
 def test_notes_say_what_makes_numbers_less_comparable(pair: list[Path]) -> None:
     both = f"run_dirs={pair[0].parent}/*"
-    assert notes(asked(both)) == []
+    assert caveats(asked(both)) == []
     manifest = pair[1] / "chains" / "1" / "manifest.jsonl"
     lines = manifest.read_bytes().splitlines(keepends=True)
     manifest.write_bytes(b"".join(lines[:3]) + lines[3][:20] + b'\n{"event": "retry"}\n')
     changed(pair[1], "metrics.json", provenance__split="validation")
     changed(pair[0], "config.yaml", dataset___target_="bayeslora.datasets.Cifar10")
-    assert notes(asked(both)) == [
+    assert caveats(asked(both)) == [
         "The runs are of different datasets: their scores cannot be compared.",
         "The runs were evaluated on different splits (A on test, B on validation).",
         "B has 8 of 10 draws.",

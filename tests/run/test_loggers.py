@@ -22,6 +22,7 @@ from bayeslora.build import build
 from bayeslora.config import CONF_DIR
 from bayeslora.dashboard import KEYS, panel_of
 from bayeslora.errors import DivergedError
+from bayeslora.evaluation.results import Results
 from bayeslora.loggers import has_wandb_account, log_evaluation, make_loggers
 from bayeslora.posterior import Posterior
 from bayeslora.rundir import RunDirectory
@@ -145,13 +146,13 @@ def test_stacked_chains_have_a_run_each_and_the_evaluation_its_own(stacked: Path
 
 def test_each_chains_run_holds_its_own_potential_step_size_and_draws(stacked: Path) -> None:
     for chain, found in enumerate(recorded(stacked)[:2]):
-        assert {5, 10, 15} <= set(found.series("train/potential"))
+        assert {5, 10, 15} <= set(found.series("train/potential_per_example"))
         assert set(found.series("train/lr").values()) == {0.01}
         assert found.series("draws") == dict(zip(STEPS, range(1, 6), strict=True))
         for name in manifest(stacked, chain)[0]["scalars"]:
             kept = {record["step"]: record["scalars"][name] for record in manifest(stacked, chain)}
             assert found.series(f"draw/{name}") == pytest.approx(kept)
-    one, other = (found.series("train/potential") for found in recorded(stacked)[:2])
+    one, other = (found.series("train/potential_per_example") for found in recorded(stacked)[:2])
     assert one != other
 
 
@@ -227,7 +228,8 @@ def test_a_run_that_was_moved_is_logged_where_it_is(finished: Path, tmp_path: Pa
     cfg.logger.wandb = composed(*TINY, "logger=wandb").logger.wandb
     before = (finished / "logs" / "evaluation" / "metrics.csv").stat().st_mtime_ns
     curve = {"draws": [2, 10], "nll": [2.0, 1.5], "accuracy": [0.1, None]}
-    metrics = json.loads((folder / "metrics.json").read_text()) | {"cumulative": curve}
+    content = json.loads((folder / "metrics.json").read_text()) | {"cumulative": curve}
+    metrics = Results.from_json(content)
     log_evaluation(cfg, RunDirectory(folder), metrics)
     (found,) = recorded(folder)
     assert found.series("cumulative/nll") == {2: 2.0, 10: 1.5}
@@ -322,10 +324,10 @@ def test_where_wandb_cannot_be_reached_it_goes_on_offline(
 def test_every_logged_key_has_a_panel(stacked: Path) -> None:
     logged = set().union(*(r.keys for r in recorded(stacked)))
     assert {key for key in logged if panel_of(key) is None} == set()
-    assert {"train/potential", "train/lr", "draws", "draw/potential", "draw/validation/nll"} <= logged
+    assert {"train/potential_per_example", "train/lr", "draws", "draw/potential", "draw/validation/nll"} <= logged
     assert {"draw/norm/head", "evaluation/ensemble/nll", "report/predictions", "report/page"} <= logged
     assert {key for key in logged if key.startswith("report/")} <= KEYS.keys()  # plots that its panel names
-    assert panel_of("online/potential/rhat") is not None
+    assert panel_of("online/potential_per_example/rhat") is not None
     assert panel_of("nonsense") is None
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from bayeslora.build import build
-from bayeslora.report.gather import gradients
+from bayeslora.report.data import gradients
 from run.tools import STEPS, TINY, Command, composed
 
 

@@ -125,7 +125,7 @@ def test_tensorboard_gets_each_chains_potential_and_draws(tmp_path: Path) -> Non
     for chain in (0, 1):
         events = EventAccumulator(str(folder / "logs" / f"chain_{chain}"))
         events.Reload()
-        assert [e.step for e in events.Scalars("train/potential")] == [5, 10, 15]
+        assert [e.step for e in events.Scalars("train/potential_per_example")] == [5, 10, 15]
         logged = [e.value for e in events.Scalars("draw/potential")]
         assert logged == pytest.approx([r["scalars"]["potential"] for r in manifest(folder, chain)], rel=1e-6)
 

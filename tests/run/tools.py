@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from bayeslora import train
 from bayeslora.cli import forced
 from bayeslora.config import CONF_DIR
+from bayeslora.evaluation.results import Results
 from bayeslora.samplers import SGLD
 
 TESTS = Path(__file__).parents[1]
@@ -65,7 +66,7 @@ def composed(*overrides: str, config: str = "train") -> DictConfig:
         return compose(config, overrides=[forced(override) for override in overrides])
 
 
-def run(folder: Path, *overrides: str, base: Iterable[str] = TINY) -> dict[str, Any]:
+def run(folder: Path, *overrides: str, base: Iterable[str] = TINY) -> Results | None:
     """Train in this process."""
     return train.train(composed(*base, f"run_dir={folder}", *overrides))
 

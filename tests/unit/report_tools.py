@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -12,24 +13,17 @@ from torch import Tensor
 
 from bayeslora.diagnostics.metrics import metrics, reliability
 from bayeslora.diagnostics.uncertainty import EntropySplit
+from bayeslora.evaluation.classification import summarise
 from bayeslora.evaluation.criteria import judge
 from bayeslora.evaluation.predictions import Predictions
-from bayeslora.evaluation.summary import summarise
+from bayeslora.evaluation.results import Provenance, Results
 from bayeslora.posterior import Mixture
 from bayeslora.report.classes import class_rows
-from bayeslora.report.examples import Shown, confident_errors, most_uncertain
-from bayeslora.report.page import ReportData
+from bayeslora.report.data import ReportData
+from bayeslora.report.gallery import Shown, confident_errors, most_uncertain
+from bayeslora.settings import Criteria
 
-LIMITS = {
-    "potential_rhat": 1.01,
-    "function_space_rhat": 1.01,
-    "l2_norm_rhat": 1.05,
-    "potential_ess": 200.0,
-    "l2_norm_ess": 200.0,
-    "nll_above_map": 0.0,
-    "ece_above_map": 0.0,
-    "accuracy_below_map": 0.003,
-}
+LIMITS = Criteria()
 CLASSES = ("zebra", "yak", "xerus", "wolf", "vole")
 EXAMPLES = 60
 
@@ -64,9 +58,9 @@ def predictions(lengths: list[int], baseline: bool = True, classes: int = len(CL
         map_validation=(log_probs(7, classes, strength=1.0), truth) if baseline else None,
         ensemble=whole.log_probs,
         by_chain=[mixture.log_probs for mixture in by_chain],
-        draws=[{name: [one[name] for one in own] for name in own[0]} for own in singles],
+        draw_scores=[{name: [one[name] for one in own] for name in own[0]} for own in singles],
         cumulative={name: [point[name] for point in growing] for name in growing[0]},
-        probes=[rng.normal(size=(length, 20, classes)) for length in lengths],
+        probe_arrays=[rng.normal(size=(length, 20, classes)) for length in lengths],
         entropy=entropy.entropy,
     )
 
@@ -85,12 +79,15 @@ def series(lengths: list[int], seed: int = 0) -> list[dict[str, np.ndarray]]:
 
 
 def report(
-    found: Predictions, scalars: list[dict[str, np.ndarray]], limits: dict[str, Any] | None = None, **more: Any
+    found: Predictions, scalars: list[dict[str, np.ndarray]], limits: Criteria = LIMITS, **more: Any
 ) -> ReportData:
     """What the report of such a run shows; `more` replaces parts of it."""
     values = summarise(found, scalars, gradients=1_000)
-    values["criteria"] = judge(values, LIMITS if limits is None else limits)
-    values["provenance"] = {"command": "python -m bayeslora.train", "commit": None, "seconds": {"sampling": 75.0}}
+    values = replace(
+        values,
+        criteria=judge(values, limits),
+        provenance=Provenance("python -m bayeslora.train", seconds={"sampling": 75.0}),
+    )
     names = CLASSES[: found.ensemble.shape[1]]
     images = torch.randint(0, 256, (EXAMPLES, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(2))
     shown = Shown(images, (), names, found.targets, found.ensemble, found.map, found.entropy)
@@ -98,18 +95,23 @@ def report(
     parts: dict[str, Any] = {
         "title": "A run",
         "settings": [("Temperature", "1 (the Bayes posterior)")],
-        "metrics": values,
+        "results": values,
         "temperature": 1.0,
         "chains": found.chains,
         "steps": [one["step"] for one in scalars],
         "series": {name: [one[name] for one in scalars] for name in scalars[0] if name != "step"},
-        "singles": {name: [np.asarray(one[name]) for one in found.draws] for name in found.draws[0]},
+        "singles": {name: [np.asarray(one[name]) for one in found.draw_scores] for name in found.draw_scores[0]},
         "reliability": {name: reliability(p, found.targets) for name, p in diagrams.items() if p is not None},
         "classes": class_rows(found.ensemble, found.targets, names),
         "uncertain": most_uncertain(shown, sum(len(one["step"]) for one in scalars)),
         "errors": confident_errors(shown),
     }
     return ReportData(**(parts | more))
+
+
+def changed(data: ReportData, **parts: Any) -> None:
+    """Replace parts of the results, given as `metrics.json` holds them."""
+    data.results = Results.from_json(data.results.to_json() | parts)
 
 
 class Page(HTMLParser):

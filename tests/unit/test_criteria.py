@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+from dataclasses import asdict
 from typing import Any
 
 import pytest
 from unit.report_tools import LIMITS, predictions, series
 
+from bayeslora.evaluation.classification import summarise
 from bayeslora.evaluation.criteria import CRITERIA, failed, judge
-from bayeslora.evaluation.summary import summarise
+from bayeslora.evaluation.results import Results
+from bayeslora.settings import Criteria
 
 GOOD: dict[str, float] = {
     "potential_rhat": 1.01,
@@ -26,8 +29,8 @@ BETTER = {name: (1 if name.endswith("ess") else -1) for name in GOOD}
 """The side of the limit on which a criterion is met."""
 
 
-def holding(**values: float | None) -> dict[str, Any]:
-    """Metrics in which each criterion has this value, the others the least good ones."""
+def content(**values: float | None) -> dict[str, Any]:
+    """Of `metrics.json`, what gives each criterion this value, the others the least good ones."""
     wanted: dict[str, Any] = GOOD | values
     names = {"potential": "rhat", "l2_norm": "rhat", "function_space": "rhat_q95"}
     diagnostics: dict[str, Any] = {name: {key: wanted[f"{name}_rhat"]} for name, key in names.items()}
@@ -38,57 +41,62 @@ def holding(**values: float | None) -> dict[str, Any]:
     return {"map": {"nll": 0.0, "ece": 0.0, "accuracy": 0.0}, "ensemble": ensemble, "diagnostics": diagnostics}
 
 
+def holding(**values: float | None) -> Results:
+    return Results.from_json(content(**values))
+
+
 def test_at_the_limits_all_are_met() -> None:
     found = judge(holding(), LIMITS)
-    assert list(found) == list(CRITERIA) == list(LIMITS)
-    assert {name: one["value"] for name, one in found.items()} == pytest.approx(GOOD)
-    assert {name: one["limit"] for name, one in found.items()} == LIMITS
-    assert all(one["passed"] is True for one in found.values())
+    assert list(found) == list(CRITERIA) == list(asdict(LIMITS))
+    assert {name: one.value for name, one in found.items()} == pytest.approx(GOOD)
+    assert {name: one.limit for name, one in found.items()} == asdict(LIMITS)
+    assert all(one.passed is True for one in found.values())
     assert failed(found) == []
 
 
 @pytest.mark.parametrize("name", GOOD)
 def test_beyond_its_limit_a_criterion_is_not_met_and_the_others_are(name: str) -> None:
-    value = LIMITS[name] - BETTER[name] * 0.002
+    value = getattr(LIMITS, name) - BETTER[name] * 0.002
     found = judge(holding(**{name: value}), LIMITS)
-    assert [key for key, one in found.items() if not one["passed"]] == [name]
+    assert [key for key, one in found.items() if not one.passed] == [name]
     (problem,) = failed(found)
-    assert problem == f"{CRITERIA[name][0]} is {value:.4g} and must be {CRITERIA[name][2]} {LIMITS[name]:g}"
+    assert problem == f"{CRITERIA[name][0]} is {value:.4g} and must be {CRITERIA[name][2]} {getattr(LIMITS, name):g}"
 
 
 @pytest.mark.parametrize("name", ["nll_above_map", "ece_above_map"])
 def test_as_good_as_map_is_not_better_than_map(name: str) -> None:
-    assert judge(holding(**{name: 0.0}), LIMITS)[name]["passed"] is False
+    assert judge(holding(**{name: 0.0}), LIMITS)[name].passed is False
 
 
 @pytest.mark.parametrize("value", [None, math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("name", [name for name in GOOD if not name.endswith("_map")])
 def test_a_diagnostic_that_is_not_known_does_not_pass(name: str, value: float | None) -> None:
     found = judge(holding(**{name: value}), LIMITS)
-    assert (found[name]["value"], found[name]["passed"]) == (None, False)
+    assert (found[name].value, found[name].passed) == (None, False)
     assert f"{CRITERIA[name][0]} is not known" in failed(found)[0]
 
 
 @pytest.mark.parametrize("missing", ["map", "ensemble", "diagnostics"])
 def test_without_its_part_of_the_metrics_nothing_passes(missing: str) -> None:
-    whole = holding()
+    whole = content()
     for metrics in (whole | {missing: None}, {key: part for key, part in whole.items() if key != missing}):
-        found = judge(metrics, LIMITS)
+        found = judge(Results.from_json(metrics), LIMITS)
         lost = {name for name in GOOD if name.endswith("_map") == (missing != "diagnostics")}
-        assert {name for name, one in found.items() if not one["passed"]} == lost
-        assert {found[name]["value"] for name in lost} == {None}
+        assert {name for name, one in found.items() if not one.passed} == lost
+        assert {found[name].value for name in lost} == {None}
 
 
 def test_criteria_without_a_limit_are_left_out() -> None:
-    found = judge(holding(potential_ess=1.0), LIMITS | {"potential_ess": None})
+    found = judge(holding(potential_ess=1.0), Criteria(potential_ess=None))
     assert "potential_ess" not in found
-    assert len(found) == len(LIMITS) - 1
-    assert judge(holding(), {}) == {}
+    assert len(found) == len(GOOD) - 1
+    assert judge(holding(), Criteria(**dict.fromkeys(GOOD))) == {}
 
 
 def test_the_values_are_those_of_a_summary() -> None:
-    metrics = summarise(predictions([40, 40]), series([40, 40]), gradients=100)
-    found = {name: one["value"] for name, one in judge(metrics, LIMITS).items()}
+    results = summarise(predictions([40, 40]), series([40, 40]), gradients=100)
+    found = {name: one.value for name, one in judge(results, LIMITS).items()}
+    metrics = results.to_json()
     diagnostics = metrics["diagnostics"]
     assert found == {
         "potential_rhat": diagnostics["potential"]["rhat"],

@@ -36,7 +36,7 @@ def play(
 
 def rhats(text: str) -> list[float]:
     """The R-hats of a printed milestone, the potential's and the norm's."""
-    assert text.startswith("milestone 1,000 sampling steps: potential ")
+    assert text.startswith("milestone 1,000 sampling steps: potential_per_example ")
     return [float(found) for found in re.findall(r"R-hat ([\d.]+)", text)]
 
 
@@ -54,11 +54,13 @@ def test_milestones_say_what_the_estimators_know(tmp_path: Path, capsys: pytest.
     alone.extend(values[0][:1000].numpy())
     (entry,) = lines(folders[0])
     assert entry["count"] == 1000
-    assert entry["potential"] == vars(alone.estimates()[0])
+    assert entry["potential_per_example"] == vars(alone.estimates()[0])
     assert entry["l2_norm"] == vars(alone.estimates()[1])
     assert rhats(capsys.readouterr().out) == [pytest.approx(1.0, abs=0.01)] * 2
     keys = {key for _, values, _ in logged for key in values}
-    assert keys == {f"online/{s}/{k}" for s in ("potential", "l2_norm") for k in ("tau", "ess", "mcse", "rhat")}
+    assert keys == {
+        f"online/{s}/{k}" for s in ("potential_per_example", "l2_norm") for k in ("tau", "ess", "mcse", "rhat")
+    }
     assert {step for _, _, step in logged} == {BURN_IN + 1000}
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -11,10 +13,12 @@ from torch import nn
 from bayeslora.errors import ConfigError, DivergedError
 from bayeslora.evaluation.criteria import judge
 from bayeslora.evaluation.regression import scores
+from bayeslora.evaluation.results import RegressionScores, Results
 from bayeslora.fit import check_task
 from bayeslora.likelihood import NOISE, Categorical, Gaussian, from_recorded
 from bayeslora.posterior.density import NormalMixture
 from bayeslora.potential import Prior
+from bayeslora.settings import Criteria
 
 SOURCE = torch.Generator().manual_seed(0)
 MEANS, SDS = torch.randn(3, 5, 2, generator=SOURCE), torch.rand(3, 5, 2, generator=SOURCE) + 0.5
@@ -91,11 +95,11 @@ def test_coverage_and_calibration_tell_a_wrong_noise(claimed: float, coverage_90
     found = NormalMixture(targets)
     found.add(torch.zeros(20_000, 1), torch.full((20_000, 1), claimed**2))
     values = scores(found, targets.double())
-    assert values["coverage_90"] == pytest.approx(coverage_90, abs=0.01)
-    assert values["calibration_error"] == pytest.approx(error, abs=0.03 if error else 0.01)
-    assert values["rmse"] == pytest.approx(1.0, abs=0.02)
-    assert values["mae"] == pytest.approx((2 / np.pi) ** 0.5, abs=0.02)
-    assert values["sharpness"] == pytest.approx(claimed)
+    assert values.coverage_90 == pytest.approx(coverage_90, abs=0.01)
+    assert values.calibration_error == pytest.approx(error, abs=0.03 if error else 0.01)
+    assert values.rmse == pytest.approx(1.0, abs=0.02)
+    assert values.mae == pytest.approx((2 / np.pi) ** 0.5, abs=0.02)
+    assert values.sharpness == pytest.approx(claimed)
 
 
 def test_a_prediction_that_is_not_finite_is_no_score() -> None:
@@ -106,11 +110,10 @@ def test_a_prediction_that_is_not_finite_is_no_score() -> None:
 
 
 def test_criteria_of_classes_are_left_out_of_a_regression() -> None:
-    limits = {"nll_above_map": 0.0, "ece_above_map": 0.0, "accuracy_below_map": 0.003}
-    metrics = {"task": "regression", "map": {"nll": 1.0}, "ensemble": {"nll": 0.9}}
-    assert list(judge(metrics, limits)) == ["nll_above_map"]
-    assert judge(metrics, limits)["nll_above_map"]["passed"]
-    assert not judge(metrics | {"task": None}, limits)["ece_above_map"]["passed"]
+    results = Results("regression", map=RegressionScores(nll=1.0), ensemble=RegressionScores(nll=0.9))
+    against_map = {name: one.passed for name, one in judge(results, Criteria()).items() if name.endswith("_map")}
+    assert against_map == {"nll_above_map": True}
+    assert not judge(replace(results, task="classification"), Criteria())["ece_above_map"].passed
 
 
 def test_recorded_likelihoods_are_this_packages() -> None:

@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from unit.report_tools import Page, predictions, report, series
+from unit.report_tools import Page, changed, predictions, report, series
 
 from bayeslora.diagnostics.convergence import convergence
-from bayeslora.report.page import ReportData, write_report
+from bayeslora.report.data import ReportData
+from bayeslora.report.page import write_page
 
 PNGS = {
     f"{name}.png"
@@ -31,7 +32,7 @@ def data(lengths: tuple[int, ...] = (50, 50), baseline: bool = True, **more: Any
 def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The page of a run of two chains; not to be changed."""
     notes = ["chain 2 has 10 of 50 draws"]
-    return write_report(data((100, 100), notes=notes), tmp_path_factory.mktemp("whole") / "report")
+    return write_page(data((100, 100), notes=notes), tmp_path_factory.mktemp("whole") / "report")
 
 
 def files(folder: Path) -> set[str]:
@@ -86,8 +87,8 @@ def test_the_page_says_what_was_found(written: Path) -> None:
 def test_hostile_text_is_shown_and_not_run(tmp_path: Path) -> None:
     hostile = "<script>alert('x')</script>"
     found = data(title=hostile, notes=[hostile], settings=[(hostile, hostile)])
-    found.metrics["provenance"] = {"command": hostile, hostile: {hostile: hostile}}
-    page = Page(write_report(found, tmp_path))
+    changed(found, provenance={"command": hostile, hostile: {hostile: hostile}})
+    page = Page(write_page(found, tmp_path))
     assert "script" not in page.tags
     assert page.text.count(hostile) >= 7
 
@@ -97,7 +98,7 @@ def test_the_report_of_hundreds_of_draws_is_small(written: Path) -> None:
 
 
 def test_a_run_without_draws_has_a_page(tmp_path: Path) -> None:
-    page = Page(write_report(ReportData("Empty", [], {"map": None, "ensemble": None}), tmp_path))
+    page = Page(write_page(ReportData("Empty", []), tmp_path))
     assert "No draw has been evaluated" in page.text
     assert "Convergence was not assessed: nothing was recorded." in page.text
     assert "img" not in page.tags
@@ -133,13 +134,13 @@ def test_what_cannot_be_computed_is_null_with_its_reason_and_passes_nothing(
     if spoil:
         spoil(scalars)
     found = report(predictions(lengths), scalars)
-    potential = found.metrics["diagnostics"]["potential"]
+    potential = found.results["diagnostics"]["potential"]
     assert potential["rhat"] is None
     assert potential["reason"]
-    criterion = found.metrics["criteria"]["potential_rhat"]
+    criterion = found.results["criteria"]["potential_rhat"]
     assert (criterion["value"], criterion["passed"]) == (None, False)
-    json.dumps(found.metrics, allow_nan=False)
-    page = Page(write_report(found, tmp_path)).text
+    json.dumps(found.results.to_json(), allow_nan=False)
+    page = Page(write_page(found, tmp_path)).text
     assert f"not known: {potential['reason']}" in page
     assert "The chains agree" not in page
     for reason in words:
@@ -147,20 +148,20 @@ def test_what_cannot_be_computed_is_null_with_its_reason_and_passes_nothing(
 
 
 def test_one_draw_says_nothing_of_what_draws_disagree_about(tmp_path: Path) -> None:
-    page = Page(write_report(data((1,)), tmp_path)).text
+    page = Page(write_page(data((1,)), tmp_path)).text
     assert "mutual information is what draws disagree about, and there is only one" in page
     assert "which takes two draws" in page
     assert re.search(r"Ensemble [\d.]+ [\d.]+ –", page[page.index("Mean entropy") :])
-    assert data((1,)).metrics["uncertainty"]["ensemble"]["mutual_information"] is None
+    assert data((1,)).results["uncertainty"]["ensemble"]["mutual_information"] is None
 
 
 def test_chains_of_different_length_are_not_judged_and_the_page_says_so(tmp_path: Path) -> None:
     found = data((20, 35))
     for name in ("potential", "l2_norm"):
-        assert {found.metrics["diagnostics"][name][key] for key in ("rhat", "ess_bulk", "ess_tail")} == {None}
-    assert found.metrics["diagnostics"]["function_space"]["rhat_q95"] is None
-    assert set(found.metrics["diagnostics"]["prefixes"]["potential"]) == {None}
-    page = Page(write_report(found, tmp_path)).text
+        assert {found.results["diagnostics"][name][key] for key in ("rhat", "ess_bulk", "ess_tail")} == {None}
+    assert found.results["diagnostics"]["function_space"]["rhat_q95"] is None
+    assert set(found.results["diagnostics"]["prefixes"]["potential"]) == {None}
+    page = Page(write_page(found, tmp_path)).text
     same = convergence([chain["potential"][:20] for chain in series([20, 35])])
     assert "chains of 20 to 35 draws cannot be judged together until all are as long" in page
     assert f"(the first 20 draws of each: R-hat {same.rhat:.3f} and ESS {same.ess_bulk:.0f})" in page
@@ -175,7 +176,7 @@ def test_plots_of_a_scalar_that_is_not_finite_are_left_out_in_words(tmp_path: Pa
     scalars = series([50, 50])
     for chain in scalars:
         chain["potential"][:] = np.nan
-    page = Page(write_report(report(predictions([50, 50]), scalars), tmp_path)).text
+    page = Page(write_page(report(predictions([50, 50]), scalars), tmp_path)).text
     assert "Left out: no finite value was recorded." in page
     assert "Left out: potential (the series holds NaN or infinite values)." in page
     assert files(tmp_path) == {"index.html", *PNGS} - {"trace_potential.png", "rank_potential.png"}
@@ -183,8 +184,8 @@ def test_plots_of_a_scalar_that_is_not_finite_are_left_out_in_words(tmp_path: Pa
 
 def test_the_page_without_map_says_so_and_compares_nothing(tmp_path: Path) -> None:
     found = data(baseline=False)
-    assert found.metrics["criteria"]["nll_above_map"]["value"] is None
-    page = Page(write_report(found, tmp_path)).text
+    assert found.results["criteria"]["nll_above_map"]["value"] is None
+    page = Page(write_page(found, tmp_path)).text
     assert "there is no MAP baseline to compare it with" in page
     assert "NLL, ensemble less MAP is not known and must be below 0 (there is no MAP baseline)." in page
     assert "MAP, scaled" not in page
@@ -194,16 +195,16 @@ def test_the_page_without_map_says_so_and_compares_nothing(tmp_path: Path) -> No
 def test_a_baseline_without_validation_set_has_no_fitted_temperature_and_the_page_says_why(tmp_path: Path) -> None:
     found = predictions([10, 10])
     found.map_validation = None
-    page = Page(write_report(report(found, series([10, 10])), tmp_path)).text
+    page = Page(write_page(report(found, series([10, 10])), tmp_path)).text
     assert "MAP with a fitted temperature is left out: there is no validation set to fit it on" in page
 
 
 def test_what_was_asked_for_beyond_the_test_set_and_could_not_be_had_is_given_its_reason(tmp_path: Path) -> None:
     found = data()
-    found.metrics["ood"] = {"dataset": "cifar10", "entropy": None, "reason": "its images are of another size"}
-    found.metrics["corruptions"] = {"examples": None, "reason": "the data are texts"}
-    found.metrics["reference"] = {"ensemble": None, "reason": "it has other classes"}
-    page = Page(write_report(found, tmp_path)).text
+    changed(found, ood={"dataset": "cifar10", "entropy": None, "reason": "its images are of another size"})
+    changed(found, corruptions={"examples": None, "reason": "the data are texts"})
+    changed(found, reference={"ensemble": None, "reason": "it has other classes"})
+    page = Page(write_page(found, tmp_path)).text
     for words in (
         "Entropy of the ensemble – –",
         "another size",
@@ -215,7 +216,7 @@ def test_what_was_asked_for_beyond_the_test_set_and_could_not_be_had_is_given_it
 
 
 def test_many_chains_are_all_traced_and_the_first_are_ranked(tmp_path: Path) -> None:
-    page = Page(write_report(data((10,) * 12), tmp_path)).text
+    page = Page(write_page(data((10,) * 12), tmp_path)).text
     assert "The first 8 of 12 chains." in page
     assert files(tmp_path) == {"index.html", *PNGS}
 
@@ -224,14 +225,14 @@ def test_pictures_that_were_asked_for_once_do_not_stay(tmp_path: Path) -> None:
     found = data()
     values = {"accuracy": 0.5, "nll": 1.0, "ece": 0.1, "brier": 0.6}
     row = {"severity": [1, 2], "map": [values, None], "ensemble": [values, values]}
-    found.metrics["corruptions"] = {"examples": 10, "gaussian_noise": row, "jpeg": row}
+    changed(found, corruptions={"examples": 10, "gaussian_noise": row, "jpeg": row})
     fit = {"agreement": 0.9, "agreement_se": 0.01, "total_variation": 0.1, "total_variation_se": 0.02}
     curve = {"draws": [2.0, 4.0], "agreement": [0.8, 0.9], "total_variation": [0.2, 0.1]}
-    found.metrics["reference"] = {"ensemble": fit, "curve": curve}
-    page = Page(write_report(found, tmp_path)).text
+    changed(found, reference={"ensemble": fit, "curve": curve})
+    page = Page(write_page(found, tmp_path)).text
     assert "Means over 2 corruptions" in page
     assert "Ensemble 0.9000 ± 0.0100 0.1000 ± 0.0200" in page
     assert files(tmp_path) == {"index.html", "corruptions.png", "fidelity.png", *PNGS}
     (tmp_path / "rank_potential.png").touch()
-    write_report(ReportData("Empty", [], {}), tmp_path)
+    write_page(ReportData("Empty", []), tmp_path)
     assert files(tmp_path) == {"index.html"}

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from bayeslora.diagnostics.uncertainty import Entropy
 from bayeslora.report.classes import class_rows, worst_and_best
-from bayeslora.report.examples import LONGEST, Shown, confident_errors, data_address, most_uncertain
+from bayeslora.report.gallery import LONGEST, Shown, confident_errors, data_address, most_uncertain
 
 PROBS = torch.tensor(
     [

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from unit.report_tools import predictions, report, series
+from unit.report_tools import changed, predictions, report, series
 
 from bayeslora.diagnostics.convergence import autocorrelation, convergence, growth, rank_counts
+from bayeslora.evaluation.results import Fidelity, FidelityCurve, Results, Selective
 from bayeslora.report import figures, mixing, plots
 
 
@@ -88,19 +89,19 @@ def test_no_figure_is_drawn_of_nothing() -> None:
     assert mixing.ranks(nan, [0, 1]) is None
     assert mixing.ess_growth({"x": nan}, {}) is None
     assert mixing.autocorrelations({"x": nan}, [0, 1]) is None
-    assert plots.cumulative({}, {}, {}) is None
+    assert plots.cumulative(Results(), {}) is None
     assert plots.reliability({}) is None
-    assert plots.selective({"map": None, "ensemble": None}) is None
+    assert plots.selective(Selective()) is None
     assert plots.corruptions({}) is None
-    assert plots.fidelity({}, [], None) is None
+    assert plots.fidelity(FidelityCurve(), [], None) is None
 
 
 def band(lengths: list[int], **curve: list[float | None]) -> tuple[np.ndarray, str]:
     """Corners [points, 2] of the band around a run's cumulative NLL, and what its caption says."""
     data = report(predictions(lengths), series(lengths))
-    data.metrics["cumulative"] |= curve
-    errors, words = figures._errors(data)
-    figure = plots.cumulative(data.metrics["cumulative"], {}, errors)
+    changed(data, cumulative=data.results["cumulative"] | curve)
+    errors, words = figures.cumulative_errors(data)
+    figure = plots.cumulative(data.results, errors)
     assert figure is not None
     found = figure.axes[1].collections
     return (found[0].get_paths()[0].vertices if found else np.empty((0, 2))), words
@@ -109,7 +110,7 @@ def band(lengths: list[int], **curve: list[float | None]) -> tuple[np.ndarray, s
 def test_the_band_is_the_monte_carlo_error_of_single_draws_where_it_is_known() -> None:
     corners, words = band([20, 20])
     data = report(predictions([20, 20]), series([20, 20]))
-    error, nll = data.metrics["draw"]["nll"]["mcse"], data.metrics["ensemble"]["nll"]
+    error, nll = data.results["draw"]["nll"]["mcse"], data.results["ensemble"]["nll"]
     at_end = corners[corners[:, 0] == 40][:, 1]
     assert (at_end.min(), at_end.max()) == pytest.approx((nll - error, nll + error))
     assert corners[:, 0].min() == 8  # four draws a chain are the fewest
@@ -137,8 +138,8 @@ def test_chains_keep_their_numbers_in_the_legend() -> None:
 
 
 def test_fidelity_is_drawn_against_draws_and_gradients() -> None:
-    curve = {"draws": [2.0, 4.0], "agreement": [0.5, 0.6], "total_variation": [0.4, 0.3]}
-    baseline = {"agreement": 0.4, "total_variation": 0.5}
+    curve = FidelityCurve(draws=[2.0, 4.0], agreement=[0.5, 0.6], total_variation=[0.4, 0.3])
+    baseline = Fidelity(agreement=0.4, agreement_se=None, total_variation=0.5, total_variation_se=None)
     figure = plots.fidelity(curve, [100.0, 200.0], baseline)
     assert figure is not None
     assert [axes.get_xlabel() for axes in figure.axes] == ["draws", "draws", "gradients", "gradients"]

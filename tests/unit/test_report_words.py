@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -10,10 +11,12 @@ import pytest
 from rich.console import Console
 from unit.report_tools import LIMITS, predictions, report, series
 
+from bayeslora.codec import decode, encode
 from bayeslora.evaluation.criteria import judge
-from bayeslora.report import beyond, scalars, table, verdict
-from bayeslora.report.describe import provenance
-from bayeslora.report.words import duration, number, percent
+from bayeslora.evaluation.results import Provenance, Results
+from bayeslora.report import chain_rows, shift_rows, table, verdict
+from bayeslora.report.words import duration, number, percent, provenance_pairs
+from bayeslora.settings import Criteria
 
 GOOD = {"accuracy": 0.952, "nll": 0.15, "ece": 0.01, "brier": 0.07}
 POOR = {"accuracy": 0.952, "nll": 0.21, "ece": 0.04, "brier": 0.08}
@@ -25,7 +28,16 @@ def single(values: dict[str, float]) -> dict[str, Any]:
 
 
 def run(**parts: Any) -> dict[str, Any]:
-    return {"map": POOR, "draw": single(POOR), "ensemble": GOOD, "chains": [POOR, POOR]} | parts
+    return {
+        "map": POOR,
+        "draw": single(POOR),
+        "ensemble": GOOD,
+        "chains": [{"chain": at, **POOR} for at in range(2)],
+    } | parts
+
+
+def of(content: dict[str, Any]) -> Results:
+    return Results.from_json(content)
 
 
 def rhats(**values: Any) -> dict[str, Any]:
@@ -41,7 +53,7 @@ def rhats(**values: Any) -> dict[str, Any]:
 
 def test_rows_are_map_scaled_map_draw_chains_and_ensemble_with_the_best_marked() -> None:
     tempered = {**POOR, "nll": 0.20, "temperature": 1.3, "reason": None}
-    found = table.rows(run(map_tempered=tempered))
+    found = table.rows(of(run(map_tempered=tempered)))
     assert [row.label for row in found] == ["MAP", "MAP, scaled", "Draw ± sd", "Chain 0", "Chain 1", "Ensemble"]
     assert [cell.text for cell in found[2].cells] == [
         "95.20 ± 0.20 %", "0.2100 ± 0.0020", "0.0400 ± 0.0020", "0.0800 ± 0.0020",
@@ -52,37 +64,37 @@ def test_rows_are_map_scaled_map_draw_chains_and_ensemble_with_the_best_marked()
 
 def test_chains_keep_their_numbers() -> None:
     chains = [{"chain": 2, **POOR}, {"chain": 5, **POOR}]
-    assert [row.label for row in table.rows(run(chains=chains))][2:4] == ["Chain 2", "Chain 5"]
+    assert [row.label for row in table.rows(of(run(chains=chains)))][2:4] == ["Chain 2", "Chain 5"]
 
 
 def test_the_higher_accuracy_is_best() -> None:
-    found = table.rows({"map": {**POOR, "accuracy": 0.99}, "ensemble": GOOD})
+    found = table.rows(of({"map": {**POOR, "accuracy": 0.99}, "ensemble": GOOD}))
     assert [row.cells[0].best for row in found] == [True, False]
 
 
 def test_f1_has_a_column_where_there_are_two_classes() -> None:
-    assert [c.key for c in table.columns(run())] == ["accuracy", "nll", "ece", "brier"]
+    assert [c.key for c in table.columns(of(run()))] == ["accuracy", "nll", "ece", "brier"]
     two = run(ensemble={**GOOD, "f1": 0.9})
-    assert [c.key for c in table.columns(two)] == ["accuracy", "nll", "ece", "brier", "f1"]
-    cells = [row.cells[-1].text for row in table.rows(two, table.columns(two))]
+    assert [c.key for c in table.columns(of(two))] == ["accuracy", "nll", "ece", "brier", "f1"]
+    cells = [row.cells[-1].text for row in table.rows(of(two))]
     assert cells == ["–", "–", "–", "–", "0.9000"]
 
 
 def test_a_temperature_that_could_not_be_fitted_has_a_reason_and_no_row() -> None:
     none = {"temperature": None, "nll_before": None, "nll_after": None, "reason": "there is no validation set"}
-    assert [row.label for row in table.rows(run(map_tempered=none))][:2] == ["MAP", "Draw ± sd"]
-    assert table.tempering(run(map_tempered=none)) == (
+    assert [row.label for row in table.rows(of(run(map_tempered=none)))][:2] == ["MAP", "Draw ± sd"]
+    assert table.tempering(of(run(map_tempered=none))) == (
         "MAP with a fitted temperature is left out: there is no validation set."
     )
-    assert table.tempering(run(map_tempered=None)) is None
+    assert table.tempering(of(run(map_tempered=None))) is None
 
 
 def test_the_terminal_table_has_the_rows_of_the_page() -> None:
     console = Console(width=120, record=True, file=io.StringIO())
     found = run(ensemble={**GOOD, "f1": 0.5})
-    console.print(table.metrics_table(found))
+    console.print(table.results_table(of(found)))
     text = console.export_text()
-    for row in table.rows(found, table.columns(found)):
+    for row in table.rows(of(found)):
         assert row.label in text
         assert all(cell.text in text for cell in row.cells)
 
@@ -111,16 +123,16 @@ def test_the_terminal_table_has_the_rows_of_the_page() -> None:
     ],
 )
 def test_the_verdict_is_honest(ensemble: dict[str, float], sentence: str) -> None:
-    assert verdict.verdict({"map": POOR, "ensemble": ensemble}, 200) == sentence
+    assert verdict.verdict(of({"map": POOR, "ensemble": ensemble}), 200) == sentence
 
 
 def test_a_fitted_temperature_is_the_harder_baseline() -> None:
     tempered = {**POOR, "nll": 0.12, "brier": 0.07, "temperature": 1.3}
-    assert verdict.tempered_verdict(run(map_tempered=tempered)) == (
+    assert verdict.tempered_verdict(of(run(map_tempered=tempered))) == (
         "Against MAP with a temperature fitted on the validation set it is better on ECE, worse on NLL and as good on"
         " Brier score."
     )
-    assert verdict.tempered_verdict(run(map_tempered={"temperature": None, "reason": "none"})) is None
+    assert verdict.tempered_verdict(of(run(map_tempered={"temperature": None, "reason": "none"}))) is None
 
 
 @pytest.mark.parametrize(
@@ -143,7 +155,7 @@ def test_a_fitted_temperature_is_the_harder_baseline() -> None:
 def test_where_t_1_predicts_worse_than_map_the_text_says_so(
     temperature: float | None, ensemble: dict[str, float], rhat: float | None, words: str | None
 ) -> None:
-    found = verdict.temperature_verdict(run(ensemble=ensemble) | rhats(potential=rhat), temperature)
+    found = verdict.temperature_verdict(of(run(ensemble=ensemble) | rhats(potential=rhat)), temperature)
     assert found is None if words is None else words in str(found)
 
 
@@ -155,50 +167,50 @@ def test_where_t_1_predicts_worse_than_map_the_text_says_so(
     [(1.005, "agree on what"), (1.04, "not shown to agree"), (1.4, "disagree"), (None, "not assessed")],
 )
 def test_the_verdict_on_convergence_follows_the_rhat(rhat: float | None, words: str) -> None:
-    assert words in verdict.convergence_verdict(rhats(potential=rhat))
+    assert words in verdict.convergence_verdict(of(rhats(potential=rhat)))
 
 
 def test_predictions_that_disagree_are_not_hidden_by_scalars_that_agree() -> None:
-    found = verdict.convergence_verdict(rhats(potential=1.0, function_space=1.9))
+    found = verdict.convergence_verdict(of(rhats(potential=1.0, function_space=1.9)))
     assert "disagree (R-hat up to 1.900, that of 95 % of the predictions)" in found
 
 
 def test_a_quantity_without_rhat_keeps_the_chains_from_being_said_to_agree() -> None:
     found = rhats(potential=1.0, l2_norm=None)
     found["diagnostics"]["l2_norm"]["reason"] = "the series holds NaN"
-    assert verdict.convergence_verdict(found) == (
+    assert verdict.convergence_verdict(of(found)) == (
         "The chains are not shown to agree: the parameter norm not assessed (the series holds NaN)."
     )
     constant = rhats(potential=1.0)
     constant["diagnostics"]["function_space"] = {"rhat_median": 1.0, "rhat_q95": None, "reason": None}
-    assert "more than 5 % of the predictions do not vary" in verdict.convergence_verdict(constant)
-    assert not verdict.chains_agree(constant)
+    assert "more than 5 % of the predictions do not vary" in verdict.convergence_verdict(of(constant))
+    assert not verdict.chains_agree(of(constant))
 
 
 def test_weight_space_does_not_enter_the_verdict() -> None:
-    found = rhats(potential=1.0, function_space=1.0) | {"chains": [POOR, POOR]}
+    found = rhats(potential=1.0, function_space=1.0) | {"chains": [{"chain": at, **POOR} for at in range(2)]}
     found["diagnostics"] |= {f"projection/{at}": {"rhat": 2.0 + at, "ess_bulk": 9.0 - at} for at in range(3)}
     found["diagnostics"] |= {"norm/head": {"rhat": None, "reason": "the series is constant"}}
-    assert "The chains agree" in verdict.convergence_verdict(found)
-    rows = {row.label: row for row in scalars.scalar_rows(found)}
+    assert "The chains agree" in verdict.convergence_verdict(of(found))
+    rows = {row.label: row for row in chain_rows.scalar_rows(of(found))}
     worst = rows["Random projections, worst of 3"]
     assert (worst.rhat, worst.bulk, worst.mcse) == ("4.000", "7", "–")
     assert worst.reading == "Weights differ between chains"
     assert rows["Block norms, worst of 1"].reading == "R-hat of 1 of 1 is not known (the series is constant)"
-    assert len(scalars.scalar_rows(found, grouped=False)) == 5
+    assert len(chain_rows.scalar_rows(of(found), grouped=False)) == 5
 
 
 def test_the_runs_own_limits_hold_but_none_so_wide_that_all_agree() -> None:
     limits = {"criteria": {"l2_norm_rhat": {"limit": 1.05}, "potential_rhat": {"limit": 5.0}}}
-    assert "agree on what" in verdict.convergence_verdict(rhats(l2_norm=1.04) | limits)
-    assert "agree on what" in verdict.convergence_verdict(rhats(prior=1.04) | limits)
-    assert "not shown to agree" in verdict.convergence_verdict(rhats(function_space=1.04) | limits)
-    assert "disagree" in verdict.convergence_verdict(rhats(potential=1.2) | limits)
+    assert "agree on what" in verdict.convergence_verdict(of(rhats(l2_norm=1.04) | limits))
+    assert "agree on what" in verdict.convergence_verdict(of(rhats(prior=1.04) | limits))
+    assert "not shown to agree" in verdict.convergence_verdict(of(rhats(function_space=1.04) | limits))
+    assert "disagree" in verdict.convergence_verdict(of(rhats(potential=1.2) | limits))
 
 
 def test_rows_of_scalars_come_in_order_and_read_what_they_say() -> None:
-    found = report(predictions([120, 120]), series([120, 120])).metrics
-    rows = scalars.scalar_rows(found)
+    found = report(predictions([120, 120]), series([120, 120])).results
+    rows = chain_rows.scalar_rows(found)
     assert [row.label for row in rows] == [
         "Potential", "NLL on the probe set", "Prior energy", "Parameter norm", "Block norms, worst of 3",
         "Random projections, worst of 2",
@@ -208,7 +220,7 @@ def test_rows_of_scalars_come_in_order_and_read_what_they_say() -> None:
     assert rows[0].bulk == f"{potential['ess_bulk']:,.0f}"
     assert rows[0].mcse == f"{potential['mcse_mean']:.3g}"
     assert "agree" in rows[0].reading
-    assert scalars.convergence_rows(found)[0] == (
+    assert chain_rows.convergence_rows(found)[0] == (
         *(rows[0].label, rows[0].rhat, rows[0].bulk, rows[0].tail),
         rows[0].reading,
     )
@@ -216,16 +228,16 @@ def test_rows_of_scalars_come_in_order_and_read_what_they_say() -> None:
 
 def test_parts_of_the_draws_have_headings_and_dashes_for_what_is_not_known() -> None:
     parts = {"shares": [0.25, 1.0], "potential": [None, 1.012], "l2_norm": [1.2, 1.1], "function_space": [None, None]}
-    headings, rows = scalars.part_rows({"diagnostics": {"prefixes": parts}})
+    headings, rows = chain_rows.part_rows(of({"diagnostics": {"prefixes": parts}}))
     assert headings == ["25\N{NO-BREAK SPACE}%", "100\N{NO-BREAK SPACE}%"]
     assert rows[0] == ("Potential", ["–", "1.012"])
     assert rows[2] == ("Predictions, median", ["–", "–"])
 
 
 def test_predictions_of_the_chains_are_described_or_the_reason_given() -> None:
-    pairs = dict(scalars.function_pairs(report(predictions([30, 30]), series([30, 30])).metrics))
+    pairs = dict(chain_rows.function_pairs(report(predictions([30, 30]), series([30, 30])).results))
     assert set(pairs) >= {"R-hat of predictions", "Same class predicted", "Between two chains", "ESS of the potential"}
-    one = dict(scalars.function_pairs(report(predictions([30]), series([30])).metrics))
+    one = dict(chain_rows.function_pairs(report(predictions([30]), series([30])).results))
     assert one["R-hat of predictions"] == "– R-hat compares chains and there is only one"
     assert one["Between chains"] == "– there is only one chain to compare"
 
@@ -235,24 +247,25 @@ def test_predictions_of_the_chains_are_described_or_the_reason_given() -> None:
 
 def test_criteria_met_are_counted_and_each_other_has_a_sentence() -> None:
     values = run() | rhats(potential=1.2, l2_norm=1.0, function_space=None)
-    values["criteria"] = judge(
-        values, {name: LIMITS[name] for name in ("potential_rhat", "l2_norm_rhat", "nll_above_map")}
+    three = Criteria(
+        **dict.fromkeys(asdict(LIMITS)) | {"potential_rhat": 1.01, "l2_norm_rhat": 1.05, "nll_above_map": 0.0}
     )
-    met, count, problems = verdict.criteria_verdict(values)
+    values["criteria"] = encode(judge(of(values), three))
+    met, count, problems = verdict.criteria_verdict(of(values))
     assert (met, count) == (False, "2 of 3 criteria met")
     assert problems == ["R-hat of the potential is 1.2 and must be at most 1.01."]
-    assert ("R-hat of the potential", "1.2", "at most 1.01", "not met") in table.criteria_rows(values)
-    assert verdict.criteria_verdict(run())[:2] == (None, "No criterion was set, so nothing passes or fails.")
+    assert ("R-hat of the potential", "1.2", "at most 1.01", "not met") in table.criteria_rows(of(values))
+    assert verdict.criteria_verdict(of(run()))[:2] == (None, "No criterion was set, so nothing passes or fails.")
 
 
 def test_a_criterion_whose_value_is_not_known_is_not_met_and_says_why() -> None:
     values = run(map=None) | rhats(potential=None)
     values["diagnostics"]["potential"]["reason"] = "there is only one chain"
-    values["criteria"] = judge(values, LIMITS)
-    outcomes = {name: outcome for name, _, _, outcome in table.criteria_rows(values)}
+    values["criteria"] = encode(judge(of(values), LIMITS))
+    outcomes = {name: outcome for name, _, _, outcome in table.criteria_rows(of(values))}
     assert outcomes["R-hat of the potential"] == "not known: there is only one chain"
     assert outcomes["NLL, ensemble less MAP"] == "not known: there is no MAP baseline"
-    assert verdict.criteria_verdict(values)[1] == "0 of 8 criteria met"
+    assert verdict.criteria_verdict(of(values))[1] == "0 of 8 criteria met"
 
 
 @pytest.mark.parametrize(("failing", "lines"), [(0, 1), (1, 2), (3, 4), (4, 4), (8, 4)])
@@ -261,7 +274,7 @@ def test_the_terminal_says_in_four_lines_at_most_what_became_of_the_criteria(fai
         f"c{at}": {"title": f"Number {at}", "value": 1.0, "limit": 2.0, "relation": "below", "passed": at >= failing}
         for at in range(8)
     }
-    found = table.criteria_lines({"criteria": criteria})
+    found = table.criteria_lines(of({"criteria": criteria}))
     assert len(found) == lines
     assert found[0] == f"criteria: {8 - failing} of 8 met"
     named = sum("Number" in line for line in found)
@@ -276,9 +289,15 @@ def test_severities_are_means_over_corruptions_with_map_beside_the_ensemble() ->
     one = {"severity": [1, 2], "map": [POOR, POOR], "ensemble": [GOOD, GOOD]}
     other = {"severity": [1, 2], "map": [POOR, POOR], "ensemble": [WORSE, WORSE]}
     values = {"corruptions": {"examples": 9, "gaussian_noise": one, "jpeg": other}}
-    assert beyond.severity_rows(values)[0] == ("Severity 1", ["95.2 → 92.6 %", "0.210 → 0.225", "0.040 → 0.025"])
-    assert [label for label, _ in beyond.corruption_rows(values)][:2] == ["Gaussian noise, 1", "Gaussian noise, 2"]
-    curves = beyond.corruption_curves(values)
+    assert shift_rows.severity_rows(of(values))[0] == (
+        "Severity 1",
+        ["95.2 → 92.6 %", "0.210 → 0.225", "0.040 → 0.025"],
+    )
+    assert [label for label, _ in shift_rows.corruption_rows(of(values))][:2] == [
+        "Gaussian noise, 1",
+        "Gaussian noise, 2",
+    ]
+    curves = shift_rows.corruption_curves(of(values))
     assert curves["severity"]["all"] == [1, 2]
     assert curves["nll"]["ensemble"] == pytest.approx([0.225, 0.225])
 
@@ -286,7 +305,7 @@ def test_severities_are_means_over_corruptions_with_map_beside_the_ensemble() ->
 def test_corruptions_without_map_show_the_ensemble_alone() -> None:
     row = {"severity": [3], "map": [None], "ensemble": [GOOD]}
     values = {"corruptions": {"examples": 9, "jpeg": row}}
-    assert beyond.severity_rows(values) == [("Severity 3", ["95.2 %", "0.150", "0.010"])]
+    assert shift_rows.severity_rows(of(values)) == [("Severity 3", ["95.2 %", "0.150", "0.010"])]
 
 
 def test_other_data_and_a_reference_have_rows_in_order() -> None:
@@ -294,14 +313,14 @@ def test_other_data_and_a_reference_have_rows_in_order() -> None:
     values: dict[str, Any] = {
         "ood": {"dataset": "x", "entropy": score, "mutual_information": None, "map_entropy": score}
     }
-    assert beyond.detection_rows(values) == [
+    assert shift_rows.detection_rows(of(values)) == [
         ("Entropy of MAP", ["0.9100", "0.8000"]),
         ("Entropy of the ensemble", ["0.9100", "0.8000"]),
         ("Mutual information", ["–", "–"]),
     ]
     fit = {"agreement": 0.9, "agreement_se": 0.01, "total_variation": 0.1, "total_variation_se": None}
     values["reference"] = {"ensemble": fit, "chain 1": fit, "map": fit, "draw": fit, "curve": {}}
-    found = beyond.reference_rows(values)
+    found = shift_rows.reference_rows(of(values))
     assert [label for label, _ in found] == ["MAP", "Single draw, mean", "Chain 1", "Ensemble"]
     assert found[0][1] == ["0.9000 ± 0.0100", "0.1000"]
 
@@ -330,7 +349,7 @@ def test_provenance_has_time_by_phase_and_leaves_nothing_out() -> None:
         "hardware": "a CPU", "split": "test", "draws": 600, "chains": 4,
         "seconds": {"warm-up": 5.0, "sampling": 70.0}, "ess_per_second": 2.0, "other": {"key": 3},
     }  # fmt: skip
-    assert dict(provenance(recorded)) == {
+    assert dict(provenance_pairs(decode(Provenance, recorded))) == {
         "Commit": "abc+",
         "Hardware": "a CPU",
         "Evaluated": "600 draws of 4 chains, on test",
@@ -338,7 +357,7 @@ def test_provenance_has_time_by_phase_and_leaves_nothing_out() -> None:
         "Versions": "Python 3.11, torch 2.9, peft None",
         "other.key": "3",
     }
-    assert dict(provenance({"commit": None, "seconds": {}})) == {
+    assert dict(provenance_pairs(Provenance())) == {
         "Commit": "– not a checkout of the repository",
         "Time": "– the chains noted none",
     }

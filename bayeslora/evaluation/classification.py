@@ -1,0 +1,133 @@
+"""Evaluation of a classifier: scores, uncertainty and agreement, from the predictions of one pass over the draws."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import combinations
+from typing import TYPE_CHECKING
+
+import numpy as np
+from torch import Tensor
+
+from bayeslora.diagnostics.calibration import fit_temperature
+from bayeslora.diagnostics.metrics import metrics
+from bayeslora.diagnostics.uncertainty import ONE_DRAW, predictive_entropy, risk_coverage
+from bayeslora.evaluation import shift
+from bayeslora.evaluation.predictions import Pass, Predictions, predict
+from bayeslora.evaluation.results import (
+    Agreement,
+    ChainScores,
+    ClassificationScores,
+    Curve,
+    EnsembleEntropy,
+    FidelityCurve,
+    MapEntropy,
+    ReferenceFidelity,
+    Results,
+    Selective,
+    TemperedMap,
+    Uncertainty,
+)
+from bayeslora.evaluation.series import Series, diagnose, single_draws
+from bayeslora.posterior import Posterior
+
+if TYPE_CHECKING:
+    from bayeslora.build import Setup
+
+
+def evaluate_classes(posterior: Posterior, setup: Setup, series: Series) -> tuple[Predictions, Results]:
+    """Predict the evaluated split, and whatever else the settings ask for, with every draw.
+
+    Raises:
+        ConfigError: a second dataset, or a reference, that was asked for is not there.
+        DataError: it cannot be read, or does not fit.
+    """
+    split = setup.evaluation_split()
+    targets, loader = split.targets.cpu(), setup.loader(split)
+    views, missing = shift.views(setup)
+    reference = shift.reference(setup, targets)
+    work = Pass(targets, loader, setup.function_probe(), views, reference)
+    predictions = predict(posterior, work, setup.validation_set())
+    results = summarise(predictions, series, setup.gradients(predictions.chains))
+    return predictions, shift.with_shift(results, predictions, setup, missing)
+
+
+def summarise(predictions: Predictions, series: Series, gradients: int) -> Results:
+    """Results without criteria, provenance and other data: nothing that depends on how fast a machine is.
+
+    Args:
+        predictions: of all draws.
+        series: scalars of the draws.
+        gradients: minibatch gradients that the sampling took, summed over chains.
+    """
+    targets, baseline = predictions.targets, predictions.map
+    return Results(
+        map=None if baseline is None else scores(baseline, targets),
+        map_tempered=None if baseline is None else _tempered(baseline, predictions),
+        draw=single_draws(predictions.draw_scores),
+        ensemble=scores(predictions.ensemble, targets),
+        chains=[
+            ChainScores(chain, scores(log_probs, targets))
+            for chain, log_probs in zip(predictions.chains, predictions.by_chain, strict=True)
+        ],
+        cumulative=Curve.of(predictions.cumulative),
+        uncertainty=_uncertainty(predictions),
+        selective=Selective(
+            None if baseline is None else risk_coverage(baseline, targets),
+            risk_coverage(predictions.ensemble, targets),
+        ),
+        diagnostics=diagnose(predictions.probe_arrays, series, agreement(predictions.by_chain), gradients),
+        reference=_fidelity(predictions) if predictions.fidelity else None,
+    )
+
+
+def scores(log_probs: Tensor, targets: Tensor) -> ClassificationScores:
+    """Scores of log p [N, C], given the true classes [N]."""
+    return ClassificationScores(**metrics(log_probs, targets))
+
+
+def agreement(ensembles: Sequence[Tensor]) -> Agreement:
+    """How far the ensembles of different chains predict alike, on average over pairs of chains and examples.
+
+    Args:
+        ensembles: log p [N, C] of each chain's draws.
+    """
+    if len(ensembles) < 2:
+        return Agreement(reason="there is only one chain to compare")
+    sums = np.zeros(3)
+    pairs = list(combinations([e.double() for e in ensembles], 2))
+    for a, b in pairs:
+        p, q = a.exp(), b.exp()
+        kl = 0.5 * ((p - q) * (a.clamp(min=-1e3) - b.clamp(min=-1e3))).sum(-1)
+        same = (a.argmax(-1) == b.argmax(-1)).double()
+        sums += [kl.mean().item(), 0.5 * (p - q).abs().sum(-1).mean().item(), same.mean().item()]
+    return Agreement(*(sums / len(pairs)).tolist())
+
+
+def _tempered(baseline: Tensor, predictions: Predictions) -> TemperedMap:
+    """MAP with one temperature fitted to the validation set: the baseline that calibration must beat."""
+    scaling = fit_temperature(*(predictions.map_validation or (None, None)))
+    scaled = None if scaling.temperature is None else scores(scaling.apply(baseline), predictions.targets)
+    return TemperedMap(**vars(scaling), scores=scaled)
+
+
+def _fidelity(predictions: Predictions) -> ReferenceFidelity:
+    """Fidelity to a reference posterior."""
+    curve = predictions.fidelity_curve
+    growing = FidelityCurve(curve["draws"], [*curve["agreement"]], [*curve["total_variation"]])
+    return ReferenceFidelity(growing, rows=dict(predictions.fidelity))
+
+
+def _uncertainty(predictions: Predictions) -> Uncertainty:
+    """Mean predictive entropies in nats: MAP's, the ensemble's, and the latter split into its two parts."""
+    baseline, entropy = predictions.map, predictions.entropy
+    one = predictions.num_draws < 2
+    return Uncertainty(
+        None if baseline is None else MapEntropy(predictive_entropy(baseline).mean().item()),
+        EnsembleEntropy(
+            entropy.total.mean().item(),
+            entropy.aleatoric.mean().item(),
+            None if one else entropy.mutual_information.mean().item(),
+            ONE_DRAW if one else None,
+        ),
+    )

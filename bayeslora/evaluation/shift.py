@@ -1,0 +1,171 @@
+"""Predictions under shift: a second dataset, corrupted images; and fidelity to a reference posterior."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from bayeslora.datasets.base import Data, Split
+from bayeslora.datasets.corruptions import CORRUPTIONS, SEVERITIES
+from bayeslora.diagnostics.metrics import metrics
+from bayeslora.diagnostics.reference import Reference, load_reference
+from bayeslora.diagnostics.uncertainty import ONE_DRAW, detection, predictive_entropy
+from bayeslora.errors import require
+from bayeslora.evaluation.predictions import Predictions, View, ViewPredictions
+from bayeslora.evaluation.results import (
+    ClassificationScores,
+    Corruption,
+    Corruptions,
+    Detection,
+    OutOfDistribution,
+    Results,
+)
+
+if TYPE_CHECKING:
+    from bayeslora.build import Setup
+
+OTHER = "out of distribution"
+
+
+def reference(setup: Setup, targets: Tensor) -> Reference | None:
+    """The reference that `evaluate.reference` names, if any.
+
+    Raises:
+        ConfigError: the evaluated split is not the whole test set, to whose order a reference's `index` refers.
+        DataError: it is of other examples, classes or order.
+    """
+    file = setup.evaluation.reference
+    if file is None:
+        return None
+    require(
+        setup.whole_test_set,
+        "evaluate.reference needs the whole test set in its order: set evaluate.split=test and dataset.limit_test=null",
+    )
+    return load_reference(file, targets, setup.data.num_classes)
+
+
+def views(setup: Setup) -> tuple[list[View], dict[str, str]]:
+    """A second dataset and corrupted test images, as far as the settings ask for them.
+
+    Returns:
+        What MAP and every draw are asked about, and why `ood` or `corruptions` cannot be had.
+
+    Raises:
+        ConfigError: there is no such dataset.
+        DataError: its files are not where they should be.
+    """
+    asked: list[View] = []
+    missing: dict[str, str] = {}
+    other = setup.second_dataset()
+    if other is not None:
+        problem = _does_not_fit(setup.data, other)
+        if problem is None:
+            asked.append(_view_of(setup, other))
+        else:
+            missing["ood"] = f"{setup.evaluation.ood} holds {problem}; choose a dataset of the same kind and size"
+    if setup.evaluation.corruptions:
+        kind = setup.data.kind
+        if kind == "images" and setup.data.train.inputs.dtype != torch.uint8:
+            kind = "images of fractions"
+        elif kind == "images" and setup.data.in_channels not in (1, 3):
+            kind = f"images of {setup.data.in_channels} channels, not 1 or 3"
+        if kind == "images":
+            asked += _corrupted(setup)
+        else:
+            missing["corruptions"] = f"the data are {kind}, and corruptions are of images"
+    return asked, missing
+
+
+def with_shift(results: Results, predictions: Predictions, setup: Setup, missing: Mapping[str, str]) -> Results:
+    """The results with those under shift; None, with a reason, for what cannot be had."""
+    corrupted = dict(predictions.views)
+    other = corrupted.pop(OTHER, None)
+    if other is not None:
+        results = replace(results, ood=out_of_distribution(predictions, other, setup.evaluation.ood))
+    elif "ood" in missing:
+        results = replace(results, ood=OutOfDistribution(setup.evaluation.ood, reason=missing["ood"]))
+    if corrupted:
+        results = replace(results, corruptions=corruptions(corrupted, _to_corrupt(setup).targets.cpu()))
+    elif "corruptions" in missing:
+        results = replace(results, corruptions=Corruptions(reason=missing["corruptions"]))
+    return results
+
+
+def out_of_distribution(predictions: Predictions, other: ViewPredictions, dataset: str | None) -> OutOfDistribution:
+    """How well another dataset, the positive class, is told by predictive entropy and mutual information."""
+    ours, theirs = predictions.entropy, other.entropy
+    one = predictions.num_draws < 2
+    by_map = None
+    if predictions.map is not None and other.map is not None:
+        by_map = _detection(predictive_entropy(predictions.map), predictive_entropy(other.map))
+    return OutOfDistribution(
+        dataset,
+        entropy=_detection(ours.total, theirs.total),
+        mutual_information=None if one else _detection(ours.mutual_information, theirs.mutual_information),
+        map_entropy=by_map,
+        reason=ONE_DRAW if one else None,
+    )
+
+
+def corruptions(views: Mapping[str, ViewPredictions], targets: Tensor) -> Corruptions:
+    """Scores of corrupted examples, MAP's and the ensemble's.
+
+    Args:
+        views: named `corruption/<name>/<severity>`.
+        targets: true classes [N] of each of them.
+    """
+    kinds: dict[str, Corruption] = {}
+    for name, view in views.items():
+        _, kind, severity = name.split("/")
+        row = kinds.setdefault(kind, Corruption())
+        row.severity.append(int(severity))
+        row.map.append(None if view.map is None else ClassificationScores(**metrics(view.map, targets)))
+        row.ensemble.append(ClassificationScores(**metrics(view.ensemble, targets)))
+    return Corruptions(len(targets), kinds=kinds)
+
+
+def _detection(score_in: Tensor, score_out: Tensor) -> Detection:
+    return Detection(**detection(score_in, score_out))
+
+
+def _does_not_fit(ours: Data, theirs: Data) -> str | None:
+    """What another dataset holds that a model for ours cannot take, beside ours; None if it can."""
+
+    def kind(data: Data) -> str:
+        if data.texts:
+            return f"{'single texts' if data.test.inputs.shape[1] == 1 else 'pairs of texts'}"
+        if data.kind == "tables":
+            return f"rows of {data.in_features} numbers"
+        channels, height, width = data.test.inputs.shape[1:]
+        return f"images of {height} × {width} pixels in {channels} channel{'s' * (channels != 1)}"
+
+    return None if kind(ours) == kind(theirs) else f"{kind(theirs)}, and {ours.name} {kind(ours)}"
+
+
+def _view_of(setup: Setup, data: Data) -> View:
+    """The test set of another dataset; images through the run's own transform."""
+    none = data.train.take(slice(0))
+    data = setup.through_prefix(replace(data, train=none, validation=none))
+    transform = data.transform if data.texts else setup.data.transform
+    return View(OTHER, setup.loader(data.test.to(setup.device), transform), None)
+
+
+def _corrupted(setup: Setup) -> list[View]:
+    """The test images under every corruption and severity."""
+    clean = _to_corrupt(setup)
+    asked = []
+    for name, corrupt in CORRUPTIONS.items():
+        for severity in SEVERITIES:
+            images = corrupt(clean.inputs.cpu(), severity)
+            split = Split(images, clean.targets.cpu()).to(setup.device)
+            asked.append(View(f"corruption/{name}/{severity}", setup.loader(split), clean.targets.cpu()))
+    return asked
+
+
+def _to_corrupt(setup: Setup) -> Split:
+    """The images that are corrupted."""
+    return setup.evaluation_split().take(slice(setup.evaluation.corruption_examples))

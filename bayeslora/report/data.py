@@ -1,0 +1,130 @@
+"""From a run that was evaluated to what its report shows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from bayeslora.diagnostics.calibration import scaled
+from bayeslora.diagnostics.metrics import Reliability, reliability
+from bayeslora.evaluation.predictions import Predictions
+from bayeslora.evaluation.regression import ABSENT, LEVELS, RegressionPass
+from bayeslora.evaluation.results import Results, TemperedMap, score
+from bayeslora.evaluation.series import Series, by_scalar
+from bayeslora.report.classes import ClassRow, class_rows
+from bayeslora.report.gallery import Gallery, Shown, confident_errors, most_uncertain
+from bayeslora.report.words import run_notes, run_settings, run_title
+
+if TYPE_CHECKING:
+    from bayeslora.build import Setup
+    from bayeslora.rundir import RunDirectory
+
+
+@dataclass
+class ReportData:
+    """All that the page shows.
+
+    Attributes:
+        title: heading of the page.
+        settings: (label, value) pairs in the order to show, e.g. `("Temperature", "1.0 (the Bayes posterior)")`.
+        results: the content of `metrics.json`.
+        temperature: T of the run, 0 for MAP; None if it is not known.
+        chains: numbers of the chains, in the order of the lists below; none: 0, 1, ….
+        steps: step number of each draw, one array a chain.
+        series: scalars of each draw by name, e.g. `"potential"`: one array [draws] a chain.
+        singles: scores of each single draw by name, e.g. `"nll"`: one array [draws] a chain.
+        gradients: minibatch gradients taken for the ensembles of `results.reference.curve`; may be empty.
+        reliability: diagrams by name, in the order to show, e.g. `"MAP"` and `"Ensemble"`.
+        classes: the results of each class, in their order.
+        uncertain, errors: the examples that draws disagree about most, and the most confident errors.
+        notes: warnings for the top of the page.
+        absent: why there are no tables and figures of classes.
+    """
+
+    title: str
+    settings: list[tuple[str, str]]
+    results: Results = field(default_factory=Results)
+    temperature: float | None = None
+    chains: list[int] = field(default_factory=list)
+    steps: list[np.ndarray] = field(default_factory=list)
+    series: Mapping[str, list[np.ndarray]] = field(default_factory=dict)
+    singles: Mapping[str, list[np.ndarray]] = field(default_factory=dict)
+    gradients: list[float] = field(default_factory=list)
+    reliability: dict[str, Reliability] = field(default_factory=dict)
+    classes: list[ClassRow] = field(default_factory=list)
+    uncertain: Gallery = field(default_factory=lambda: Gallery(missing="no predictions were recorded"))
+    errors: Gallery = field(default_factory=lambda: Gallery(missing="no predictions were recorded"))
+    notes: list[str] = field(default_factory=list)
+    absent: str = "no predictions were recorded"
+
+    @property
+    def draws(self) -> int:
+        """Draws of all chains."""
+        return sum(len(steps) for steps in self.steps)
+
+    @property
+    def chain_numbers(self) -> list[int]:
+        """The chains' numbers."""
+        return self.chains or list(range(len(self.steps)))
+
+
+def report_data(
+    run: RunDirectory, setup: Setup, predictions: Predictions | RegressionPass, series: Series, results: Results
+) -> ReportData:
+    """All that the report of a run shows; of a regression, what needs classes is left out, with the reason."""
+    data = ReportData(
+        title=run_title(setup),
+        settings=run_settings(setup),
+        results=results,
+        temperature=setup.settings.temperature,
+        chains=list(predictions.chains),
+        steps=[chain["step"] for chain in series],
+        series=by_scalar(series),
+        singles={
+            name: [np.asarray(draws[name]) for draws in predictions.draw_scores] for name in predictions.draw_scores[0]
+        },
+        notes=run_notes(run, setup),
+    )
+    if isinstance(predictions, RegressionPass):
+        shares = [(score(results.ensemble, f"coverage_{level}") or 0.0, level) for level in LEVELS]
+        covered = ", ".join(f"{100 * share:.1f} % in the central {level} %" for share, level in shares)
+        data.notes.insert(0, f"Of the targets lie, by the ensemble: {covered} interval.")
+        data.uncertain = data.errors = Gallery(missing=ABSENT)
+        data.absent = ABSENT
+        return data
+    split = setup.evaluation.split
+    shown = Shown(
+        getattr(setup.data, split).inputs, setup.data.texts.get(split, ()), setup.data.class_names,
+        predictions.targets, predictions.ensemble, predictions.map, predictions.entropy,
+    )  # fmt: skip
+    data.gradients = gradients(setup, data.steps)
+    data.reliability = diagrams(predictions, results)
+    data.classes = class_rows(predictions.ensemble, predictions.targets, setup.data.class_names)
+    data.uncertain, data.errors = most_uncertain(shown, data.draws), confident_errors(shown)
+    return data
+
+
+def diagrams(predictions: Predictions, results: Results) -> dict[str, Reliability]:
+    """Reliability of MAP, of MAP with its fitted temperature, and of the ensemble; what is at hand."""
+    fitted = (results.map_tempered or TemperedMap()).temperature
+    shown = {}
+    if predictions.map is not None:
+        shown["MAP"] = predictions.map
+        if fitted is not None:
+            shown["MAP, scaled"] = scaled(predictions.map, fitted)
+    shown["Ensemble"] = predictions.ensemble
+    return {name: reliability(log_probs, predictions.targets) for name, log_probs in shown.items()}
+
+
+def gradients(setup: Setup, steps: Sequence[np.ndarray]) -> list[float]:
+    """Minibatch gradients that all chains together took from the warm-up's end to each round of draws."""
+    total = setup.plan.total - setup.plan.warmup
+    each = setup.gradients([0]) / total if total else 0.0
+    rounds = max((len(chain) for chain in steps), default=0)
+    taken = [
+        [chain[min(at, len(chain) - 1)] - setup.plan.warmup for chain in steps if len(chain)] for at in range(rounds)
+    ]
+    return [float(each * sum(one)) for one in taken]
