@@ -57,6 +57,8 @@ class Setup:
     make_warmup: Callable[..., Any]
     device: torch.device
     likelihood: Likelihood = field(default_factory=Categorical)
+    flat: bool | None = None
+    """How a `Stack` runs the model, as its trial step showed; None: as its structure says."""
 
     @property
     def chains(self) -> list[int]:
@@ -110,7 +112,7 @@ class Setup:
 
         cfg = self.cfg
         return SamplingModule(
-            self.model(chain) if isinstance(chain, int) else Stack(map(self.model, chain)),
+            self.model(chain) if isinstance(chain, int) else Stack(map(self.model, chain), self.flat),
             self.potential,
             self.make_sampler,
             self.make_warmup,

@@ -14,6 +14,7 @@ from bayeslora.config import accepted, first_line, instantiate
 from bayeslora.datasets.base import Data
 from bayeslora.errors import ConfigError, Problems, require
 from bayeslora.likelihood import NOISE, Categorical, Gaussian, Likelihood
+from bayeslora.models.modes import evaluation_mode
 from bayeslora.potential import matches
 
 log = logging.getLogger(__name__)
@@ -99,8 +100,8 @@ def _check_parts(cfg: DictConfig, model: nn.Module, data: Data) -> None:
 def check_outputs(model: nn.Module, data: Data, likelihood: Likelihood, name: str) -> None:
     """Raise `ConfigError` unless the model takes two examples of the data and gives what the likelihood needs."""
     try:
-        with torch.no_grad():
-            shape = list(model.eval()(data.transform(data.train.inputs[:2])).shape)
+        with torch.no_grad(), evaluation_mode(model):
+            shape = list(model(data.transform(data.train.inputs[:2])).shape)
     except (RuntimeError, TypeError, IndexError, AttributeError, ValueError) as error:
         raise ConfigError(f"{name} does not take {data.name}: {first_line(error)}") from error
     wanted = likelihood.outputs(data.num_classes)

@@ -15,6 +15,7 @@ from torch import nn
 
 from bayeslora.build import Setup, check_values, plain
 from bayeslora.chains.plan import Plan
+from bayeslora.chains.trial import try_step
 from bayeslora.config import CONF_DIR, IN_PYTHON, RootConfig, check_target, instantiate
 from bayeslora.datasets.base import Data
 from bayeslora.datasets.batches import Batches
@@ -146,11 +147,12 @@ def _setup(
     potential = Potential(likelihood.extend(prior), len(data.train))
     where = torch.device("cuda", 0) if cfg.trainer.accelerator == "gpu" else torch.device("cpu")
     warmup = instantiate(chain.warmup.optimizer)
-    setup = OwnSetup(cfg, data, potential, plan, make_sampler, warmup, where, likelihood, model)
+    setup = OwnSetup(cfg, data, potential, plan, make_sampler, warmup, where, likelihood, own=model)
     made = setup.model().cpu()
     require(any(p.requires_grad for p in made.parameters()), "model: no parameter requires a gradient: none to sample")
     check_names(cfg, made)
     check_outputs(made, data, likelihood, f"model: {type(made).__name__}")
+    try_step(setup)
     return setup
 
 

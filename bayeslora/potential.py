@@ -110,7 +110,8 @@ class Prior:
         if chain_axes == 0:
             return _GaussianEnergy.apply(precisions, *params.values())
         terms = [
-            0.5 * c * p.square().flatten(chain_axes).sum(-1) for c, p in zip(precisions, params.values(), strict=True)
+            0.5 * c * p.square().reshape(*p.shape[:chain_axes], -1).sum(-1)
+            for c, p in zip(precisions, params.values(), strict=True)
         ]
         return torch.stack(terms).sum(0)
 

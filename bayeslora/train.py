@@ -44,6 +44,7 @@ def train(cfg: DictConfig) -> Results | None:
     from bayeslora.build import build, plain
     from bayeslora.chains.parallel import run_processes
     from bayeslora.chains.runner import ChainRunner
+    from bayeslora.chains.trial import try_step
     from bayeslora.evaluate import evaluate
     from bayeslora.rundir import RunDirectory
 
@@ -52,6 +53,7 @@ def train(cfg: DictConfig) -> Results | None:
     setup = build(cfg, run)
     if cfg.trainer.num_threads is not None:
         torch.set_num_threads(cfg.trainer.num_threads)
+    try_step(setup)
     _accelerate(setup, run)
     run.open(plain(cfg))
     runner = ChainRunner(setup, run)

@@ -14,7 +14,7 @@ from torch import Tensor
 from bayeslora.chains.module import SamplingModule
 from bayeslora.chains.scalars import block_norms, projections
 from bayeslora.loggers import ChainLoggers
-from bayeslora.models.modes import set_sampling_mode
+from bayeslora.models.modes import evaluation_mode
 from bayeslora.posterior.store import DrawStore, write_baseline
 
 Probe = Callable[[], Iterable[tuple[Tensor, Tensor]]]
@@ -84,11 +84,9 @@ class DrawCollector(Callback):
         Raises:
             DivergedError: one of them is not finite.
         """
-        module.network.eval()
-        with trainer.precision_plugin.forward_context():
+        with evaluation_mode(module.network), trainer.precision_plugin.forward_context():
             nll = torch.cat([module.nll(x, y) for x, y in self.probe()], dim=-1).mean(-1)
             validation = self._validation(module)
-        set_sampling_mode(module.network)
         prior = module.prior_energy()
         blocks = block_norms(module.params, module.chain_axes)
         directions = projections(module.params, module.chain_axes).unbind(-1)

@@ -14,8 +14,10 @@ from lightning import LightningModule
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from bayeslora.chains.padding import PaddingRows
 from bayeslora.chains.plan import Phase, Plan
 from bayeslora.chains.stack import Stack
+from bayeslora.chains.trial import check_repeatable
 from bayeslora.config import check_precision
 from bayeslora.engine.acceleration import can_compile, compiled
 from bayeslora.errors import ConfigError, DivergedError, require
@@ -82,6 +84,7 @@ class SamplingModule(LightningModule):
         self.potential = potential.for_model(self.network)
         self.temperature, self.seed, self.chain = temperature, seed, chain
         self.likelihood: Likelihood = likelihood or Categorical()
+        self.padding = PaddingRows(self.network, self.params)
         self._make_sampler, self._make_warmup = sampler, warmup
         self._factors = {
             "warm-up": schedules.make(warmup_schedule, plan.warmup, **warmup_schedule_settings or {}),
@@ -220,6 +223,7 @@ class SamplingModule(LightningModule):
         except DivergedError as error:
             chains = self._at_fault()
             raise self.diverged(self._why(chains), self.steps_taken + 1, chains) from error
+        self.padding.restore(self.params)
 
     def _at_fault(self) -> list[int]:
         """Numbers of the chains whose potential, or gradient, is why the last step could not be taken."""
@@ -245,11 +249,7 @@ class SamplingModule(LightningModule):
         """Raise `ConfigError` where the model gives two answers to one batch: dropout, say, that no mode turns off."""
         with frozen_statistics(self.network):
             once, again = (self.likelihood.nll(self._forward(batch[0]), batch[1]) for _ in range(2))
-        if not torch.allclose(once, again, rtol=1e-3, atol=1e-3, equal_nan=True):
-            raise ConfigError(
-                f"model: {type(self.network).__name__} gives two answers to one batch, which changes the potential at "
-                "every step. Dropout layers are off already: look for F.dropout(…, training=True) and the like"
-            )
+        check_repeatable(self.network, once, again)
 
     def _enter_phase(self) -> None:
         """What the sampler is told when phases change: where to anchor, when to stop adapting, when to be noisy."""
@@ -268,10 +268,16 @@ class SamplingModule(LightningModule):
         total = torch.zeros((), device=self.device)
         with frozen_statistics(self.network):
             for inputs, targets in self._full_data():
-                share = len(targets) / self.potential.num_data * self.potential(self.nll(inputs, targets), self.params)
+                share = len(targets) / self.potential.num_data * self._potential(self.nll(inputs, targets))
                 self.manual_backward(share.sum())
                 total = total + share.detach()
+        self.padding.drop_gradient(self.params)
         return total
+
+    def _potential(self, nll: Tensor) -> Tensor:
+        """Ũ of all that is sampled: without the prior of padding rows, which are not."""
+        held = self.padding.prior_energy(self.potential.prior, self.params, self.chain_axes)
+        return self.potential(nll, self.params) - held / self.potential.num_data
 
     def logits(self, inputs: Any) -> Tensor:
         """Logits of inputs [B, …] that all chains share: [B, C], or [K, B, C] in a stack."""
@@ -302,11 +308,13 @@ class SamplingModule(LightningModule):
 
     def prior_energy(self) -> Tensor:
         """−log p(θ) up to its constant, in nats: scalar, or [K]."""
-        return self.potential.prior.energy(self.params, chain_axes=self.chain_axes)
+        held = self.padding.prior_energy(self.potential.prior, self.params, self.chain_axes)
+        return self.potential.prior.energy(self.params, chain_axes=self.chain_axes) - held
 
     def l2_norm(self) -> Tensor:
         """‖θ‖ over all sampled parameters: scalar, or [K]; to about 1e-5, since it is asked for at every step."""
-        norms = [torch.linalg.vector_norm(p.flatten(self.chain_axes), dim=-1) for p in self.params.values()]
+        rows = [p.reshape(*p.shape[: self.chain_axes], -1) for p in self.params.values()]
+        norms = [torch.linalg.vector_norm(row, dim=-1) for row in rows]
         return torch.linalg.vector_norm(torch.stack(norms), dim=0)
 
     def _closure(self, batch: Batch, optimizer: Any) -> Callable[[], Tensor]:
@@ -316,12 +324,14 @@ class SamplingModule(LightningModule):
 
         def closure() -> Tensor:
             optimizer.zero_grad(set_to_none=True)
+            self.padding.restore(self.params)  # a sampler may have moved all of θ to look at another point
             with nullcontext() if next(runs) == 0 else frozen_statistics(self.network):
-                potential = self.potential(self.likelihood.nll(self._train_forward(inputs), targets), self.params)
+                potential = self._potential(self.likelihood.nll(self._train_forward(inputs), targets))
             self.last_potential = self._of_all_ranks(potential.detach())
             if not (self.last_potential.abs() <= self.max_potential).all():
                 raise DivergedError(f"the potential is {self.last_potential.tolist()}")
             self.manual_backward(potential.sum())
+            self.padding.drop_gradient(self.params)
             return self.last_potential
 
         return closure

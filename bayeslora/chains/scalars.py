@@ -35,7 +35,7 @@ def block_norms(params: Mapping[str, Tensor], chain_axes: int) -> dict[str, Tens
     """‖θ_block‖ by block: scalars, or [K] with a chain axis."""
     squares: dict[str, Tensor] = {}
     for name, p in params.items():
-        square = p.detach().flatten(chain_axes).square().sum(-1)
+        square = p.detach().reshape(*p.shape[:chain_axes], -1).square().sum(-1)
         block = block_of(name)
         squares[block] = squares[block] + square if block in squares else square
     return {block: square.sqrt() for block, square in squares.items()}
@@ -47,7 +47,7 @@ def projections(params: Mapping[str, Tensor], chain_axes: int) -> Tensor:
     The directions are the same for all chains and runs of a model. Each is Gaussian on at most `COORDINATES`
     coordinates, drawn with replacement from all.
     """
-    flat = [p.detach().flatten(chain_axes) for p in params.values()]
+    flat = [p.detach().reshape(*p.shape[:chain_axes], -1) for p in params.values()]
     sizes = tuple(p.shape[-1] for p in flat)
     theta = torch.cat(flat, dim=-1)
     index, weight = (t.to(theta.device) for t in _directions(sum(sizes)))

@@ -89,11 +89,14 @@ def restore(module: SamplingModule, snapshots: Sequence[Snapshot], extras: Seque
     sampler.memory.clear()
     sampler.memory.update({k: v for k, v in snapshots[0].values.items() if k != "lr_scale"})
     sampler.memory.update({n.removeprefix(SAMPLER): joined(n) for n in names if n.startswith(SAMPLER)})
+    has_axes = any(p.ndim > stacked for p in _params(warmup))
     for name in names:
         if name.startswith(WARMUP):
             place, _, key = name.removeprefix(WARMUP).partition("/")
-            scalar = snapshots[0].tensors[name].ndim == 0
-            value = snapshots[0].tensors[name].clone() if scalar else joined(name)
+            # a count of steps is one for all chains; of a parameter of no axes, each chain has a number of its own
+            numbers = all(snapshots[0].tensors[other].ndim == 0 for other in names if other.endswith(f"/{key}"))
+            shared = numbers and (has_axes or key == "step")
+            value = snapshots[0].tensors[name].clone() if shared else joined(name)
             warmup.state[_params(warmup)[int(place)]][key] = value
     for i, extra in enumerate(extras):
         extra.load_rows([_under(f"{EXTRA}{i}/", snapshot.tensors) for snapshot in snapshots])

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_map
 
 from bayeslora.datasets.batches import Batches
+from bayeslora.models.modes import normalise_by_batch
 
 
 class Stack(nn.Module):
@@ -25,13 +26,15 @@ class Stack(nn.Module):
 
     Args:
         models: K models, taken one at a time; the first lends its structure and its frozen parameters.
+        flat: whether all chains' examples go through the model as one batch; None: where `is_adapter` says so.
 
     Note:
         Chain k's outputs and gradients depend on row k alone: they equal those of model k run by itself, up to the
-        order in which a batched matrix product adds.
+        order in which a batched matrix product adds. A structure cannot tell whether this holds: a layer may move the
+        batch to another axis, or use a weight in another way than by calling its module. `chains/trial.py` compares.
     """
 
-    def __init__(self, models: Iterable[nn.Module]) -> None:
+    def __init__(self, models: Iterable[nn.Module], flat: bool | None = None) -> None:
         super().__init__()
         models = iter(models)
         first = next(models)
@@ -43,10 +46,14 @@ class Stack(nn.Module):
         self.rows = nn.ParameterDict({_key(name): torch.stack([row[name] for row in rows]) for name in self.names})
         for name in self.buffer_names:
             self.register_buffer(_key(name), torch.stack([row[name] for row in rows]))
-        self.flat = is_adapter(first)
+        self.places = _places(first)
+        self.flat = is_adapter(first) if flat is None else flat
         if self.flat:
             for path in {name.rpartition(".")[0] for name in self.names}:
                 self._stack_linear(path)
+        for module in first.modules():
+            if isinstance(module, nn.Embedding | nn.EmbeddingBag):
+                module.sparse = False  # the same gradient, dense: vmap has no sparse one
 
     @property
     def model(self) -> nn.Module:
@@ -63,16 +70,18 @@ class Stack(nn.Module):
 
     def forward(self, inputs: Any, shared_inputs: bool = False) -> Tensor:
         """Inputs [K, B, …], each chain's own (or [B, …] for all, if `shared_inputs`) -> logits [K, B, C]."""
-        if self.flat:
-            joined = tree_map(self._repeat if shared_inputs else _join, inputs)
-            logits: Tensor = self.model(joined)
-            return logits.unflatten(0, (self.size, -1))
+        with unfused_attention():
+            if self.flat:
+                joined = tree_map(self._repeat if shared_inputs else _join, inputs)
+                logits: Tensor = self.model(joined)
+                return logits.unflatten(0, (self.size, -1))
 
-        def one(held: dict[str, Tensor], x: Any) -> Tensor:
-            return functional_call(self.model, held, (x,))
+            def one(held: dict[str, Tensor], x: Any) -> Tensor:
+                tensors = {place: held[name] for place, name in self.places.items() if name in held}
+                return functional_call(self.model, tensors, (x,), tie_weights=False)
 
-        outputs: Tensor = vmap(one, in_dims=(0, None if shared_inputs else 0))(self.held(), inputs)
-        return outputs
+            outputs: Tensor = vmap(one, in_dims=(0, None if shared_inputs else 0))(self.held(), inputs)
+            return outputs
 
     def _repeat(self, inputs: Tensor) -> Tensor:
         """[B, …] -> [K B, …], once for every chain."""
@@ -119,15 +128,51 @@ class StackedLinear(nn.Module):
 
 
 def is_adapter(model: nn.Module) -> bool:
-    """Whether all that is sampled are weights and biases of linear maps in a model that is otherwise frozen.
+    """Whether all that is sampled are weights and biases of linear layers that a `StackedLinear` can take the place of.
 
-    Batch norm in the model would mix the chains' examples.
+    Each is a layer inside a model that is otherwise frozen, under one name, without hooks, with no other parameters.
+    BatchNorm that normalises by the batch would mix the chains' examples.
     """
     modules = dict(model.named_modules())
-    sampled = {name for name, p in model.named_parameters() if p.requires_grad}
-    linear = all(type(modules[name.rpartition(".")[0]]) is nn.Linear for name in sampled)
+    sampled = [name for name, p in model.named_parameters(remove_duplicate=False) if p.requires_grad]
+    once = len(sampled) == sum(1 for p in model.parameters() if p.requires_grad)
     frozen = len(sampled) < sum(1 for _ in model.parameters())
-    return linear and frozen and not any(isinstance(module, _BatchNorm) for module in modules.values())
+    layers = {name.rpartition(".")[0] for name in sampled}
+    replaceable = all(path and _is_plain_linear(modules.get(path)) for path in layers)
+    return once and frozen and replaceable and not normalise_by_batch(model)
+
+
+def _is_plain_linear(module: nn.Module | None) -> bool:
+    """Whether a module is an `nn.Linear`, and calling it applies its weight and bias and does nothing else."""
+    if type(module) is not nn.Linear:
+        return False
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return not any(hooks) and {name for name, _ in module.named_parameters()} <= {"weight", "bias"}
+
+
+@contextmanager
+def unfused_attention() -> Iterator[None]:
+    """Without torch's fused path of attention layers in evaluation mode, which reads their weights past `vmap`."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+
+
+def _places(model: nn.Module) -> dict[str, str]:
+    """Every place of a parameter or buffer in a model, and the first name of the tensor there, which others may share.
+
+    A module under two names is one place: `functional_call` would not put back what it replaces twice.
+    """
+    first: dict[int, str] = {}
+    found = {}
+    for path, module in model.named_modules():
+        for tensors in (module.named_parameters, module.named_buffers):
+            for place, tensor in tensors(path, recurse=False, remove_duplicate=False):
+                found[place] = first.setdefault(id(tensor), place)
+    return found
 
 
 def _sampled(model: nn.Module) -> dict[str, Tensor]:

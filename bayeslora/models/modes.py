@@ -1,4 +1,4 @@
-"""What a model may not do while it is sampled: drop units at random, or learn statistics in a trial pass."""
+"""What a model may not do while it is sampled: drop units at random, or update statistics in a trial pass."""
 
 from __future__ import annotations
 
@@ -13,12 +13,34 @@ def set_sampling_mode(model: nn.Module) -> None:
     """Evaluation mode, in which nothing is dropped at random, but for BatchNorm, which normalises by the batch.
 
     Dropout would change the potential at every step. Many models look at their own mode when they drop (attention
-    does), so it is not enough to quieten the dropout layers.
+    does), so it is not enough to quieten the dropout layers. A BatchNorm that its owner froze, with no parameter to
+    sample and in evaluation mode, stays in it: it normalises by its running statistics, which do not move.
     """
+    batch_norms = normalise_by_batch(model)
     model.eval()
-    for module in model.modules():
-        if isinstance(module, _BatchNorm):
-            module.train()
+    for module in batch_norms:
+        module.train()
+
+
+def normalise_by_batch(model: nn.Module) -> list[_BatchNorm]:
+    """The BatchNorm layers that use a batch's statistics while the model is sampled: all that are not frozen."""
+    return [
+        module
+        for module in model.modules()
+        if isinstance(module, _BatchNorm) and (module.training or any(p.requires_grad for p in module.parameters()))
+    ]
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside the block; after it every layer is in the mode in which it was."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 @contextmanager
