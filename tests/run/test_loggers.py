@@ -20,10 +20,10 @@ from wandb.proto import wandb_internal_pb2
 from bayeslora import dashboard
 from bayeslora.build import build
 from bayeslora.config import CONF_DIR
-from bayeslora.dashboard import KEYS, panel_of
 from bayeslora.errors import DivergedError
 from bayeslora.evaluation.results import Results
 from bayeslora.loggers import has_wandb_account, log_evaluation, make_loggers
+from bayeslora.loggers.keys import KEYS, panel_of
 from bayeslora.posterior import Posterior
 from bayeslora.rundir import RunDirectory
 from run.tools import OWN, STEPS, TINY, Command, composed, digests, manifest, run

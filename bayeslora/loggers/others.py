@@ -1,0 +1,168 @@
+"""Loggers, each chain's apart: csv by default, TensorBoard, or W&B (offline where there is no account)."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from itertools import count
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Protocol
+
+from omegaconf import DictConfig, OmegaConf
+
+from bayeslora.config import accepted, instantiate
+from bayeslora.loggers.wandb import WandbRun, has_wandb_account
+from bayeslora.rundir import RunDirectory
+
+if TYPE_CHECKING:
+    from bayeslora.evaluation.results import Results
+
+
+class Logger(Protocol):
+    """What is asked of a logger; Lightning's offer it."""
+
+    def log_metrics(self, metrics: dict[str, float], step: int) -> None:
+        """Record values by key."""
+
+    def save(self) -> None:
+        """Write out what is pending."""
+
+    def finalize(self, status: str) -> None:
+        """End with the status `success` or `failed`."""
+
+
+class ChainLoggers:
+    """The loggers of chains that run together, each chain's apart. A context that ends them when the chains end.
+
+    Args:
+        of: loggers by number of the chain; for chains that are not named nothing is logged.
+    """
+
+    def __init__(self, of: Mapping[int, Sequence[Logger]] | None = None) -> None:
+        self.of = dict(of or {})
+
+    def log(self, chain: int, values: Mapping[str, float], step: int) -> None:
+        """Record values of a chain after `step` steps of its plan. Their keys are those of `bayeslora.loggers.keys`."""
+        for logger in self.of.get(chain, ()):
+            logger.log_metrics(dict(values), step=step)
+
+    def close(self, status: str = "success") -> None:
+        """End all loggers, also where one of them fails to; `status` is `success` or `failed`."""
+        with ExitStack() as ending:
+            for loggers in self.of.values():
+                for logger in loggers:
+                    ending.callback(logger.finalize, status)
+                    ending.callback(logger.save)
+        self.of = {}
+
+    def __enter__(self) -> ChainLoggers:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close("success" if kind is None else "failed")
+
+
+def make_loggers(cfg: DictConfig, chains: Sequence[int], step: int = 0) -> ChainLoggers:
+    """The configured loggers of each of these chains, from a step on. Earlier logs of a chain stay as they are."""
+    nodes = cfg.logger or {}
+
+    def of(chain: int) -> list[Logger]:
+        part = f"chain_{chain}"
+        version = part + (f"_from_{step}" if step else "")
+        return [_make(node, cfg, part, _free(node, version)) for node in nodes.values()]
+
+    return ChainLoggers({chain: of(chain) for chain in chains})
+
+
+def log_evaluation(cfg: DictConfig, run: RunDirectory, results: Results) -> None:
+    """Log what an evaluation found, as a part `evaluation` beside the chains; its steps count draws.
+
+    All loggers get the final scalars, W&B also the tables, the plots, the report and the posterior.
+    """
+    here = OmegaConf.create({"name": cfg.name, "run_dir": str(run.root), "logger": relocated(cfg, run.root).logger})
+    if not here.logger:
+        return
+    quiet_lightning()
+    loggers = [_make(node, here, "evaluation", "evaluation") for node in here.logger.values()]
+    with ChainLoggers({0: loggers}) as opened:
+        for draws, values in _growth(results):
+            opened.log(0, values, draws)
+        opened.log(0, final_scalars(results), results.provenance.draws or 0)
+        for logger in loggers:
+            if isinstance(logger, WandbRun):
+                logger.log_report(run, results)
+
+
+def relocated(cfg: DictConfig, folder: Path | str) -> DictConfig:
+    """A resolved copy of a configuration whose run lies in `folder`: whatever lies in the run directory moves along."""
+    before = Path(cfg.run_dir)
+
+    def moved(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: moved(entry) for key, entry in value.items()}
+        if isinstance(value, list):
+            return [moved(entry) for entry in value]
+        if isinstance(value, str) and Path(value).is_relative_to(before):
+            return str(Path(folder, Path(value).relative_to(before)))
+        return value
+
+    plain: Any = OmegaConf.to_container(cfg, resolve=True)
+    parts = {key: moved(plain[key]) for key in ("logger", "callbacks", "run_dir") if key in plain}
+    return OmegaConf.create(plain | parts)
+
+
+def final_scalars(results: Results) -> dict[str, float]:
+    """The scalars of `metrics.json` that are logged, by their key: `evaluation/` and where they lie in the file."""
+    from bayeslora.loggers.keys import KEYS
+
+    found, content = {}, results.to_json()
+    for key in KEYS:
+        kind, *path = key.split("/")
+        value: Any = content if kind == "evaluation" else None
+        for name in path:
+            value = value.get(name) if isinstance(value, Mapping) else None
+        if isinstance(value, int | float):
+            found[key] = float(value)
+    return found
+
+
+def _growth(results: Results) -> Iterator[tuple[int, dict[str, float]]]:
+    """The metrics of the ensemble of the first so many draws, where `metrics.json` holds them."""
+    from bayeslora.report.table import columns
+
+    curve = results.cumulative
+    for place, draws in enumerate(curve.draws):
+        shown = [column.key for column in columns(results) if column.key in curve.scores]
+        values = {f"cumulative/{key}": curve.scores[key][place] for key in shown}
+        yield int(draws), {key: value for key, value in values.items() if value is not None}
+
+
+def _make(node: DictConfig, cfg: DictConfig, part: str, version: str) -> Logger:
+    """A configured logger for a part of a run, told what it takes of these and its node leaves open."""
+    own = {
+        "version": version,
+        "name": f"{cfg.name}/{part}",
+        "flush_logs_every_n_steps": 1,
+        "offline": not has_wandb_account(),
+        "part": part,
+        "run_dir": cfg.run_dir,
+    }
+    logger: Logger = instantiate(node, **accepted(node, **own))
+    return logger
+
+
+def _free(node: DictConfig, version: str) -> str:
+    """The version, or the first of `version_2`, `version_3`, … where another process has logged under it before."""
+    folder = Path(node.get("save_dir") or "", node.get("name") or "")
+    names = (version if number == 1 else f"{version}_{number}" for number in count(1))
+    return next(name for name in names if not node.get("save_dir") or not (folder / name).exists())
+
+
+def quiet_lightning() -> None:
+    """Silence Lightning's advice on data loaders, hardware and log folders, which does not apply here."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="lightning.*")
