@@ -4,7 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 PACKAGE_FILES := pyproject.toml requirements.lock
 CACHES := build dist site .pytest_cache .ruff_cache .mypy_cache
-INSTALL = VIRTUAL_ENV=$(abspath $(VENV)) $(VENV)/bin/uv pip install -q -c requirements.lock
+INSTALL = VIRTUAL_ENV=$(abspath $(VENV)) $(VENV)/bin/uv pip install -q --compile-bytecode -c requirements.lock
 
 .DEFAULT_GOAL := help
 .PHONY: help install install-minilm quickstart test lint format docs docs-serve lock clean

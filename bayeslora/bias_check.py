@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import math
 import statistics
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,12 +25,16 @@ from bayeslora.evaluation.results import Results, Scores, score
 if TYPE_CHECKING:
     from omegaconf import DictConfig
     from rich.table import Table
+    from torch import Tensor
 
     from bayeslora.build import Setup
     from bayeslora.rundir import RunDirectory
 
-KEYS = {"run_dir", "out_dir", "keep_time", "bootstrap", "limits", "strict", "trust"}
-METRICS = ("nll", "ece")
+KEYS = {"run_dir", "out_dir", "keep_time", "bootstrap", "limits", "strict", "trust", "dataset"}
+METRICS = {"classification": ("nll", "ece"), "regression": ("nll", "calibration_error")}
+"""What is compared, by the run's task."""
+Scoring = Callable[["Tensor"], Mapping[str, float]]
+"""The metrics of an ensemble on the examples of an index [N]."""
 IN_STEPS = ("offset", "decay_steps", "cycle_length")
 """Settings of schedules that count steps."""
 
@@ -49,6 +53,7 @@ def bias_check(cfg: DictConfig) -> dict[str, Any]:
         DivergedError: a chain diverged at half the step size.
         CriteriaError: `cfg.strict` and a change is not small, or cannot be told from chance; all is written before.
     """
+    _check(cfg)
     from rich.console import Console
 
     from bayeslora.files import write_atomically
@@ -56,11 +61,11 @@ def bias_check(cfg: DictConfig) -> dict[str, Any]:
     from bayeslora.rundir import RunDirectory
     from bayeslora.train import train
 
-    _check(cfg)
     run = RunDirectory(cfg.run_dir)
     before = _finished_results(run)
     other = RunDirectory(cfg.out_dir or f"{run.root}_half_step")
-    changed = half_step(run.recorded(names(cfg.trust)), other.root, before.provenance.split or "test", cfg.keep_time)
+    recorded = run.recorded(names(cfg.trust), cfg.dataset.path)
+    changed = half_step(recorded, other.root, before.provenance.split or "test", cfg.keep_time)
     after = train(changed)
     assert after is not None  # it ran every chain
     found: dict[str, Any] = compare(before, after, cfg.limits)
@@ -114,11 +119,11 @@ def half_step(recorded: DictConfig, folder: Path, split: str, keep_time: bool = 
 
 
 def compare(before: Results, after: Results, limits: Mapping[str, float]) -> dict[str, Any]:
-    """The change of the ensemble's NLL and ECE from one run to the other, by metric.
+    """The change of the ensemble's NLL and calibration from one run to the other, by metric.
 
     `se` is the standard error of the mean change of single chains' ensembles: chains of one number share their initial
     weights and warm-up, and their changes are independent of those of the others. The change of the whole ensemble,
-    which the limit is for, is about as uncertain in NLL, and somewhat more in ECE, whose bins are its own.
+    which the limit is for, is about as uncertain in NLL, and somewhat more in calibration, which is the ensemble's own.
 
     Args:
         before, after: results of the two runs.
@@ -130,7 +135,7 @@ def compare(before: Results, after: Results, limits: Mapping[str, float]) -> dic
     """
     old, new = _by_chain(before), _by_chain(after)
     found = {}
-    for name in METRICS:
+    for name in METRICS[before.task]:
         changes = [_known(new[chain], name) - _known(old[chain], name) for chain in old.keys() & new.keys()]
         was, becomes = _known(before.ensemble, name), _known(after.ensemble, name)
         change = becomes - was
@@ -148,26 +153,28 @@ def compare(before: Results, after: Results, limits: Mapping[str, float]) -> dic
     return found
 
 
-def example_errors(p: Any, q: Any, targets: Any, resamples: int, seed: int) -> dict[str, float]:
+def bootstrap(
+    one: Scoring, other: Scoring, names: Sequence[str], examples: int, resamples: int, seed: int
+) -> dict[str, float]:
     """Standard errors of the change from one ensemble to another by bootstrap over the examples, by metric.
 
     Args:
-        p, q: log p [N, C] of the two ensembles.
-        targets: true classes [N].
+        one, other: give the metrics of an ensemble on the examples of an index [N].
+        names: of the metrics.
+        examples: N.
         resamples: how many.
         seed: of the resamples.
     """
     import torch
 
-    from bayeslora.diagnostics.metrics import metrics
     from bayeslora.rng import generator
 
-    changes: dict[str, list[float]] = {name: [] for name in METRICS}
+    changes: dict[str, list[float]] = {name: [] for name in names}
     for number in range(resamples):
-        index = torch.randint(len(targets), (len(targets),), generator=generator(seed, 0, number, "bootstrap"))
-        one, other = (metrics(found[index], targets[index]) for found in (p, q))
-        for name in METRICS:
-            changes[name].append(other[name] - one[name])
+        index = torch.randint(examples, (examples,), generator=generator(seed, 0, number, "bootstrap"))
+        before, after = one(index), other(index)
+        for name in names:
+            changes[name].append(after[name] - before[name])
     return {name: statistics.stdev(values) for name, values in changes.items()}
 
 
@@ -182,12 +189,12 @@ def table(found: Mapping[str, Any]) -> Table:
     for title in (f"ε = {old:g}", f"ε = {new:g}", "change", "± chains", "± examples", "limit"):
         rows.add_column(title, justify="right", no_wrap=True)
     rows.add_column("verdict")
-    for name in METRICS:
+    for name in _compared(found):
         one = found[name]
         numbers = [one["before"], one["after"], one["change"], one["se"], one.get("test_se"), one["limit"]]
         specs = (".4f", ".4f", "+.4f", ".4f", ".4f", "g")
         shown = ["–" if value is None else format(value, spec) for value, spec in zip(numbers, specs, strict=True)]
-        rows.add_row(name.upper(), *shown, verdict(one))
+        rows.add_row(label(name), *shown, verdict(one))
     return rows
 
 
@@ -199,13 +206,23 @@ def verdict(one: Mapping[str, Any]) -> str:
     return f"{words}, but chains differ by as much" if 2 * one["se"] > one["limit"] else words
 
 
+def label(name: str) -> str:
+    """What a metric is called in tables."""
+    return name.replace("_", " ") if "_" in name else name.upper()
+
+
+def _compared(found: Mapping[str, Any]) -> list[str]:
+    """The metrics that a comparison holds."""
+    return [name for name, one in found.items() if isinstance(one, Mapping) and "passed" in one]
+
+
 def _problems(found: Mapping[str, Any]) -> Iterator[str]:
     """Sentences on the metrics that do not pass."""
-    for name in METRICS:
+    for name in _compared(found):
         one = found[name]
         if not one["passed"]:
             why = one["reason"] or f"it must be below {one['limit']:g}"
-            yield f"{name.upper()} changes by {one['change']:+.4f} at half the step size ({why})"
+            yield f"{label(name)} changes by {one['change']:+.4f} at half the step size ({why})"
 
 
 def _by_chain(results: Results) -> dict[int, Scores]:
@@ -229,7 +246,10 @@ def _check(cfg: DictConfig) -> None:
     """Raise `ConfigError` for keys that are missing, unknown or wrong."""
     from omegaconf import OmegaConf
 
-    unknown = sorted({*cfg} - KEYS) + [f"limits.{name}" for name in cfg.limits if name not in METRICS]
+    limits = {*METRICS["classification"], *METRICS["regression"]}
+    unknown = sorted({*cfg} - KEYS)
+    unknown += [f"dataset.{key}" for key in cfg.dataset if key != "path"]
+    unknown += [f"limits.{name}" for name in cfg.limits if name not in limits]
     if unknown:
         raise ConfigError(f"unknown key {', '.join(unknown)}: bias_check takes {', '.join(sorted(KEYS))}")
     require(not OmegaConf.is_missing(cfg, "run_dir"), "which run? Give its folder: run_dir=outputs/…")
@@ -258,20 +278,35 @@ def _finished_results(run: RunDirectory) -> Results:
 
 
 def _example_errors(run: RunDirectory, other: RunDirectory, changed: DictConfig, resamples: int) -> dict[str, float]:
-    """`example_errors` of the ensembles of two runs, which are predicted once more."""
+    """`bootstrap` of the ensembles of two runs, which are predicted once more."""
     from bayeslora.build import build
 
     setup: Setup = build(changed)
-    split = setup.evaluation_split()
-    p, q = (_ensemble(folder, setup, split) for folder in (run, other))
-    return example_errors(p, q, split.targets.cpu(), resamples, changed.seed)
+    of_a_run = _class_scores if setup.data.real is None else _density_scores
+    one, other_one = (of_a_run(folder, setup) for folder in (run, other))
+    names = METRICS["classification" if setup.data.real is None else "regression"]
+    return bootstrap(one, other_one, names, len(setup.evaluation_split()), resamples, changed.seed)
 
 
-def _ensemble(run: RunDirectory, setup: Setup, split: Any) -> Any:
-    """log p [N, C] of a run's ensemble."""
+def _class_scores(run: RunDirectory, setup: Setup) -> Scoring:
+    """Metrics of a classifier's ensemble on some of the examples."""
+    from bayeslora.diagnostics.metrics import metrics
     from bayeslora.posterior import Posterior
 
-    return Posterior.load(run.root, setup.model()).predict(setup.loader(split))
+    split = setup.evaluation_split()
+    targets = split.targets.cpu()
+    log_probs = Posterior.load(run.root, setup.model(), setup.likelihood).predict(setup.loader(split))
+    return lambda index: metrics(log_probs[index], targets[index])
+
+
+def _density_scores(run: RunDirectory, setup: Setup) -> Scoring:
+    """Metrics of a regression's ensemble on some of the examples."""
+    from bayeslora.evaluation.regression import calibration_error, run_through
+    from bayeslora.posterior import Posterior
+
+    mixture = run_through(Posterior.load(run.root, setup.model(), setup.likelihood), setup).whole
+    nll, pit = mixture.nll, mixture.pit
+    return lambda index: {"nll": nll[index].mean().item(), "calibration_error": calibration_error(pit[index])}
 
 
 def main() -> None:

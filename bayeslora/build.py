@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from functools import cached_property, partial
@@ -18,16 +18,17 @@ from bayeslora.chains import ranks
 from bayeslora.chains.plan import Plan
 from bayeslora.chains.stack import StackedBatches
 from bayeslora.codec import decode
-from bayeslora.config import CONF_DIR, check_precision, gather, instantiate
+from bayeslora.config import CONF_DIR, Form, check_precision, instantiate
 from bayeslora.datasets.base import Data, Split, Transform
 from bayeslora.datasets.batches import Batches, evaluation_batches
 from bayeslora.datasets.text import TokenCounts, token_counts
 from bayeslora.diagnostics.convergence import MAX_ENTRIES
+from bayeslora.diagnostics.relaxation import Relaxation, relaxations, too_short
 from bayeslora.engine.acceleration import AUTO
 from bayeslora.errors import ConfigError, Problems, require
 from bayeslora.fit import build_model, check_fit, load_data, make_likelihood, try_model
-from bayeslora.likelihood import Categorical, Likelihood
-from bayeslora.potential import Potential, Prior
+from bayeslora.likelihood import NOISE, Categorical, Likelihood
+from bayeslora.potential import Potential, Prior, last_match
 from bayeslora.rng import generator, seeded
 from bayeslora.rundir import RunDirectory
 from bayeslora.samplers import schedules
@@ -183,6 +184,36 @@ class Setup:
         each = self.make_sampler([nn.Parameter(torch.zeros(1))], kT=1.0, seed=0, chain=0).gradients_per_step
         return each * len(chains) * (self.plan.total - self.plan.warmup)
 
+    def relaxations(self) -> list[Relaxation]:
+        """How long each block takes to forget its start, and how long it has; nothing where nothing is sampled."""
+        from bayeslora.chains.module import sampler_schedule
+
+        chain, kT = self.cfg.chain, self.potential.kT(self.cfg.temperature)
+        sampler = self.make_sampler([nn.Parameter(torch.zeros(1))], kT=kT, seed=0, chain=0)
+        if sampler.kT == 0:
+            return []
+        model = self.structure()
+        prior = self.potential.prior.for_model(model)
+        shapes = {n: p.shape for n, p in model.named_parameters() if p.requires_grad and not n.endswith(NOISE)}
+        return relaxations(
+            self.plan,
+            {name: 1 / prior.precision(name, shape) for name, shape in shapes.items()},
+            {name: sampler.param_groups[0]["lr"] * last_match(name, chain.lr_factors, 1.0) for name in shapes},
+            self.potential.num_data,
+            sampler.speed,
+            sampler_schedule(chain.schedule, self.plan, plain(chain).get("schedule_settings") or {}),
+        )
+
+    def short_burn_in(self) -> str | None:
+        """What to say of a burn-in in which a block does not forget its start; None where all have the time."""
+        return too_short(self.relaxations(), cycles=self.plan.cycles > 0)
+
+    def structure(self) -> nn.Module:
+        """The model for the sake of its tensors' names and shapes; those of this package hold no memory."""
+        ours = self.cfg.model._target_.startswith("bayeslora.")
+        with torch.device("meta") if ours else nullcontext():
+            return build_model(self.cfg.model, self.data, self.likelihood)
+
     def validation_probe(self) -> Loader | None:
         """Passes over the validation set, at most as much of it as of the probe set; None where there is none."""
         split = self.data.validation.take(slice(self.cfg.chain.probe_size))
@@ -270,27 +301,27 @@ def build(cfg: DictConfig, run: RunDirectory | None = None) -> Setup:
     Raises:
         ConfigError: every problem found: unknown keys, impossible values, missing or wrong data, a taken run directory.
     """
-    problems = gather(cfg)
-    problems.raise_if_any()  # the values below need the right form
+    form = Form.of(cfg)
+    problems, usable, chain = form.problems, form.usable, form.usable.chain
     parts: dict[str, Any] = {}
 
-    def collect(name: str, make: Callable[[], Any]) -> None:
+    def collect(name: str, make: Callable[[], Any], node: str = "") -> None:
         with problems.collect():
-            parts[name] = make()
+            if (node or name) not in form.broken:
+                parts[name] = make()
 
-    chain = cfg.chain
     collect(
         "plan",
         lambda: Plan(chain.warmup.steps, chain.burn_in, chain.num_draws, chain.thin, chain.cycles, chain.exploration),
     )
     collect("prior", lambda: instantiate(cfg.prior))
     collect("dataset", lambda: instantiate(cfg.dataset))
-    collect("sampler", lambda: _sampler(cfg))
-    collect("warmup", lambda: _warmup(cfg))
+    collect("sampler", lambda: _sampler(usable))
+    collect("warmup", lambda: _warmup(usable), "chain.warmup.optimizer")
     collect("model", lambda: try_model(cfg.model))
     collect("likelihood", lambda: make_likelihood(cfg))
-    check_values(cfg, problems)
-    if run is not None:
+    check_values(usable, problems)
+    if run is not None and usable is cfg:
         with problems.collect():
             run.check(plain(cfg))
     problems.raise_if_any()  # reading the data is work: it waits until the settings are right

@@ -17,6 +17,7 @@ from typing import Any
 from bayeslora import usage
 from bayeslora.config import CONF_DIR
 from bayeslora.errors import BayesloraError, ConfigError, InterruptedRunError, Problems, StorageError
+from bayeslora.files import user_path
 from bayeslora.stopping import ending_the_command
 
 # here, so that the processes which launchers start are quiet too: they import this file before they compose
@@ -36,6 +37,9 @@ def run_command(config_name: str, job: Callable[[Any], Any]) -> None:
     if text is not None:
         print(text)  # noqa: T201
         sys.exit(0)
+    problem = usage.wrong_option(sys.argv[1:], config_name)
+    if problem is not None:
+        sys.exit(report(ConfigError(problem), [problem], ConfigError.exit_code))
     import hydra
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
@@ -104,8 +108,11 @@ def forced(argument: str) -> str:
     """`key=value` as `++key=value`, so that unknown keys reach our own check, which reports all of them at once.
 
     Choices of a config group (`model=resnet18`), Hydra's own keys, flags and explicit `+`, `++`, `~` stay as they are.
+    In a path `~` becomes the home.
     """
-    key = argument.partition("=")[0]
+    key, equals, value = argument.partition("=")
+    if key.endswith(("_dir", "path")):  # a shell leaves `~` alone here, and Hydra makes folders of that name
+        argument = key + equals + re.sub(r"^(['\"]?)(~)(?=/|$)", lambda found: found[1] + str(user_path("~")), value)
     plain = re.fullmatch(r"[A-Za-z_][\w.]*", key) is not None and "=" in argument
     group = (Path(CONF_DIR) / key).is_dir()
     return f"++{argument}" if plain and not group and not key.startswith("hydra.") else argument

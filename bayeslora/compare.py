@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from bayeslora.cli import run_command
 from bayeslora.errors import ConfigError, DataError, Problems, require
+from bayeslora.files import user_path
 from bayeslora.recorded import read_config
 
 if TYPE_CHECKING:
@@ -37,16 +38,17 @@ def compare(cfg: DictConfig) -> list[Compared]:
         DataError: folders that are no runs, are not evaluated or are corrupt; all of them are named.
     """
     from omegaconf import OmegaConf
-    from rich.console import Console
-
-    from bayeslora.report.comparison import text_tables
 
     unknown = sorted(set(cfg) - KEYS)
     if unknown:
         raise ConfigError(f"unknown key {', '.join(unknown)}: compare takes {', '.join(sorted(KEYS))}")
     require(not OmegaConf.is_missing(cfg, "run_dirs"), "which runs? Give their folders: run_dirs=[outputs/…,outputs/…]")
+    from rich.console import Console
+
+    from bayeslora.report.comparison import text_tables
+
     runs = read_runs(folders(cfg.run_dirs))
-    written = None if cfg.out_dir is None else write(runs, Path(cfg.out_dir))
+    written = None if cfg.out_dir is None else write(runs, user_path(cfg.out_dir))
     console = Console()
     if not console.is_terminal:
         console.width = 160  # a file has no width; the tables must not be cut to a guess of it
@@ -74,9 +76,10 @@ def folders(run_dirs: str | Sequence[str]) -> list[Path]:
     """
     found: list[Path] = []
     for entry in [run_dirs] if isinstance(run_dirs, str) else run_dirs:
-        matches = [Path(str(entry))]
+        matches = [user_path(str(entry))]
         if glob.has_magic(str(entry)):
-            matches = [Path(path) for path in sorted(glob.glob(str(entry))) if (Path(path) / "config.yaml").is_file()]  # noqa: PTH207
+            there = map(Path, sorted(glob.glob(str(matches[0]))))  # noqa: PTH207
+            matches = [path for path in there if (path / "config.yaml").is_file()]
             require(bool(matches), f"run_dirs={entry} matches no run directory")
         found += matches
     require(bool(found), "run_dirs names no run: give a list of folders, or a pattern such as outputs/quickstart/*")

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import inspect
 import json
 import pkgutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
+import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from bayeslora.errors import ConfigError, Problems, require
+from bayeslora.recorded import LOADER
 from bayeslora.settings import Evaluation
 
 _PACKAGE = Path(__file__).resolve().parent
@@ -94,6 +97,9 @@ class RootConfig:
 GROUPS = ("experiment", "search", "size", "optimizer")
 """Groups that are chosen on the command line and leave no key of their own."""
 
+PARTS = ("dataset", "model", "sampler", "prior", "likelihood")
+"""Keys that hold a `_target_` and its settings, and the groups they are chosen from."""
+
 IN_PYTHON = "bayeslora.datasets.examples.InPython"
 """The dataset that runs of `bayeslora.sample` record."""
 
@@ -103,25 +109,72 @@ INJECTED = {"num_classes", "num_outputs", "in_channels", "in_features", "params"
 
 def check_config(cfg: DictConfig) -> list[str]:
     """All unknown keys and wrongly typed values of a composed configuration, each with its fix."""
-    problems = list(_check_node(cfg, RootConfig, "", GROUPS))
-    for path in ("dataset", "model", "sampler", "prior", "chain.warmup.optimizer"):
-        problems += check_target(OmegaConf.select(cfg, path), path)
-    if cfg.get("likelihood") is not None:
-        problems += check_target(cfg.likelihood, "likelihood")
+    return [problem for _, problem in _form_problems(cfg)]
+
+
+def _form_problems(cfg: DictConfig) -> Iterator[tuple[str, str]]:
+    """The dotted key and the message of what is unknown or has the wrong type."""
+    yield from _check_node(cfg, RootConfig, "", GROUPS)
+    for path in (*PARTS, "chain.warmup.optimizer"):
+        if path != "likelihood" or cfg.get("likelihood") is not None:
+            yield from ((path, problem) for problem in check_target(OmegaConf.select(cfg, path), path))
     for group in ("logger", "callbacks"):
         for name, node in (OmegaConf.select(cfg, group) or {}).items():
-            problems += check_target(node, f"{group}.{name}")
-    return problems
+            yield from ((group, problem) for problem in check_target(node, f"{group}.{name}"))
 
 
-def _check_node(cfg: DictConfig, schema: type, path: str, also: tuple[str, ...] = ()) -> Iterator[str]:
+def check_keys(cfg: DictConfig, overrides: Sequence[str] = ()) -> None:
+    """Raise `ConfigError` for unknown keys, before anything slow is imported: torch takes seconds, Lightning more.
+
+    The files of `conf/` list all settings of this package's own parts. Where there is such a problem, and the command
+    line gives parts no values that only they can check, nothing is left for the whole check to find.
+
+    Args:
+        cfg: a composed configuration.
+        overrides: of the command line.
+    """
+    problems = [problem for _, problem in _check_node(cfg, RootConfig, "", GROUPS)]
+    for path, targets in listed_settings().items():
+        node = OmegaConf.select(cfg, path)
+        known = targets.get(node.get("_target_"), []) if isinstance(node, DictConfig) else []
+        problems += [
+            unknown_key(f"{path}.{key}", str(key), known)
+            for key in node or ()
+            if known and key not in (*known, *INJECTED) and not str(key).startswith("_")
+        ]
+    named = [override.lstrip("+~").partition("=")[0] for override in overrides]
+    elsewhere = [key for key in named if key.startswith(tuple(f"{path}." for path in (*PARTS, "logger", "callbacks")))]
+    if problems and all(any(f"unknown key {key}:" in problem for problem in problems) for key in elsewhere):
+        raise ConfigError(*problems)
+
+
+def listed_settings() -> dict[str, dict[str, list[str]]]:
+    """By part, the settings that `conf/` lists for each class or function of this package: all that it takes."""
+    found: dict[str, dict[str, list[str]]] = {part: {} for part in PARTS}
+    for part, targets in found.items():
+        for file in sorted(Path(CONF_DIR, part).glob("*.yaml")):
+            node = yaml.load(file.read_bytes(), Loader=LOADER)
+            if isinstance(node, dict) and str(node.get("_target_")).startswith("bayeslora."):
+                targets[node["_target_"]] = [key for key in node if not key.startswith("_") and key != "defaults"]
+    return found
+
+
+def known_keys() -> dict[str, list[str]]:
+    """The keys that the nodes of a run's configuration may hold, of all their choices together."""
+    sections = {"chain": ChainConfig, "trainer": TrainerConfig, "evaluate": Evaluation}
+    own = {name: [f.name for f in fields(section)] for name, section in sections.items()}
+    parts = {part: [key for keys in targets.values() for key in keys] for part, targets in listed_settings().items()}
+    return {"sampler": parts.pop("sampler")} | own | parts
+
+
+def _check_node(cfg: DictConfig, schema: type, path: str, also: tuple[str, ...] = ()) -> Iterator[tuple[str, str]]:
     """Keys and types of `cfg` against a dataclass, node by node; `also` may be meant by an unknown key."""
     known = {f.name: f for f in fields(schema)}
     defaults = OmegaConf.structured(schema)
     for key in cfg:
         name = path + str(key)
         if key not in known:
-            yield unknown_key(name, str(key), [*known, *also])
+            yield name, unknown_key(name, str(key), [*known, *also])
             continue
         nested = OmegaConf.get_type(defaults, key)
         try:
@@ -133,7 +186,7 @@ def _check_node(cfg: DictConfig, schema: type, path: str, also: tuple[str, ...] 
                 OmegaConf.set_readonly(one, False)
                 one[key] = value
         except OmegaConfBaseException as error:
-            yield f"{name}: {first_line(error)}"
+            yield name, f"{name}: {first_line(error)}"
 
 
 def check_target(node: Any, path: str) -> Iterator[str]:
@@ -244,12 +297,39 @@ def differences(ours: dict[str, Any], theirs: dict[str, Any], prefix: str = "") 
             yield f"{prefix}{key} (here {a!r}, there {b!r})"
 
 
-def gather(cfg: DictConfig) -> Problems:
-    """The problems of a configuration's form, to which later checks add theirs."""
-    problems = Problems()
-    if OmegaConf.select(cfg, "dataset._target_") == IN_PYTHON:  # then the rest is of a program too
-        with problems.collect():
+@dataclass
+class Form:
+    """What is wrong with a configuration's form, and what of it later checks can use all the same.
+
+    Attributes:
+        problems: to which later checks add theirs.
+        usable: the configuration, with the schema's own values in place of those of the wrong type.
+        broken: the parts (`sampler`, `model`, …) that cannot be made.
+    """
+
+    problems: Problems
+    usable: DictConfig
+    broken: set[str]
+
+    @classmethod
+    def of(cls, cfg: DictConfig) -> Form:
+        """Check a composed configuration.
+
+        Raises:
+            ConfigError: it is that of a program, which only the program can build.
+        """
+        if OmegaConf.select(cfg, "dataset._target_") == IN_PYTHON:
             instantiate(cfg.dataset)
-        return problems
-    problems.add(*check_config(cfg))
-    return problems
+        problems, usable, broken = Problems(), cfg, set()
+        found = list(_form_problems(cfg))
+        if found:
+            usable = copy.deepcopy(cfg)
+            OmegaConf.set_struct(usable, False)
+        defaults = OmegaConf.structured(RootConfig)
+        for key, problem in found:
+            problems.add(problem)
+            if key in (*PARTS, "chain.warmup.optimizer", "logger", "callbacks"):
+                broken.add(key)
+            elif key.split(".")[-1] in (parent := OmegaConf.select(defaults, key.rpartition(".")[0]) or defaults):
+                OmegaConf.update(usable, key, parent[key.split(".")[-1]])
+        return cls(problems, usable, broken)

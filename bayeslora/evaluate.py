@@ -5,6 +5,7 @@ Works on finished and half-finished runs; repeating it writes the same numbers a
 Examples:
     python -m bayeslora.evaluate run_dir=outputs/quickstart/2026-11-24_12-00-00
     python -m bayeslora.evaluate run_dir=… split=validation
+    python -m bayeslora.evaluate run_dir=… dataset.path=/data/mine.npz      the data have moved
     python -m bayeslora.evaluate run_dir=… reference=predictive.npz ood=cifar100 ood_path=DATA/cifar100 corruptions=true
     python -m bayeslora.evaluate run_dir=… --strict          exit code 4 unless every criterion is met
 """
@@ -81,6 +82,7 @@ def provenance(run: RunDirectory, setup: Setup, results: Results, series: Series
         seconds=seconds,
         ess_per_second=ess / sampling if ess is not None and sampling else None,
         tokens=None if counts is None else Tokens(counts.per_batch, counts.padding, rate),
+        short_burn_in=setup.short_burn_in(),
     )
 
 
@@ -106,16 +108,17 @@ def evaluate_run(cfg: DictConfig) -> Results:
     """Evaluate the run that `cfg.run_dir` names, with `split` and `batch_size` as given."""
     from omegaconf import OmegaConf
 
+    taken = ("run_dir", "dataset.path", "trust", *OVERRIDES)
+    unknown = sorted({*cfg} - {"dataset", *taken}) + [f"dataset.{key}" for key in cfg.dataset if key != "path"]
+    if unknown:
+        raise ConfigError(f"unknown key {', '.join(unknown)}: evaluate takes {', '.join(taken)}")
+    require(not OmegaConf.is_missing(cfg, "run_dir"), "which run? Give its folder: run_dir=outputs/…")
     from bayeslora.build import build
     from bayeslora.recorded import names
     from bayeslora.rundir import RunDirectory
 
-    unknown = sorted(set(cfg) - {"run_dir", "trust", *OVERRIDES})
-    if unknown:
-        raise ConfigError(f"unknown key {', '.join(unknown)}: evaluate takes run_dir, trust, {', '.join(OVERRIDES)}")
-    require(not OmegaConf.is_missing(cfg, "run_dir"), "which run? Give its folder: run_dir=outputs/…")
     run = RunDirectory(cfg.run_dir)
-    recorded = run.recorded(names(cfg.trust))
+    recorded = run.recorded(names(cfg.trust), cfg.dataset.path)
     for key in OVERRIDES:
         if cfg[key] is not None:
             recorded.evaluate[key] = cfg[key]

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from bayeslora.build import Setup
     from bayeslora.rundir import RunDirectory
 
-KEYS = {"run_dir", "out_dir", "chain", "last", "trust"}
+KEYS = {"run_dir", "out_dir", "chain", "last", "trust", "dataset"}
 
 
 def export(cfg: DictConfig) -> list[Path]:
@@ -34,26 +34,27 @@ def export(cfg: DictConfig) -> list[Path]:
     """
     from omegaconf import OmegaConf
 
+    unknown = sorted({*cfg} - KEYS) + [f"dataset.{key}" for key in cfg.dataset if key != "path"]
+    if unknown:
+        raise ConfigError(f"unknown key {', '.join(unknown)}: export takes {', '.join(sorted(KEYS))}")
+    missing = [key for key in ("run_dir", "out_dir") if OmegaConf.is_missing(cfg, key)]
+    require(not missing, f"{' and '.join(missing)} missing: give run_dir=outputs/… of a run and out_dir=FOLDER")
     from bayeslora.build import build
+    from bayeslora.files import user_path
     from bayeslora.posterior import Posterior
     from bayeslora.posterior.export import export_adapters
     from bayeslora.recorded import names
     from bayeslora.rundir import RunDirectory
 
-    unknown = sorted(set(cfg) - KEYS)
-    if unknown:
-        raise ConfigError(f"unknown key {', '.join(unknown)}: export takes {', '.join(sorted(KEYS))}")
-    missing = [key for key in ("run_dir", "out_dir") if OmegaConf.is_missing(cfg, key)]
-    require(not missing, f"{' and '.join(missing)} missing: give run_dir=outputs/… of a run and out_dir=FOLDER")
     run = RunDirectory(cfg.run_dir)
-    setup = build(run.recorded(names(cfg.trust)))
+    setup = build(run.recorded(names(cfg.trust), cfg.dataset.path))
     posterior = Posterior.load(run.root, setup.model(), setup.likelihood)
     draws = list(posterior.draws(cfg.chain))
     if not draws:
         raise DataError(f"{run.root} holds no draws{'' if cfg.chain is None else f' of chain {cfg.chain}'}")
     if cfg.last is not None:
         draws = list(islice(draws, max(0, len(draws) - cfg.last), None))
-    folders = export_adapters(posterior.model, draws, cfg.out_dir, facts(run, setup))
+    folders = export_adapters(posterior.model, draws, user_path(cfg.out_dir), facts(run, setup))
     print(f"{len(folders)} adapters in {cfg.out_dir}; PeftModel.from_pretrained(base, FOLDER) loads each", flush=True)  # noqa: T201
     return folders
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import fcntl
 import hashlib
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -14,6 +17,32 @@ from bayeslora.errors import ConfigError, StorageError
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+def user_path(path: Path | str) -> Path:
+    """A path as a user writes it: `~` is the home, where there is one."""
+    return Path(os.path.expanduser(path))  # noqa: PTH111  # Path's own raises where there is none
+
+
+@contextmanager
+def writable_caches() -> Iterator[None]:
+    """Where the user's cache folder cannot be written, a temporary one in its place: libraries fail at import else."""
+    variables = {"XDG_CACHE_HOME": ".cache", "HOME": ""}  # the second for systems that do not look at the first
+    folder = user_path(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
+    with suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+    if os.access(folder, os.W_OK):
+        yield
+        return
+    elsewhere = Path(tempfile.mkdtemp(prefix="bayeslora-cache-"))
+    atexit.register(shutil.rmtree, elsewhere, ignore_errors=True)
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ |= {name: str(elsewhere / place) for name, place in variables.items()}
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
 @contextmanager

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 import tempfile
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
@@ -21,13 +23,15 @@ from bayeslora.datasets.base import Data
 from bayeslora.datasets.batches import Batches
 from bayeslora.datasets.examples import from_examples
 from bayeslora.errors import ConfigError, DivergedError, Problems, require
-from bayeslora.files import digest
+from bayeslora.files import digest, user_path
 from bayeslora.fit import check_names, check_outputs, check_task
 from bayeslora.likelihood import LIKELIHOODS, Categorical, Gaussian, Likelihood
 from bayeslora.posterior import Posterior
 from bayeslora.potential import Potential, Prior
 from bayeslora.rng import seeded
 from bayeslora.rundir import RunDirectory
+
+DEVICES = ("cpu", "cuda", "cuda:0")
 
 
 def sample(
@@ -46,7 +50,8 @@ def sample(
             begins with its weights. A function that makes one: every chain with its own, drawn under the chain's seed,
             which lets R-hat see more.
         dataset: map-style, of (input, target) items, or a pair of tensors (inputs, targets). Whole-number targets are
-            classes, floats are real numbers. Read into memory once, so random augmentation in it happens once.
+            classes, floats are real numbers, which take the model's precision, float32 or float64. Read into memory
+            once, so random augmentation in it happens once.
         sampler: a file in `conf/sampler`: `sgld`, `sghmc`, `baoab`, `psgld`, `map`, ….
         likelihood: `"categorical"`, `"gaussian"` (one sampled noise a target), an object such as
             `Gaussian(noise=0.1)`; None: by the targets.
@@ -61,8 +66,9 @@ def sample(
         class_names: by class.
         seed: of batches and noise.
         parallel: `"sequential"`, or `"stacked"`: all chains in one pass.
-        device: `"cpu"` or `"cuda"`.
-        run_dir: where draws are kept; a repeated call goes on there. None: a folder that goes with the posterior.
+        device: `"cpu"` or `"cuda"`, the first GPU that is visible.
+        run_dir: where draws are kept (`~` is the home); a repeated call goes on there. None: a folder that goes with
+            the posterior.
         name: of the run, in reports.
         progress: print how chains come on.
         sampler_settings, chain_settings: further keys of `conf/sampler/<sampler>.yaml` and `conf/chain/default.yaml`.
@@ -80,10 +86,13 @@ def sample(
         >>> posterior.predict(x).exp().shape
         torch.Size([64, 2])
     """
-    data = from_examples(dataset, test_dataset, val_dataset, name=name, class_names=class_names)
+    require(str(device) in DEVICES, f"device={device}: choose {' or '.join(DEVICES[:2])}; another GPU than the first is"
+            " chosen by CUDA_VISIBLE_DEVICES=1 in the environment")  # fmt: skip
+    parts = (dataset, test_dataset, val_dataset)
+    data = from_examples(*parts, name=name, class_names=class_names, precision=_precision(model))
     chosen = _likelihood(likelihood, data)
     given = prior if isinstance(prior, Prior) else Prior(float(prior))
-    folder, keeps = (Path(run_dir), None) if run_dir is not None else _temporary()
+    folder, keeps = (user_path(run_dir), None) if run_dir is not None else _temporary()
     size = batch_size if batch_size is None else min(batch_size, len(data.train))
     lengths = {"num_chains": chains, "num_draws": draws, "thin": thin, "burn_in": burn_in, "batch_size": size}
     chain = lengths | {"parallel": parallel, "warmup": _warmup(warmup, warmup_lr)} | dict(chain_settings or {})
@@ -93,7 +102,7 @@ def sample(
         likelihood=_described(chosen, vars(chosen)), model=_described_model(model),
         dataset={"_target_": IN_PYTHON, "examples": digest(vars(data.train))[:16]},
         callbacks=_callbacks() if progress else None,
-        trainer={"accelerator": "gpu" if device.startswith("cuda") else "cpu"},
+        trainer={"accelerator": "cpu" if str(device) == "cpu" else "gpu"},
     )  # fmt: skip
     run = RunDirectory(folder)
     posterior = _sampled(_setup(cfg, data, chosen, given, model, run), run, evaluated=test_dataset is not None)
@@ -113,6 +122,9 @@ class OwnSetup(Setup):
             made = copy.deepcopy(self.own) if isinstance(self.own, nn.Module) else self.own()  # type: ignore[misc]
         assert isinstance(made, nn.Module)
         return self.likelihood.attach(made, self.data.num_classes).to(self.device)
+
+    def structure(self) -> nn.Module:
+        return self.model()
 
 
 def _setup(
@@ -166,6 +178,8 @@ def _sampled(setup: Setup, run: RunDirectory, evaluated: bool) -> Posterior:
     from bayeslora.evaluate import evaluate
 
     run.open(plain(setup.cfg))
+    if (short := setup.short_burn_in()) is not None:
+        warnings.warn(short, stacklevel=3)
     stopped = ChainRunner(setup, run).run_all(setup.chains)
     if stopped:
         raise DivergedError("; ".join(stopped.values()), list(stopped))
@@ -215,12 +229,29 @@ def _composed(**settings: Any) -> DictConfig:
     from bayeslora.config import first_line
 
     try:
-        merged = OmegaConf.merge(OmegaConf.structured(RootConfig), OmegaConf.create(settings))
+        merged = OmegaConf.merge(OmegaConf.structured(RootConfig), OmegaConf.create(_python(settings)))
     except OmegaConfBaseException as error:
         raise ConfigError(first_line(error)) from error
     cfg = OmegaConf.create(OmegaConf.to_container(merged))
     assert isinstance(cfg, DictConfig)
     return cfg
+
+
+def _python(value: Any) -> Any:
+    """Settings with NumPy's and torch's numbers as Python's."""
+    if isinstance(value, Mapping):
+        return {key: _python(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_python(entry) for entry in value]
+    is_number = isinstance(value, np.generic) or (isinstance(value, torch.Tensor) and value.ndim == 0)
+    return value.item() if is_number else value
+
+
+def _precision(model: nn.Module | Callable[[], nn.Module]) -> torch.dtype:
+    """That of the model's parameters, where it is there already; a function's is torch's own for new ones."""
+    parameters = model.parameters() if isinstance(model, nn.Module) else ()
+    kinds = {p.dtype for p in parameters if p.is_floating_point()} or {torch.get_default_dtype()}
+    return torch.float64 if torch.float64 in kinds else torch.float32
 
 
 def _described(what: Any, settings: Mapping[str, Any]) -> dict[str, Any]:

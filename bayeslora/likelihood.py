@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from numbers import Real
 from typing import Any, Protocol
 
 import torch
@@ -87,7 +88,7 @@ class Gaussian:
     """
 
     def __init__(self, noise: float | str = "learned", prior_variance: float = 4.0) -> None:
-        fixed = isinstance(noise, int | float) and not isinstance(noise, bool)
+        fixed = isinstance(noise, Real) and not isinstance(noise, bool)
         require(
             (fixed and math.isfinite(noise) and noise > 0) or noise in ("learned", "per_example"),  # type: ignore[arg-type, operator]
             f"likelihood.noise={noise} must be a positive number (a standard deviation), learned, or per_example",

@@ -36,6 +36,11 @@ def matches(name: str, pattern: str) -> bool:
     return f".{pattern}." in f".{name}."
 
 
+def last_match(name: str, values: Mapping[str, float], default: float) -> float:
+    """The value of the last pattern that means a parameter (see `matches`), else the default."""
+    return [default, *(value for pattern, value in values.items() if matches(name, pattern))][-1]
+
+
 class Prior:
     """Gaussian prior with mean zero and one variance a tensor: log p(θ) = −½ Σₜ ‖θₜ‖²/σₜ² + const.
 
@@ -81,10 +86,7 @@ class Prior:
         else:
             fan_in = self.fan_ins.get(name, math.prod(shape[1:]))
             variance = self.variance / (fan_in if self.scaling == "fan_in" else 1)
-        for pattern, value in self.overrides.items():
-            if matches(name, pattern):
-                variance = value
-        return 1.0 / variance
+        return 1.0 / last_match(name, self.overrides, variance)
 
     def for_model(self, model: nn.Module) -> Prior:
         """The same prior, with the fan-in of the layers of a model whose weights are not [out, in, …].
@@ -208,7 +210,7 @@ class Potential:
 
 
 def categorical_nll(logits: Tensor, targets: Tensor) -> Tensor:
-    """−log p(y|x, θ) of a classifier in nats, computed in fp32.
+    """−log p(y|x, θ) of a classifier in nats, at least in fp32.
 
     Args:
         logits: [..., C], any float precision.
@@ -217,5 +219,6 @@ def categorical_nll(logits: Tensor, targets: Tensor) -> Tensor:
     Returns:
         [...].
     """
-    flat = F.cross_entropy(logits.float().flatten(0, -2), targets.flatten(), reduction="none")
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    flat = F.cross_entropy(logits.flatten(0, -2), targets.flatten(), reduction="none")
     return flat.view(targets.shape)

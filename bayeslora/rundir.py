@@ -18,8 +18,8 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from bayeslora.config import differences
-from bayeslora.errors import ConfigError, DataError, StorageError
-from bayeslora.files import locked, remove_leftovers, write_atomically
+from bayeslora.errors import ConfigError, DataError, StorageError, require
+from bayeslora.files import locked, remove_leftovers, user_path, write_atomically
 from bayeslora.posterior.store import DrawStore
 from bayeslora.recorded import check_contained, check_trusted, read_config
 
@@ -40,7 +40,7 @@ class RunDirectory:
     """Places of a run's files (see `Layout` in the README) and its recorded configuration."""
 
     def __init__(self, root: Path | str) -> None:
-        self.root = Path(root)
+        self.root = user_path(root)
         self.config_file = self.root / "config.yaml"
         self.map_file = self.root / "map.safetensors"
         self.metrics_file = self.root / "metrics.json"
@@ -80,13 +80,15 @@ class RunDirectory:
         """
         return read_config(self.config_file)
 
-    def recorded(self, trusted: Sequence[str] = ()) -> DictConfig:
+    def recorded(self, trusted: Sequence[str] = (), data_path: str | None = None) -> DictConfig:
         """The recorded configuration as it was composed, to build the parts from; on the CPU if there is no GPU.
 
         Args:
             trusted: packages, modules or classes not of bayeslora that it may name.
+            data_path: where the dataset lies now; None: where the run found it.
 
         Raises:
+            ConfigError: a path for a dataset that has none.
             DataError: there is none; or a link leads out of the folder; or it names or points to what it should not.
         """
         check_contained(self.root)
@@ -95,6 +97,9 @@ class RunDirectory:
         cfg = OmegaConf.create(config)
         if not torch.cuda.is_available() and isinstance(cfg.get("trainer"), DictConfig):
             cfg.trainer.accelerator = "cpu"  # a run from elsewhere
+        if data_path is not None:
+            require("path" in cfg.dataset, f"dataset.path={data_path}: {cfg.dataset._target_} is read from no path")
+            cfg.dataset.path = str(user_path(data_path))
         return cfg
 
     def check(self, config: dict[str, Any]) -> None:

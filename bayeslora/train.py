@@ -39,23 +39,32 @@ def train(cfg: DictConfig) -> Results | None:
         InterruptedRunError: the run was asked to stop, and can be resumed.
         WorkerError: a process that ran a chain was killed; the others are finished and what there is is evaluated.
     """
+    from hydra.core.hydra_config import HydraConfig
+
+    from bayeslora.config import check_keys
+
+    check_keys(cfg, HydraConfig.get().overrides.task if HydraConfig.initialized() else ())
     import torch
 
     from bayeslora.build import build, plain
-    from bayeslora.chains.parallel import run_processes
-    from bayeslora.chains.runner import ChainRunner
-    from bayeslora.chains.trial import try_step
-    from bayeslora.evaluate import evaluate
     from bayeslora.rundir import RunDirectory
 
+    _set_paths(cfg)
     _set_run_dir(cfg)
     run = RunDirectory(cfg.run_dir)
     setup = build(cfg, run)
+    from bayeslora.chains.parallel import run_processes  # they import Lightning, which takes seconds
+    from bayeslora.chains.runner import ChainRunner
+    from bayeslora.chains.trial import try_step
+    from bayeslora.evaluate import evaluate
+
     if cfg.trainer.num_threads is not None:
         torch.set_num_threads(cfg.trainer.num_threads)
     try_step(setup)
     _accelerate(setup, run)
     run.open(plain(cfg))
+    if (short := setup.short_burn_in()) is not None:
+        print(f"warning: {short}", flush=True)  # noqa: T201
     runner = ChainRunner(setup, run)
     run_all = run_processes if cfg.chain.parallel == "processes" else ChainRunner.run_all
     try:
@@ -111,30 +120,51 @@ def _set_run_dir(cfg: DictConfig) -> None:
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
+    hydra = HydraConfig.get() if HydraConfig.initialized() else None
+    given = hydra is not None and any(one.lstrip("+").startswith("run_dir=") for one in hydra.overrides.task)
     if cfg.resume:
-        cfg.run_dir = str(_newest_run(cfg))
+        cfg.run_dir = str(_resumed(cfg, named=given))
+        print(f"resume=true goes on with {cfg.run_dir}", flush=True)  # noqa: T201
         return
-    if not HydraConfig.initialized():
+    if hydra is None:
         return
-    hydra = HydraConfig.get()
-    given = any(override.lstrip("+").startswith("run_dir=") for override in hydra.overrides.task)
     if hydra.mode == RunMode.MULTIRUN and not given:  # jobs that run chains of one run share its folder
         cfg.run_dir = hydra.sweep.dir if cfg.chain.index is not None else f"{hydra.sweep.dir}/{hydra.job.num}"
 
 
-def _newest_run(cfg: DictConfig) -> Path:
-    """The run directory that was named, if it holds a run; else the newest beside it whose configuration is this one.
+def _set_paths(cfg: DictConfig) -> None:
+    """Make `~` the home, and a dataset's path that is there absolute: the run is evaluated from anywhere."""
+    from omegaconf import OmegaConf
+
+    from bayeslora.files import user_path
+
+    cfg.run_dir = str(user_path(str(cfg.run_dir)))
+    for key in ("dataset.path", "evaluate.reference", "evaluate.ood_path"):
+        if isinstance(path := OmegaConf.select(cfg, key, throw_on_missing=False), str):
+            there = user_path(path)
+            OmegaConf.update(cfg, key, str(there.absolute()) if there.exists() else str(there))
+
+
+def _resumed(cfg: DictConfig, named: bool) -> Path:
+    """The run directory that was named; else the newest beside the one to be whose configuration is this one.
 
     Raises:
         ConfigError: there is none.
     """
     from bayeslora.build import plain
     from bayeslora.config import differences
+    from bayeslora.files import user_path
     from bayeslora.rundir import RunDirectory, fixed
 
-    here, beside = Path(cfg.run_dir), Path(cfg.run_dir).parent
+    here = user_path(str(cfg.run_dir))
     if RunDirectory(here).config_file.exists():
         return here
+    require(
+        not named,
+        f"resume=true, but run_dir={here} holds no run; leave run_dir out to go on with the newest run of this"
+        " configuration, or leave resume out to start one there",
+    )
+    beside = here.parent
     wanted = fixed(plain(cfg))
     for file in sorted(beside.glob("*/config.yaml"), reverse=True):
         with suppress(DataError):  # a folder with a spoilt configuration is not the one

@@ -5,11 +5,12 @@ from __future__ import annotations
 import shutil
 import textwrap
 from collections.abc import Iterator, Sequence
+from dataclasses import fields
 from pathlib import Path
 
 import yaml
 
-from bayeslora.config import CONF_DIR
+from bayeslora.config import CONF_DIR, GROUPS, RootConfig, known_keys
 
 EXIT_CODES = {
     0: "done",
@@ -41,6 +42,35 @@ def answer(arguments: Sequence[str], command: str, doc: str) -> str | None:
     if completes(arguments) and "install=bash" in arguments:
         return BASH
     return None
+
+
+OPTIONS = {
+    "--help", "--hydra-help", "--version", "--cfg", "--resolve", "--package", "--run", "--multirun",
+    "--shell-completion", "--config-path", "--config-name", "--config-dir", "--experimental-rerun", "--info",
+    "--strict",
+}  # fmt: skip
+"""Hydra's options, and our own."""
+
+
+def wrong_option(arguments: Sequence[str], command: str) -> str | None:
+    """What to write in place of the first `--setting value`, which Hydra does not know; None where all is well."""
+    for place, argument in enumerate(arguments):
+        option, equals, value = argument.partition("=")
+        if not option.startswith("--") or option in OPTIONS:
+            continue
+        after = "".join(arguments[place + 1 : place + 2])
+        if not equals:
+            value = after if after and "=" not in after and not after.startswith("-") else "…"
+        key = option.removeprefix("--").replace("-", "_")
+        return f"{option} is no option: settings are written without dashes; write {setting(key, command)}={value}"
+    return None
+
+
+def setting(name: str, command: str) -> str:
+    """The dotted key that a name may mean: `sampler.lr` for `lr`, of `train`; the name itself where none ends so."""
+    if command != "train" or name in {*(field.name for field in fields(RootConfig)), *GROUPS}:
+        return name
+    return next((f"{node}.{name}" for node, keys in known_keys().items() if name in keys), name)
 
 
 def completes(arguments: Sequence[str]) -> bool:

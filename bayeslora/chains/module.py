@@ -23,7 +23,7 @@ from bayeslora.engine.acceleration import can_compile, compiled
 from bayeslora.errors import ConfigError, DivergedError, require
 from bayeslora.likelihood import Categorical, Likelihood
 from bayeslora.models.modes import frozen_statistics, set_sampling_mode
-from bayeslora.potential import Potential, matches
+from bayeslora.potential import Potential, last_match
 from bayeslora.samplers import Sampler, schedules
 
 Batch = tuple[Tensor, Tensor]
@@ -88,7 +88,7 @@ class SamplingModule(LightningModule):
         self._make_sampler, self._make_warmup = sampler, warmup
         self._factors = {
             "warm-up": schedules.make(warmup_schedule, plan.warmup, **warmup_schedule_settings or {}),
-            "sampler": _sampler_schedule(schedule, plan, schedule_settings or {}),
+            "sampler": sampler_schedule(schedule, plan, schedule_settings or {}),
         }
         self.lr_factors = dict(lr_factors or {})
         self._full_data = full_data
@@ -366,12 +366,11 @@ def parameter_groups(params: Mapping[str, Tensor], factors: Mapping[str, float])
         require(valid, f"chain.lr_factors[{pattern}]={factor} must be a positive finite number")
     groups: dict[float, list[Tensor]] = {}
     for name, p in params.items():
-        matching = [factor for pattern, factor in factors.items() if matches(name, pattern)]
-        groups.setdefault(matching[-1] if matching else 1.0, []).append(p)
+        groups.setdefault(last_match(name, factors, 1.0), []).append(p)
     return [{"params": members, "factor": factor} for factor, members in groups.items()]
 
 
-def _sampler_schedule(name: str, plan: Plan, settings: dict[str, Any]) -> schedules.Schedule:
+def sampler_schedule(name: str, plan: Plan, settings: dict[str, Any]) -> schedules.Schedule:
     """The sampler's schedule, counted from the end of the warm-up, with the lengths that it takes from the plan."""
     spans = {"exponential": {"decay_steps": plan.burn_in}, "cyclical": {"cycle_length": plan.cycle_length}}
     factor = schedules.make(name, plan.total - plan.warmup, **spans.get(name, {}) | settings)

@@ -49,6 +49,7 @@ def from_examples(
     name: str = "own data",
     class_names: Sequence[str] | None = None,
     transform: Transform | None = None,
+    precision: torch.dtype = torch.float32,
 ) -> Data:
     """A dataset made of anyone's examples, each part as `as_split` takes it.
 
@@ -59,6 +60,7 @@ def from_examples(
         name: what to call it in reports.
         class_names: by class; None: their numbers.
         transform: stored inputs to model inputs; None: as they are, but images of bytes [N, C, H, W] scaled to [0, 1].
+        precision: of real targets, and of inputs that are real numbers: the model's, float32 or float64.
 
     Raises:
         DataError: something that holds no (input, target) examples, or parts of different form.
@@ -70,7 +72,7 @@ def from_examples(
         parts |= dict(
             zip(("train", "validation", "test") if len(train) == 3 else ("train", "test"), train, strict=True)
         )
-    splits = {part: as_split(found, part) for part, found in parts.items() if found is not None}
+    splits = {part: as_split(found, part, precision) for part, found in parts.items() if found is not None}
     require("train" in splits, f"{name}: there is no part called train")
     empty = splits["train"].take(slice(0))
     ours, held_out, tested = whole = [splits.get(part, empty) for part in ("train", "validation", "test")]
@@ -81,13 +83,14 @@ def from_examples(
     return data.with_scale_notes()
 
 
-def as_split(examples: Any, part: str = "the data") -> Split:
+def as_split(examples: Any, part: str = "the data", precision: torch.dtype = torch.float32) -> Split:
     """Examples in memory.
 
     Args:
         examples: a map-style dataset of (input, target) items, a pair of tensors or arrays (inputs [N, …], targets
             [N] or [N, D]), or a `Split`.
         part: what to call it in messages.
+        precision: of real numbers.
 
     Raises:
         DataError: there is no example, or it is no (input, target) pair.
@@ -104,7 +107,7 @@ def as_split(examples: Any, part: str = "the data") -> Split:
         raise DataError(f"{part}: {len(inputs)} inputs and {len(targets)} targets; there must be as many")
     if not len(targets):
         raise DataError(f"{part} holds no examples")
-    return Split(_narrow(inputs), _as_targets(targets, part))
+    return Split(_as_inputs(inputs, precision), _as_targets(targets, part, precision))
 
 
 def _is_array(value: Any) -> bool:
@@ -136,20 +139,20 @@ def _tensor(value: Any) -> Tensor:
     return value if isinstance(value, Tensor) else torch.as_tensor(np.asarray(value))
 
 
-def _narrow(inputs: Tensor) -> Tensor:
-    """Double precision as float32; the rest as it is."""
-    return inputs.float() if inputs.dtype == torch.float64 else inputs
+def _as_inputs(inputs: Tensor, precision: torch.dtype) -> Tensor:
+    """Single and double precision as the model has it; the rest as it is."""
+    return inputs.to(precision) if inputs.dtype in (torch.float32, torch.float64) else inputs
 
 
-def _as_targets(targets: Tensor, part: str) -> Tensor:
-    """Class numbers int64 [N], or real numbers float32 [N, D]."""
+def _as_targets(targets: Tensor, part: str, precision: torch.dtype) -> Tensor:
+    """Class numbers int64 [N], or real numbers [N, D]."""
     if not targets.is_floating_point():
         classes = targets.squeeze(1) if targets.ndim == 2 and targets.shape[1] == 1 else targets
         check_class_numbers(classes, part)
         return classes.long()
     if not targets.isfinite().all():
         raise DataError(f"{part}: {int((~targets.isfinite()).sum())} targets are NaN or infinite; leave them out")
-    return targets.float().reshape(len(targets), -1)
+    return targets.to(precision).reshape(len(targets), -1)
 
 
 def _check_alike(splits: Mapping[str, Split], name: str) -> None:

@@ -10,7 +10,7 @@ from types import ModuleType
 
 import numpy as np
 
-from bayeslora.files import replaced
+from bayeslora.files import replaced, writable_caches
 
 MIN_DRAWS = 4
 """Draws a chain needs: R-hat and ESS split every chain in two, and a variance takes two draws."""
@@ -245,8 +245,8 @@ def _grouped(scalars: Mapping[str, Sequence[np.ndarray]]) -> dict[str, dict[str,
 
 
 def _arviz() -> ModuleType:
-    """Import arviz when it is first needed (it takes seconds), without its once-a-day notice."""
-    with warnings.catch_warnings():
+    """Import arviz when it is first needed (it takes seconds), without the notice that it dates in the cache."""
+    with warnings.catch_warnings(), writable_caches():
         warnings.simplefilter("ignore", FutureWarning)
         import arviz
     return arviz

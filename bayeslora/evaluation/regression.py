@@ -59,17 +59,26 @@ def scores(mixture: NormalMixture, targets: Tensor) -> RegressionScores:
     if not (density.mean.isfinite().all() and density.sd.isfinite().all()):
         raise DivergedError("a prediction is not finite: the parameters of this draw, or its outputs, are not")
     error = density.mean - targets
-    quantiles = torch.arange(0.05, 0.96, 0.05, dtype=torch.float64)
-    shares = torch.stack([(pit <= q).double().mean() for q in quantiles])
     coverage = {f"coverage_{p}": ((2 * pit - 1).abs() <= p / 100).double().mean().item() for p in LEVELS}
     return RegressionScores(
         nll=mixture.nll.mean().item(),
         rmse=error.square().mean().sqrt().item(),
         mae=error.abs().mean().item(),
         **coverage,
-        calibration_error=(shares - quantiles).abs().mean().item(),
+        calibration_error=calibration_error(pit),
         sharpness=density.sd.mean().item(),
     )
+
+
+def calibration_error(pit: Tensor) -> float:
+    """Mean distance of the share of targets below each predictive quantile (5 %, … 95 %) from what it should be.
+
+    Args:
+        pit: predictive distribution functions at the targets, [N, D].
+    """
+    quantiles = torch.arange(0.05, 0.96, 0.05, dtype=torch.float64)
+    shares = torch.stack([(pit <= q).double().mean() for q in quantiles])
+    return (shares - quantiles).abs().mean().item()
 
 
 class RegressionPass:
@@ -145,6 +154,12 @@ class RegressionPass:
 
 
 def evaluate_reals(posterior: Posterior, setup: Setup, series: Series) -> tuple[RegressionPass, Results]:
+    """Predict the evaluated split with every draw, and score what they say."""
+    work = run_through(posterior, setup)
+    return work, summarise(work, posterior, series, setup)
+
+
+def run_through(posterior: Posterior, setup: Setup) -> RegressionPass:
     """Predict the evaluated split with every draw."""
     split = setup.evaluation_split()
     work = RegressionPass(setup, setup.loader(split), setup.function_probe(), split.targets.cpu())
@@ -152,7 +167,7 @@ def evaluate_reals(posterior: Posterior, setup: Setup, series: Series) -> tuple[
         for draw in draws:
             work.add(draw.chain, posterior.model_of(draw))
         work.end_round()
-    return work, summarise(work, posterior, series, setup)
+    return work
 
 
 def summarise(work: RegressionPass, posterior: Posterior, series: Series, setup: Setup) -> Results:

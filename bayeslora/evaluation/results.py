@@ -302,6 +302,7 @@ class Provenance:
         seconds: by phase, summed over chains.
         ess_per_second: of the potential, by the seconds of burn-in and sampling.
         tokens: of a run on texts.
+        short_burn_in: of a run whose chains may start off their law, in words.
         other: what else the run recorded.
     """
 
@@ -316,6 +317,7 @@ class Provenance:
     seconds: dict[str, float] = field(default_factory=dict)
     ess_per_second: Number = None
     tokens: Tokens | None = field(default=None, metadata=OPTIONAL)
+    short_burn_in: str | None = field(default=None, metadata=OPTIONAL)
     other: dict[str, Any] = field(default_factory=dict, metadata=FLAT)
 
 

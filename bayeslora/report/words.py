@@ -98,6 +98,8 @@ def run_notes(run: RunDirectory, setup: Setup) -> list[str]:
     if settings.probe_size > len(train):
         asked = f"chain.probe_size={settings.probe_size} asks for more"
         notes.append(f"The probe set is all {len(train):,} training examples: {asked}.")
+    if (short := setup.short_burn_in()) is not None:
+        notes.append(f"Chains may start off their law: {short}.")
     return [*notes, *setup.data.notes]
 
 

@@ -51,6 +51,11 @@ class Sampler(Optimizer):
 
     gradients_per_step = 1
 
+    @property
+    def speed(self) -> float:
+        """How far a weak, lasting force moves θ in a step, in units of ε × the force."""
+        return 1.0
+
     def __init__(
         self,
         params: Iterable[Any],

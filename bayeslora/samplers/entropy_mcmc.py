@@ -55,6 +55,10 @@ class EntropyMCMC(Sampler):
         super().check(group)
         require(self.eta > 0, f"sampler.eta={self.eta} must be positive")
 
+    @property
+    def speed(self) -> float:
+        return 0.5  # θ drags its guide, on which no force acts
+
     def update(self, theta: Tensor, evaluate: Evaluate) -> tuple[Tensor, Tensor]:
         potential, gradient = evaluate()
         guide = self.memory.get("guide", theta)

@@ -68,6 +68,10 @@ class PSGLD(Sampler):
             problems.add(f"sampler.preconditioner={self.preconditioner!r} is unknown; choose frozen or adaptive")
         problems.raise_if_any()
 
+    @property
+    def speed(self) -> float:
+        return 1 / self.floor  # where gradients vanish, and less elsewhere
+
     def update(self, theta: Tensor, evaluate: Evaluate) -> tuple[Tensor, Tensor]:
         potential, gradient = evaluate()
         if self.frozen and self.preconditioner == "frozen":

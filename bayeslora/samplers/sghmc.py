@@ -41,6 +41,10 @@ class Underdamped(Sampler):
         super().check(group)
         require(0 <= self.momentum < 1, f"sampler.momentum={self.momentum} must lie in [0, 1)")
 
+    @property
+    def speed(self) -> float:
+        return 1 / (1 - self.momentum)
+
     def update(self, theta: Tensor, evaluate: Evaluate) -> tuple[Tensor, Tensor]:
         potential, gradient = evaluate()
         p = self.memory.get("momentum", torch.zeros_like(theta))

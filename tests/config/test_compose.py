@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import pkgutil
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from torch import nn
 from bayeslora.build import build, plain
 from bayeslora.chains.plan import Plan
 from bayeslora.cli import forced
-from bayeslora.config import CONF_DIR, RootConfig, accepted, check_config, instantiate
+from bayeslora.config import CONF_DIR, INJECTED, PARTS, RootConfig, accepted, check_config, instantiate, listed_settings
 from bayeslora.datasets import Cifar10, Cifar100, Digits, Glue
 from bayeslora.errors import ConfigError
 from bayeslora.evaluate import OVERRIDES
@@ -222,7 +224,7 @@ def test_settings_are_forced_and_groups_and_flags_left(argument: str, expected: 
         ("seed=a", "seed: Value 'a' of type 'str' could not be converted to Integer"),
         ("chain.num_draws=1.5", "chain.num_draws: Value '1.5' of type 'float' could not be converted to Integer"),
         ("dataset.augment=no", "dataset.augment=no must be true or false"),
-        ("model.width=1.5", "model.width=1.5 must be a whole number"),
+        ("model.activation=1.5", "model.activation=1.5 must be text"),
         ("sampler.lr=fast", "sampler.lr=fast must be a number"),
         ("sampler.lr=null", "sampler.lr=null must be a number"),
         ("prior.variance=true", "prior.variance=true must be a number"),
@@ -254,7 +256,7 @@ def test_values_of_the_right_kind_pass() -> None:
 
 def test_a_targets_own_message_is_passed_on() -> None:
     with pytest.raises(ConfigError, match=r"model\.norm='none' is unknown"):
-        instantiate(composed("model.norm=none").model, num_classes=2)
+        instantiate(composed("model=resnet_small", "model.norm=none").model, num_classes=2)
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
@@ -266,4 +268,13 @@ def test_the_composed_configuration_is_plain_data(experiment: str) -> None:
 
 def test_evaluate_composes() -> None:
     cfg = composed("run_dir=here", config="evaluate")
-    assert dict(cfg) == {"run_dir": "here", "trust": []} | dict.fromkeys(OVERRIDES)
+    assert dict(cfg) == {"run_dir": "here", "trust": [], "dataset": {"path": None}} | dict.fromkeys(OVERRIDES)
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_the_files_of_a_part_list_all_that_it_takes(part: str) -> None:
+    """A mistyped key is found by them, without an import."""
+    for target, listed in listed_settings()[part].items():
+        parameters = inspect.signature(pkgutil.resolve_name(target)).parameters.values()
+        taken = {p.name for p in parameters if p.kind != p.VAR_KEYWORD} - INJECTED
+        assert taken == {*listed}, target

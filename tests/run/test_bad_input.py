@@ -6,6 +6,8 @@ import io
 import re
 import shutil
 import socket
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +93,44 @@ def test_keys_and_types_are_told_at_once(command: Command, tmp_path: Path) -> No
     assert not (tmp_path / "run").exists()
 
 
+def test_forms_and_values_are_told_at_once(command: Command, tmp_path: Path) -> None:
+    wrong = ("temperature=-1", "sampler.lr=abc", "chain.num_chains=two", "chain.thin=0", "model.width=0")
+    problems = before_work(command("train", "experiment=quickstart", *wrong, f"run_dir={tmp_path / 'run'}"))
+    assert [problem.partition("=")[0].partition(":")[0].split()[0] for problem in sorted(problems)] == [
+        "chain.num_chains", "chain.thin", "model.width", "sampler.lr", "temperature",
+    ]  # fmt: skip
+
+
+def test_a_mistyped_key_is_told_before_torch_is_imported(tmp_path: Path) -> None:
+    script = (
+        "import sys, bayeslora.train as t\n"
+        "try: t.main()\n"
+        "except SystemExit as end: print(end.code, 'torch' in sys.modules)"
+    )
+    for key in ("chain.num_draw=3", "sampler.lrr=3", "model.widht=3"):
+        arguments = [sys.executable, "-c", script, "experiment=quickstart", key, f"run_dir={tmp_path / 'run'}"]
+        result = subprocess.run(arguments, capture_output=True, text=True, check=False)
+        assert result.stdout.strip() == "2 False", result.stderr
+        assert f"unknown key {key.partition('=')[0]}: did you mean" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "write"),
+    [
+        (["--experiment", "quickstart"], "write experiment=quickstart"),
+        (["experiment=quickstart", "--lr", "0.1"], "write sampler.lr=0.1"),
+        (["--burn-in=3"], "write chain.burn_in=3"),
+        (["--seed"], "write seed=…"),
+    ],
+)
+def test_settings_written_as_options_are_answered_by_what_to_write(
+    command: Command, arguments: list[str], write: str
+) -> None:
+    before_work(
+        command("train", *arguments), f"{next(a for a in arguments if a[0] == '-').partition('=')[0]} is", write
+    )
+
+
 def test_mistyped_keys_in_an_experiment_file_are_named(command: Command, tmp_path: Path) -> None:
     (tmp_path / "experiment").mkdir()
     (tmp_path / "experiment" / "mine.yaml").write_text(
@@ -120,8 +160,8 @@ def test_mistyped_keys_in_an_experiment_file_are_named(command: Command, tmp_pat
         (["chain.batch_size=2000"], ["chain.batch_size=2000 must be from 1 to 1437", "or null"]),
         (["dataset.validation_size=1437"], ["leaves nothing of the 1437 training examples"]),
         (["evaluate.split=validation"], ["needs a validation set: train with dataset.validation_size=…"]),
-        (["model.width=0"], ["model.width must be at least 1, not 0"]),
-        (["model._target_=torch.nn.Linear"], ["unknown key model.norm: known here: ", "~model.norm takes it away"]),
+        (["model=resnet_small", "model.width=0"], ["model.width must be at least 1, not 0"]),
+        (["model._target_=torch.nn.Linear"], ["unknown key model.hidden: known here: ", "~model.hidden takes it away"]),
         (["sampler=hmc"], ["there is no sampler called hmc; choose one of ", " map, "]),
         (["~seed"], ["seed"]),
         (["seed=${nothing}"], ["Interpolation key 'nothing' not found"]),
@@ -254,6 +294,46 @@ def test_evaluate_needs_a_run(command: Command, tmp_path: Path, finished: Path) 
     before_work(command("evaluate", f"run_dir={finished}", "temprature=1"), "unknown key temprature: evaluate takes")
     before_work(command("evaluate", f"run_dir={finished}", "split=train"), "evaluate.split=train must be test or")
     before_work(command("evaluate", f"run_dir={finished}", "batch_size=0"), "evaluate.batch_size=0 must be at least 1")
+
+
+def test_data_that_have_moved_are_named_by_the_evaluation(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = np.random.default_rng(0)
+    x = source.normal(size=(60, 3))
+    np.savez(tmp_path / "data.npz", x=x, y=(x[:, 0] > 0).astype(int))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    small = ("size=smoke", "experiment=template", "model=mlp", "logger=none")
+    trained = command("train", *small, "dataset=npz", "dataset.path=data.npz", "run_dir='~/run'")
+    assert trained.code == 0, trained.err
+    assert "warning: 2 steps of burn-in are too few" in trained.out
+    there = tmp_path / "home" / "run"
+    metrics = (there / "metrics.json").read_text()
+    assert not (tmp_path / "~").exists()
+    assert "steps of burn-in are too few" in metrics
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert command("evaluate", "run_dir=~/run").code == 0
+    (tmp_path / "data.npz").rename(tmp_path / "moved.npz")
+    before_work(command("evaluate", f"run_dir={there}"), "data.npz does not exist")
+    before_work(command("evaluate", f"run_dir={there}", "dataset.pth=../moved.npz"), "unknown key dataset.pth")
+    (there / "metrics.json").unlink()
+    assert command("evaluate", f"run_dir={there}", "dataset.path=../moved.npz").code == 0
+    assert (there / "metrics.json").read_text() == metrics
+
+
+def test_resume_goes_on_with_the_run_that_was_named_or_says_which(
+    command: Command, tmp_path: Path, finished: Path
+) -> None:
+    folder = tmp_path / "2026-11-24_12-00-00"
+    shutil.copytree(finished, folder)
+    before = digests(folder)
+    named = command("train", *TINY, "resume=true", f"run_dir={tmp_path / 'TYPO'}")
+    before_work(named, f"resume=true, but run_dir={tmp_path / 'TYPO'} holds no run")
+    again = command("train", *TINY, "resume=true", f"run_dir={folder}")
+    assert (again.code, digests(folder)) == (0, before)
+    assert f"resume=true goes on with {folder}" in again.out
 
 
 def test_a_run_without_draws_says_how_to_get_them(command: Command, tmp_path: Path, finished: Path) -> None:

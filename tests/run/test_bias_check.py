@@ -14,7 +14,7 @@ import yaml
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
-from bayeslora.bias_check import bias_check, compare, example_errors, half_step, verdict
+from bayeslora.bias_check import bias_check, bootstrap, compare, half_step, verdict
 from bayeslora.diagnostics.metrics import metrics
 from bayeslora.errors import ConfigError, CriteriaError, DataError
 from bayeslora.evaluation.results import Results
@@ -176,9 +176,27 @@ def test_the_error_over_examples_is_that_of_the_mean_difference() -> None:
     source = torch.Generator().manual_seed(0)
     p, q = (torch.randn(300, 4, generator=source).log_softmax(-1) for _ in range(2))
     targets = torch.randint(4, (300,), generator=source)
-    found = example_errors(p, q, targets, 400, seed=1)
+    one, other = (lambda index, said=said: metrics(said[index], targets[index]) for said in (p, q))
+    found = bootstrap(one, other, ("nll", "ece"), 300, 400, seed=1)
     each = (p - q).gather(1, targets[:, None]).double()
     assert found["nll"] == pytest.approx(each.std().item() / 300**0.5, rel=4 * 0.036)
     assert 0 < found["ece"] < 0.1
-    assert example_errors(p, p, targets, 5, seed=1) == {"nll": 0.0, "ece": 0.0}
+    assert bootstrap(one, one, ("nll", "ece"), 300, 5, seed=1) == {"nll": 0.0, "ece": 0.0}
     assert metrics(p, targets)["nll"] > 0
+
+
+def test_a_regression_is_compared_by_its_own_metrics(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = np.random.default_rng(0)
+    x = source.normal(size=(80, 3))
+    np.savez(tmp_path / "data.npz", x=x, y=x @ [1.0, -2.0, 0.5] + 0.1 * source.normal(size=80))
+    small = ("experiment=template", "model=mlp", "size=smoke", "logger=none", "likelihood=gaussian", "dataset=npz")
+    run(tmp_path / "run", f"dataset.path={tmp_path / 'data.npz'}", base=small)
+    found = check(tmp_path / "run", "bootstrap=10")
+    before, after = (
+        json.loads((folder / "metrics.json").read_text()) for folder in (tmp_path / "run", half(tmp_path / "run"))
+    )
+    for name in ("nll", "calibration_error"):
+        assert found[name]["change"] == pytest.approx(after["ensemble"][name] - before["ensemble"][name])
+        assert found[name]["test_se"] > 0
+    assert "ece" not in found
+    assert "calibration error" in capsys.readouterr().out

@@ -12,10 +12,17 @@ import arviz
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+import torch
 from data.text_models import tiny_model
 from data.text_tools import mrpc
+from torch import Tensor
 from unit.report_tools import Page
 
+from bayeslora.build import build
+from bayeslora.datasets.base import Data, Split
+from bayeslora.diagnostics.calibration import fit_temperature
+from bayeslora.posterior import Posterior
+from bayeslora.rundir import RunDirectory
 from run.test_bad_input import shards
 from run.tools import STEPS, TINY, Command, run
 
@@ -274,3 +281,44 @@ def test_the_time_of_every_draw_is_noted(finished: Path) -> None:
         assert all(entry["seconds"] > 0 for entry in drawn)
         spent = sum(entry["seconds"] for entry in entries if "phase" in entry)
         assert sum(entry["seconds"] for entry in drawn) == pytest.approx(spent, rel=1e-3)
+
+
+@pytest.fixture(scope="module")
+def uneven(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with a validation set and batches of unequal size, on which means of means would differ."""
+    folder = tmp_path_factory.mktemp("uneven") / "run"
+    run(folder, "chain.num_draws=4", "dataset.validation_size=30", "evaluate.batch_size=27", "chain.warmup.steps=60",
+        "chain.warmup.optimizer.lr=0.05", "logger=none")  # fmt: skip
+    return folder
+
+
+def log_probs(model: Any, split: Split, data: Data) -> Tensor:
+    with torch.no_grad():
+        return model.eval()(data.transform(split.inputs)).log_softmax(-1)
+
+
+def test_maps_temperature_is_fitted_to_the_validation_set(uneven: Path) -> None:
+    setup = build(RunDirectory(uneven).recorded())
+    posterior = Posterior.load(uneven, setup.model())
+    baseline, data = posterior.map_model(), setup.data
+    fits = [fit_temperature(log_probs(baseline, s, data), s.targets).temperature
+            for s in (data.validation, data.test, data.train)]  # fmt: skip
+    found = json.loads((uneven / "metrics.json").read_text())["map_tempered"]["temperature"]
+    assert found == pytest.approx(fits[0], rel=1e-4)
+    assert all(abs(found - other) > 0.01 for other in fits[1:])
+
+
+def test_a_draws_nll_is_the_mean_over_the_probe_sets_examples(uneven: Path) -> None:
+    """Batches of 27 and 5: the mean of their means is another number."""
+    setup = build(RunDirectory(uneven).recorded())
+    posterior = Posterior.load(uneven, setup.model())
+    inputs, targets = (torch.cat(parts) for parts in zip(*setup.probe()(), strict=True))
+    assert len(targets) == 32
+    for store in posterior.stores:
+        for record in store.records():
+            with torch.no_grad():
+                outputs = posterior.model_of(store.load(record)).eval()(inputs)
+            nll = torch.nn.functional.cross_entropy(outputs, targets, reduction="none")
+            mean, of_means = nll.mean().item(), torch.stack([part.mean() for part in nll.split(27)]).mean().item()
+            assert record.scalars["nll"] == pytest.approx(mean, rel=1e-5)
+            assert abs(of_means - mean) > 1e-3 * mean

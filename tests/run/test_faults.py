@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from run.tools import TINY, digests, manifest
+from run.tools import TINY, digests, ended, manifest, process
 from run.zygote import LINE, STEP, WRITE, Reference, Stop, Zygote, killed, left
 
 SETTINGS = (*TINY, "chain.resume_every=0", "logger=none", "chain.probe_size=4")
@@ -229,3 +229,13 @@ def test_a_chain_that_is_tried_again_may_be_killed_too(zygote: Zygote, tmp_path:
     assert [line for line in manifest(tmp_path / "run", 0) if "event" in line] == [
         {"event": "retry", "from": 9, "lr_scale": 0.5, "step": 11}
     ]
+
+
+def test_a_home_that_cannot_be_written_costs_a_cache_and_not_the_run(tmp_path: Path) -> None:
+    """In a process of its own: libraries look at the home when they are imported."""
+    nowhere = dict.fromkeys(("HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "BAYESLORA_CACHE"), "/proc/nope")
+    result = ended(process("train", *TINY, "logger=none", f"run_dir={tmp_path / 'run'}", env=nowhere), timeout=600)
+    assert result.code == 0, result.err
+    assert "Traceback" not in result.err
+    assert (tmp_path / "run" / "diagnostics.nc").is_file()
+    assert (tmp_path / "run" / "report" / "index.html").is_file()

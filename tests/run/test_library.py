@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import bayeslora
-from bayeslora.errors import ConfigError
+from bayeslora.errors import ConfigError, DivergedError
 from bayeslora.likelihood import NOISE, Gaussian
 from bayeslora.posterior import Posterior
 from run.tools import Command
@@ -202,3 +204,59 @@ def test_several_problems_are_told_at_once() -> None:
 def test_importing_the_package_imports_no_torch() -> None:
     code = "import sys, bayeslora; assert bayeslora.__all__; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("targets", [CLASSES, REALS.double()], ids=["classes", "real"])
+def test_double_precision_is_kept_from_end_to_end(targets: Tensor, tmp_path: Path) -> None:
+    """By the first warm-up step of plain gradient descent, which single precision cannot give to 1e-12."""
+    model = net(3 if targets is CLASSES else 1).double()
+    x = X.double() + 1e-10
+    one_step = {"warmup": 0, "burn_in": 0, "draws": 1, "temperature": 0.0, "batch_size": None, "prior": 1e12, "lr": 0.1}
+    for parallel in ("sequential", "stacked"):
+        posterior = sampled(model, (x, targets), likelihood=None if targets is CLASSES else Gaussian(1.0), **one_step,
+                            parallel=parallel, test_dataset=(x, targets), run_dir=tmp_path / parallel)  # fmt: skip
+        outputs = model(x)
+        if targets is CLASSES:
+            loss = torch.nn.functional.cross_entropy(outputs, targets)
+        else:
+            loss = 0.5 * (outputs[:, 0] - targets).square().mean()
+        names, params = zip(*model.named_parameters(), strict=True)
+        slopes = dict(zip(names, torch.autograd.grad(loss, params), strict=True))
+        for draw in posterior.draws():
+            for name, p in model.named_parameters():
+                assert draw.tensors[name].dtype == torch.float64
+                torch.testing.assert_close(draw.tensors[name], p.detach() - 0.1 * slopes[name], rtol=0, atol=1e-12)
+
+
+def test_numbers_of_numpy_are_numbers_and_a_double_data_set_fits_a_single_model() -> None:
+    settings = {"lr": np.float32(0.01), "prior": np.float64(1.0), "draws": np.int64(4), "temperature": np.float32(1.0)}
+    given = {"lr": float(np.float32(0.01)), "prior": 1.0, "draws": 4, "temperature": 1.0}
+    assert same_draws(sampled(data=(X.double(), CLASSES), **settings), sampled(**given))
+    noise = sampled(net(1), (X, REALS), likelihood=Gaussian(np.float32(0.5)))
+    assert len(noise) == 8
+
+
+@pytest.mark.parametrize("device", ["mps", "cuda:1", "gpu"])
+def test_a_device_is_what_runs_or_is_refused(device: str) -> None:
+    with pytest.raises(ConfigError, match=f"device={device}: choose cpu or cuda; another GPU"):
+        sampled(device=device)
+
+
+def test_a_burn_in_too_short_is_warned_of_once_with_block_and_steps() -> None:
+    with pytest.warns(UserWarning, match=r"block [02], it forgets its start in N·σ²/ε = 4,000 steps") as caught:
+        sampled(lr=0.01)
+    assert len([one for one in caught if "burn-in" in str(one.message)]) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        sampled(lr=0.1, prior=0.01, burn_in=13)
+        sampled(sampler="map")
+
+
+def test_what_diverges_before_the_first_step_is_not_blamed_on_the_step_size() -> None:
+    model = net()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.mul_(1e6)
+    with pytest.raises(DivergedError, match="No step was taken yet, so it is not the step size") as error:
+        sampled(model)
+    assert "lr" not in str(error.value)
