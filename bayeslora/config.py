@@ -103,7 +103,7 @@ PARTS = ("dataset", "model", "sampler", "prior", "likelihood")
 IN_PYTHON = "bayeslora.datasets.examples.InPython"
 """The dataset that runs of `bayeslora.sample` record."""
 
-INJECTED = {"num_classes", "num_outputs", "in_channels", "in_features", "params", "kT", "seed", "chain"}
+INJECTED = {"num_classes", "num_outputs", "in_channels", "in_features", "params", "kT", "seed", "chain", "fan_ins"}
 """Arguments that the application fills in where a target takes them."""
 
 
