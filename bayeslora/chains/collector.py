@@ -61,6 +61,7 @@ class DrawCollector(Callback):
         index, map_file = module.plan.draw_after(taken), self.map_file if taken == self.map_step else None
         if index is None and map_file is None:
             return
+        module.check_finite()
         scalars, states = self.scalars(trainer, module), module.states()
         if map_file is not None:
             write_baseline(map_file, states[0], self.stores[0].chain, taken)

@@ -96,6 +96,8 @@ class SamplingModule(LightningModule):
         self._compile = compile_model and can_compile()
         self._train_forward = self._forward
         self.last_potential = torch.tensor(float("nan"))
+        self.checks_late = False
+        self._beyond: Tensor | None = None
         self.max_potential = max_potential
         self.start = 0
         self.lr_scale = 1.0
@@ -198,6 +200,7 @@ class SamplingModule(LightningModule):
 
     def on_fit_start(self) -> None:
         check_precision(str(self.trainer.precision))
+        self.checks_late = self.sampler.checks_late = self.checks_late or self.sampler.checks_late
 
     def on_train_start(self) -> None:
         set_sampling_mode(self.network)
@@ -219,11 +222,26 @@ class SamplingModule(LightningModule):
         for group, rate in zip(optimizer.param_groups, self._base_rates[number], strict=True):
             group["lr"] = rate * factor * self.lr_scale
         try:
-            self.last_potential = optimizer.step(self._closure(batch, optimizer)).detach()
+            self.last_potential = optimizer.step(self._closure(batch, optimizer, warming_up)).detach()
         except DivergedError as error:
             chains = self._at_fault()
             raise self.diverged(self._why(chains), self.steps_taken + 1, chains) from error
         self.padding.restore(self.params)
+
+    def check_finite(self) -> None:
+        """Raise `DivergedError` if a step since the last call was not finite.
+
+        On a CPU every step does that by itself. On a GPU the host would have to wait, so it is asked for where the host
+        waits anyway: at draws, resume points and lines of progress. Until then θ stays where it was.
+        """
+        beyond, self._beyond = self._beyond, None
+        try:
+            self.sampler.check_finite()
+        except DivergedError as error:
+            raise self.diverged(self._why(error.chains), self.steps_taken, error.chains) from error
+        if beyond is not None and beyond.any():
+            chains = [chain for chain, bad in zip(self.chains, beyond.reshape(-1).tolist(), strict=True) if bad]
+            raise self.diverged(self._why(chains), self.steps_taken, chains)
 
     def _at_fault(self) -> list[int]:
         """Numbers of the chains whose potential, or gradient, is why the last step could not be taken."""
@@ -317,22 +335,27 @@ class SamplingModule(LightningModule):
         norms = [torch.linalg.vector_norm(row, dim=-1) for row in rows]
         return torch.linalg.vector_norm(torch.stack(norms), dim=0)
 
-    def _closure(self, batch: Batch, optimizer: Any) -> Callable[[], Tensor]:
+    def _closure(self, batch: Batch, optimizer: Any, warming_up: bool) -> Callable[[], Tensor]:
         """Ũ and its gradient on one batch. Runs after the first leave BatchNorm's running statistics alone."""
         inputs, targets = batch
         runs = count()
 
         def closure() -> Tensor:
-            optimizer.zero_grad(set_to_none=True)
+            if warming_up:  # the sampler zeroes gradients by itself
+                optimizer.zero_grad(set_to_none=True)
             self.padding.restore(self.params)  # a sampler may have moved all of θ to look at another point
             with nullcontext() if next(runs) == 0 else frozen_statistics(self.network):
                 potential = self._potential(self.likelihood.nll(self._train_forward(inputs), targets))
             self.last_potential = self._of_all_ranks(potential.detach())
-            if not (self.last_potential.abs() <= self.max_potential).all():
+            within = self.last_potential.abs() <= self.max_potential
+            if not self.checks_late and not within.all():
                 raise DivergedError(f"the potential is {self.last_potential.tolist()}")
             self.manual_backward(potential.sum())
             self.padding.drop_gradient(self.params)
-            return self.last_potential
+            if not self.checks_late:
+                return self.last_potential
+            self._beyond = ~within if self._beyond is None else self._beyond | ~within
+            return self.last_potential.where(within, float("nan"))  # which the sampler keeps note of
 
         return closure
 

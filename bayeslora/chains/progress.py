@@ -44,6 +44,7 @@ class Progress(Callback):
     def on_train_batch_end(self, trainer: Trainer, module: SamplingModule, *_: Any) -> None:  # type: ignore[override]
         taken, last = module.steps_taken, module.steps_taken == module.plan.total
         if taken % self.log_every == 0 or last:
+            module.check_finite()
             for chain, potential in zip(module.chains, module.last_potential.reshape(-1).tolist(), strict=True):
                 self.loggers.log(chain, {"train/potential_per_example": potential, "train/lr": module.step_size}, taken)
         pause = 0.2 if self._live else self.every

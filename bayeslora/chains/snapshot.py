@@ -48,6 +48,7 @@ class Snapshot:
 
 def capture(module: SamplingModule, extras: Sequence[Extra] = ()) -> list[Snapshot]:
     """The present state of every chain of a module; rows of a stack are the same as the chain's own, run alone."""
+    module.check_finite()
     warmup, sampler = _optimizers(module)
     stacked = isinstance(module.model, Stack)
     step = module.steps_taken

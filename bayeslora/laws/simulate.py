@@ -6,11 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-import torch
 from torch import Tensor
 
 from bayeslora.rng import generator
 from bayeslora.samplers import Sampler
+from bayeslora.samplers.base import fill
 
 Observe = Callable[[], dict[str, Tensor]]
 """Reads the state of all chains: one value a chain [K] for each observed quantity."""
@@ -53,11 +53,8 @@ def one_stream(sampler_class: type[Sampler]) -> type[Sampler]:
     """
 
     class OneStream(sampler_class):  # type: ignore[valid-type, misc]
-        def draw(
-            self, like: Tensor, method: str = "normal_", purpose: str = "noise", step: int | None = None
-        ) -> Tensor:
-            source = generator(self.seed, 0, self.steps if step is None else step, purpose, like.device)
-            return getattr(torch.empty_like(like), method)(generator=source)
+        def draw(self, out: Tensor, method: str = "normal_", purpose: str = "noise", step: int | None = None) -> Tensor:
+            return fill(out, method, generator(self.seed, 0, self.steps if step is None else step, purpose, out.device))
 
     OneStream.__name__ = sampler_class.__name__
     return OneStream

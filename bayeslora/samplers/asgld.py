@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from bayeslora.errors import Problems
-from bayeslora.samplers import functional
-from bayeslora.samplers.base import Evaluate, Sampler
+from bayeslora.samplers.base import Evaluate, Sampler, Tensors
 
 
 class ASGLD(Sampler):
@@ -67,21 +66,25 @@ class ASGLD(Sampler):
         problems.add(*(f"sampler.{n}={getattr(self, n)} must be {what}" for n, holds, what in ranges if not holds))
         problems.raise_if_any()
 
-    def update(self, theta: Tensor, evaluate: Evaluate) -> tuple[Tensor, Tensor]:
+    def update(self, evaluate: Evaluate) -> Tensor:
         potential, gradient = evaluate()
         drift = gradient if self.a == 0 else self._drift(gradient)
-        return potential, functional.sgld(theta, drift, self.noise(theta), self.lr, self.kT)
+        self.langevin(drift)
+        return potential
 
-    def _drift(self, gradient: Tensor) -> Tensor:
+    def _drift(self, gradient: Tensors) -> Tensors:
         """g + a·A from the moments so far, to which g is then added."""
-        memory, past = self.memory, self.memory.get("moments_of", 0)
-        first = memory.get("first", torch.zeros_like(gradient))
-        second = memory.get("second", torch.zeros_like(gradient))
-        drift = gradient
+        first, second, past = self.remember("first"), self.remember("second"), self.memory.get("moments_of", 0)
+        m, v, drift = self.parts(first), self.parts(second), gradient
         if past:
-            corrected = first / (1 - self.beta1**past), second / (1 - self.beta2**past)
-            drift = functional.adaptive_drift(gradient, *corrected, self.a, self.floor)
-        memory["first"] = torch.lerp(gradient, first, self.beta1)
-        memory["second"] = torch.lerp(gradient.square(), second, self.beta2)
-        memory["moments_of"] = past + 1
+            joined = self.buffer("drift")
+            torch.sqrt(second, out=joined).div_((1 - self.beta2**past) ** 0.5).add_(self.floor).reciprocal_()
+            joined.mul_(first).mul_(self.a / (1 - self.beta1**past))  # a m̂/(√v̂ + λ)
+            drift = self.parts(joined)
+            torch._foreach_add_(drift, gradient)
+        torch._foreach_mul_(m, self.beta1)
+        torch._foreach_add_(m, gradient, alpha=1 - self.beta1)
+        torch._foreach_mul_(v, self.beta2)
+        torch._foreach_addcmul_(v, gradient, gradient, value=1 - self.beta2)
+        self.memory["moments_of"] = past + 1
         return drift

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
-from bayeslora.samplers import functional
+from bayeslora.samplers.base import Tensors
 from bayeslora.samplers.sghmc import Underdamped
 
 
@@ -28,5 +29,13 @@ class BAOAB(Underdamped):
     Source: Leimkuhler & Matthews (2013), Rational construction of stochastic numerical methods.
     """
 
-    def move(self, theta: Tensor, p: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
-        return functional.baoab(theta, p, gradient, self.noise(theta), self.lr, self.kT, persistence=self.momentum)
+    def move(self, p: Tensor, gradient: Tensors) -> None:
+        xi, mu = self.noise(), self.momentum
+        parts = self.parts(p), gradient, None if xi is None else self.parts(xi)
+        for lr, theta, p_, g, xi_ in self.by_group(*parts):
+            torch._foreach_add_(p_, g, alpha=-(lr**0.5))  # p ← p − √ε g
+            torch._foreach_add_(theta, p_, alpha=lr**0.5 / 2)  # θ ← θ + ½√ε p
+            torch._foreach_mul_(p_, mu)  # p ← μ p + √((1 − μ²)·kT) ξ
+            if xi_ is not None:
+                torch._foreach_add_(p_, xi_, alpha=((1 - mu**2) * self.kT) ** 0.5)
+            torch._foreach_add_(theta, p_, alpha=lr**0.5 / 2)  # θ ← θ + ½√ε p

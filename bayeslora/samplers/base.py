@@ -1,9 +1,11 @@
-"""What all samplers share: the flat view of the parameters, the closure, the noise stream, the checks."""
+"""What all samplers share: the tensors of a step, the closure, the noise stream, the checks."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from threading import get_ident
 from typing import Any
 
 import torch
@@ -11,12 +13,13 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from bayeslora.errors import DivergedError, Problems, require
-from bayeslora.rng import generator
-from bayeslora.samplers.functional import StepSize
+from bayeslora.rng import derive_seed, reseed
 
 Closure = Callable[[], Tensor]
-Evaluate = Callable[..., tuple[Tensor, Tensor]]
-"""`evaluate(θ=None)` -> (Ũ, g) on the step's minibatch, both at θ (None: where the parameters are now)."""
+Tensors = list[Tensor]
+"""One tensor a parameter, in the order of the parameter groups; in a stack each [K, …]."""
+Evaluate = Callable[[], tuple[Tensor, Tensors]]
+"""`evaluate()` -> (Ũ, g) on the step's minibatch, at the parameters as they are now."""
 
 
 def require_non_negative(name: str, value: float, at_zero: str) -> None:
@@ -27,12 +30,22 @@ def require_non_negative(name: str, value: float, at_zero: str) -> None:
     )
 
 
+def fill(out: Tensor, method: str, source: torch.Generator) -> Tensor:
+    """Fill a tensor in place by `"normal_"`, `"uniform_"`, or `"random_"`, all bits of 64-bit integers."""
+    if method == "random_":
+        return out.random_(-(2**63), None, generator=source)
+    filled: Tensor = getattr(out, method)(generator=source)
+    return filled
+
+
 class Sampler(Optimizer):
     """Base of the samplers: a `torch.optim.Optimizer` whose `step(closure)` moves θ by one step.
 
-    A subclass writes one method, `update(theta, evaluate)`, on all parameters joined to one vector [D]; with
-    stacked chains on [K, D], each row a chain of its own. The closure runs forward and backward on the step's
-    minibatch and returns Ũ; it may be called more than once a step (SAM).
+    A subclass writes one method, `update(evaluate)`, which changes the parameters in place by `torch._foreach`
+    operations. Beside parameters and gradients it uses buffers of D numbers (all parameters of a chain, flattened and
+    joined; with K stacked chains [K, D]), which it sees tensor by tensor (`parts`) or as a whole. `functional` has
+    every rule as a pure function of joined vectors, with the same numbers. The closure runs forward and backward on
+    the step's minibatch and returns Ũ; it may be called more than once a step (SAM).
 
     Args:
         params: parameters or parameter groups (a group may have its own `lr`).
@@ -44,9 +57,16 @@ class Sampler(Optimizer):
 
     Attributes:
         noise_free: while true, steps are taken without noise and otherwise as at kT: how cycles explore.
+        checks_late: look at what is not finite in `check_finite` only, not in every step (on a GPU).
+        noise_ahead: draw the next step's noise on a second thread while this step's gradient is computed: the same
+            numbers, at the price of one more buffer of D. Worth it where a core is free.
 
     Raises:
         ConfigError: an impossible setting (all of them in one message).
+
+    Note:
+        On a CPU every step checks that Ũ and its gradient are finite. On a GPU that would make the host wait, so a flag
+        is kept there: from the first step that is not finite θ stays where it was, and `check_finite` says so.
     """
 
     gradients_per_step = 1
@@ -66,7 +86,8 @@ class Sampler(Optimizer):
     ) -> None:
         super().__init__(params, {"lr": lr})
         self.kT, self.seed = kT, seed
-        self.noise_free = False
+        self.theta: Tensors = [p for group in self.param_groups for p in group["params"]]
+        self.noise_free = self.noise_ahead = False
         self.stacked = not isinstance(chain, int)
         self.chains = [chain] if isinstance(chain, int) else list(chain)
         self.state["chain"] = {"step": 0}  # type: ignore[index]  # torch keeps keys that are no tensors as they are
@@ -79,15 +100,22 @@ class Sampler(Optimizer):
         with problems.collect():
             self._check_params()
         problems.raise_if_any()
+        self._buffers: dict[str, Tensor] = {}
+        self._parts: dict[int, tuple[Tensor, Tensors]] = {}
+        self._origin: Tensors | None = None
+        self._finite: Tensor | None = None
+        self.checks_late = self.theta[0].device.type != "cpu"
+        self._sources: dict[str, torch.Generator] = {}
+        self._drawing: dict[int, Future[Tensor]] = {}
+        self._thread: ThreadPoolExecutor | None = None
 
     # -- what a sampler writes ---------------------------------------------------------------------------------
 
-    def update(self, theta: Tensor, evaluate: Evaluate) -> tuple[Tensor, Tensor]:
-        """One step. Returns (Ũ at θ, the new θ).
+    def update(self, evaluate: Evaluate) -> Tensor:
+        """One step: moves the parameters in place and returns Ũ where they were.
 
         Args:
-            theta: the parameters, [D] or [K, D]; not to be changed in place.
-            evaluate: gives (Ũ, g) at a θ on the step's minibatch; `evaluate()` without argument at `theta`.
+            evaluate: gives (Ũ, g) on the step's minibatch at the present parameters; g are the parameters' own `grad`.
         """
         raise NotImplementedError
 
@@ -108,36 +136,95 @@ class Sampler(Optimizer):
 
     @property
     def memory(self) -> dict[str, Any]:
-        """What the sampler remembers from step to step (vectors like θ, by name); saved in `state_dict`."""
+        """What the sampler remembers from step to step, saved in `state_dict`: numbers, and vectors [D] or [K, D]."""
         return self.state["chain"]  # type: ignore[index]
 
-    @property
-    def lr(self) -> StepSize:
-        """ε: a number when all groups share it, else [D]."""
-        rates = [group["lr"] for group in self.param_groups]
-        if len(set(rates)) == 1:
-            return float(rates[0])
-        return torch.cat(
-            [
-                torch.full((self._size(p),), group["lr"], dtype=p.dtype, device=p.device)
-                for group in self.param_groups
-                for p in group["params"]
-            ]
-        )
+    def by_group(self, *tensors: Tensors | None) -> Iterator[tuple[Any, ...]]:
+        """(ε, θ, *tensors) of each parameter group: its step size and its part of each list; None stays None."""
+        at = 0
+        for group in self.param_groups:
+            end = at + len(group["params"])
+            yield (float(group["lr"]), group["params"], *(None if t is None else t[at:end] for t in tensors))
+            at = end
 
-    def draw(self, like: Tensor, method: str = "normal_", purpose: str = "noise", step: int | None = None) -> Tensor:
-        """Fresh random numbers shaped like θ: every chain's own, a function of (seed, chain, step, purpose).
+    @property
+    def lr(self) -> float | Tensor:
+        """ε: a number when all groups share it, else [D]."""
+        rates = [float(group["lr"]) for group in self.param_groups]
+        if len(set(rates)) == 1:
+            return rates[0]
+        sizes = torch.tensor([sum(map(self._size, group["params"])) for group in self.param_groups])
+        like = self.theta[0]
+        return torch.tensor(rates, dtype=like.dtype).repeat_interleave(sizes).to(like.device)
+
+    def remember(self, name: str, fill: float = 0.0) -> Tensor:
+        """The vector of that name in `memory`, [D] or [K, D]; a new one filled with `fill` if there is none."""
+        if name not in self.memory:
+            self.memory[name] = self._new().fill_(fill)
+        found: Tensor = self.memory[name]
+        return found
+
+    def buffer(self, name: str, dtype: torch.dtype | None = None, shape: tuple[int, ...] | None = None) -> Tensor:
+        """A vector [D] or [K, D] (or of another type and shape) for use within a step."""
+        if name not in self._buffers:
+            self._buffers[name] = self._new(dtype, shape)
+        return self._buffers[name]
+
+    def parts(self, vector: Tensor) -> Tensors:
+        """A vector [D] or [K, D] as views of the parameters' shapes."""
+        kept = self._parts.get(id(vector))
+        if kept is None or kept[0] is not vector:
+            split = vector.split([self._size(p) for p in self.theta], dim=-1)
+            if len(self._parts) > 16:
+                self._parts.clear()
+            kept = vector, [part.view(p.shape) for part, p in zip(split, self.theta, strict=True)]
+            self._parts[id(vector)] = kept
+        return kept[1]
+
+    def per_chain(self, tensors: Tensors, other: Tensors | None = None) -> Tensor:
+        """Σ x·y over all elements of each chain, [1] or [K, 1]; y is x itself where it is not given."""
+        others = tensors if other is None else other
+        if self.stacked:
+            terms = [(x * y).flatten(1).sum(1, keepdim=True) for x, y in zip(tensors, others, strict=True)]
+        elif other is None:
+            terms = [norm.square().view(1) for norm in torch._foreach_norm(tensors)]
+        else:
+            terms = [torch.dot(x.reshape(-1), y.reshape(-1)).view(1) for x, y in zip(tensors, others, strict=True)]
+        return torch.stack(terms).sum(0)
+
+    def scale(self, tensors: Tensors, factor: Tensor) -> None:
+        """Multiply in place by one number a chain, [1] or [K, 1]."""
+        if not self.stacked:
+            torch._foreach_mul_(tensors, factor[0])
+            return
+        for x in tensors:
+            x.mul_(factor.view(-1, *[1] * (x.ndim - 1)))
+
+    def leave(self) -> None:
+        """Remember θ before it is moved to where a gradient is wanted; `come_back`, or an exception, brings it back."""
+        origin = self.parts(self.buffer("origin"))
+        torch._foreach_copy_(origin, self.theta)
+        self._origin = origin
+
+    def come_back(self) -> None:
+        """Put θ where it was at `leave`."""
+        if self._origin is not None:
+            torch._foreach_copy_(self.theta, self._origin)
+            self._origin = None
+
+    def draw(self, out: Tensor, method: str = "normal_", purpose: str = "noise", step: int | None = None) -> Tensor:
+        """Fill a vector with random numbers: every chain's own, a function of (seed, chain, step, purpose).
 
         Args:
-            like: [D] or [K, D].
-            method: in-place method of a tensor that fills it, `"normal_"` or `"uniform_"`.
+            out: [D] or [K, D].
+            method: in-place method of a tensor that fills it: `"normal_"`, or `"random_"` for the bits of an integer.
             purpose: names the stream; streams are independent.
             step: of which step; default this one.
         """
-        out = torch.empty_like(like)
         step = self.steps if step is None else step
+        source = self._source(f"{purpose} of thread {get_ident()}", out.device)
         for row, chain in zip(out.view(len(self.chains), -1), self.chains, strict=True):
-            getattr(row, method)(generator=generator(self.seed, chain, step, purpose, like.device))
+            fill(row, method, reseed(source, derive_seed(self.seed, chain, step, purpose)))
         return out
 
     @property
@@ -150,9 +237,34 @@ class Sampler(Optimizer):
         """Whether the sampler adapts in burn-in to what it needs after it, so that it cannot do without."""
         return False
 
-    def noise(self, like: Tensor) -> Tensor | None:
-        """This step's Langevin noise ξ ~ N(0, I), shaped like θ; None where the step has none."""
-        return self.draw(like) if self.noisy else None
+    def noise(self) -> Tensor | None:
+        """This step's Langevin noise ξ ~ N(0, I), [D] or [K, D], free to be changed; None where the step has none."""
+        if not self.noisy:
+            return None
+        if not self.noise_ahead:
+            return self.fill_noise(self.buffer("noise"), self.steps)
+        ready = self._drawing.pop(self.steps, None)
+        return self.fill_noise(self.buffer(f"noise {self.steps % 2}"), self.steps) if ready is None else ready.result()
+
+    def fill_noise(self, out: Tensor, step: int) -> Tensor:
+        """Fill a vector with the noise of a step; rules whose noise is not Gaussian write their own."""
+        return self.draw(out, step=step)
+
+    def _draw_ahead(self) -> None:
+        """Begin to draw the next step's noise on another thread, into the buffer that this step does not use."""
+        if self._thread is None:
+            self._thread = ThreadPoolExecutor(1, thread_name_prefix="noise")
+        step = self.steps + 1
+        self._drawing = {at: future for at, future in self._drawing.items() if at == self.steps}
+        self._drawing[step] = self._thread.submit(self.fill_noise, self.buffer(f"noise {step % 2}"), step)
+
+    def langevin(self, drift: Tensors) -> None:
+        """θ ← θ − ε·drift + √(2ε·kT) ξ, the step of `functional.sgld`."""
+        noise = self.noise()
+        for lr, theta, g, xi in self.by_group(drift, None if noise is None else self.parts(noise)):
+            torch._foreach_add_(theta, g, alpha=-lr)
+            if xi is not None:
+                torch._foreach_add_(theta, xi, alpha=(2 * lr * self.kT) ** 0.5)
 
     def freeze(self) -> None:
         """Stop adapting: called once, when burn-in ends and draws are kept. Samplers that adapt nothing ignore it."""
@@ -167,6 +279,13 @@ class Sampler(Optimizer):
         """What the sampler can say of its own health, by name: scalars, or [K]; recorded with every draw."""
         return {}
 
+    def check_finite(self) -> None:
+        """Raise `DivergedError` if a step since the last call was not finite; on a GPU the host waits for it here."""
+        if self._finite is not None and not self._finite.all():
+            bad = [chain for chain, finite in zip(self.chains, self._finite.tolist(), strict=True) if not finite]
+            self._finite = None
+            raise self._diverged(bad)
+
     # -- the optimizer's side ----------------------------------------------------------------------------------
 
     @torch.no_grad()
@@ -174,84 +293,132 @@ class Sampler(Optimizer):
         """Move θ by one step.
 
         Args:
-            closure: zeroes the gradients, runs forward and backward on one minibatch, returns Ũ (scalar, or [K]).
+            closure: runs forward and backward on one minibatch, returns Ũ (scalar, or [K]).
 
         Returns:
             Ũ at the state before the move, detached. (Of fSGLD: at the perturbed state, where its one gradient is; on
             average the smoothed potential that it samples.)
 
         Raises:
-            DivergedError: Ũ or its gradient is not finite; θ is left where it was.
+            DivergedError: on a CPU, Ũ or its gradient is not finite; θ is left where it was.
             RuntimeError: the closure left a parameter without a (dense) gradient.
         """
         if closure is None:
             raise TypeError(f"{type(self).__name__}.step needs a closure that runs forward and backward and returns Ũ")
-        theta = self._join([p.detach() for p in self._params])
+        if self.noise_ahead and self.noisy:
+            self._draw_ahead()
 
-        def evaluate(at: Tensor | None = None) -> tuple[Tensor, Tensor]:
-            if at is not None:
-                self._write(at)
-            self.zero_grad(set_to_none=True)
+        def evaluate() -> tuple[Tensor, Tensors]:
+            for p in self.theta:
+                p.grad = None
             with torch.enable_grad():
                 potential = closure()
-            return potential.detach(), self._gradient(potential)
+            return potential.detach(), self._finite_gradients(potential.detach())
 
+        before = self.parts(self.buffer("before")) if self.checks_late else []
+        if before:
+            torch._foreach_copy_(before, self.theta)
         try:
-            potential, moved = self.update(theta, evaluate)
+            potential = self.update(evaluate)
         except BaseException:
-            self._write(theta)
+            self.come_back()
             raise
-        self._write(moved)
+        if before and self._finite is not None:
+            _choose(self.theta, before, self._finite.all())
         self.memory["step"] += 1
         return potential
-
-    @property
-    def _params(self) -> list[Tensor]:
-        return [p for group in self.param_groups for p in group["params"]]
 
     def _size(self, p: Tensor) -> int:
         return p[0].numel() if self.stacked else p.numel()
 
-    def _join(self, tensors: Sequence[Tensor]) -> Tensor:
-        """Flatten and join per-parameter tensors to [D] (or [K, D])."""
-        lead = (len(self.chains),) if self.stacked else ()
-        return torch.cat([t.reshape(*lead, -1) for t in tensors], dim=-1)
+    def _new(self, dtype: torch.dtype | None = None, shape: tuple[int, ...] | None = None) -> Tensor:
+        """A vector [D] or [K, D], or of another type and shape, of any content."""
+        like, size = self.theta[0], sum(map(self._size, self.theta))
+        own = (len(self.chains), size) if self.stacked else (size,)
+        return torch.empty(shape or own, dtype=dtype or like.dtype, device=like.device)
 
-    def _write(self, theta: Tensor) -> None:
-        parts = theta.split([self._size(p) for p in self._params], dim=-1)
-        torch._foreach_copy_(self._params, [part.view(p.shape) for part, p in zip(parts, self._params, strict=True)])
+    def _source(self, name: str, device: torch.device) -> torch.Generator:
+        """A generator, to be seeded before use."""
+        if name not in self._sources:
+            self._sources[name] = torch.Generator(device=device)
+        return self._sources[name]
 
-    def _gradient(self, potential: Tensor) -> Tensor:
-        missing = [i for i, p in enumerate(self._params) if p.grad is None]
-        if missing:
+    def gradients(self) -> Tensors:
+        """The parameters' gradients; raises `RuntimeError` if one is missing or sparse."""
+        theta = self.theta
+        gradients = [p.grad for p in theta if p.grad is not None]
+        if len(gradients) < len(theta):
+            missing = [i for i, p in enumerate(theta) if p.grad is None]
             raise RuntimeError(
-                f"{len(missing)} of {len(self._params)} parameters got no gradient (first: number {missing[0]}, shape "
-                f"{tuple(self._params[missing[0]].shape)}). Does the closure call backward()? Does the potential hold "
+                f"{len(missing)} of {len(theta)} parameters got no gradient (first: number {missing[0]}, shape "
+                f"{tuple(theta[missing[0]].shape)}). Does the closure call backward()? Does the potential hold "
                 "every sampled parameter (its prior term does)?"
             )
-        if any(p.grad.is_sparse for p in self._params):  # type: ignore[union-attr]
+        if any(g.is_sparse for g in gradients):
             raise RuntimeError(
                 "a gradient is sparse; samplers need dense gradients (set sparse=False on the embedding)"
             )
-        gradient = self._join([p.grad for p in self._params])  # type: ignore[misc]
-        if not (torch.isfinite(potential).all() and torch.isfinite(gradient).all()):
-            raise DivergedError(
-                f"the potential or its gradient is not finite at sampler step {self.steps} of chain(s) "
-                f"{self.chains} (potential {potential.tolist()}); make sampler.lr smaller or warm up longer"
-            )
-        return gradient
+        return gradients
+
+    def _finite_gradients(self, potential: Tensor) -> Tensors:
+        """The gradients where they and Ũ are finite; else raises on a CPU, and on a GPU keeps note and gives zeros."""
+        gradients = self.gradients()
+        size = torch.stack(torch._foreach_norm(gradients)).sum() + potential.abs().sum()
+        if not self.checks_late:
+            if not math.isfinite(size):
+                raise self._diverged(self._not_finite(gradients, potential), potential)
+            return gradients
+        finite = torch.isfinite(size).expand(len(self.chains))
+        if self.stacked:
+            norms = torch.stack([torch.linalg.vector_norm(g.flatten(1), dim=1) for g in gradients])
+            finite = torch.isfinite(norms.sum(0)) & torch.isfinite(potential)
+        self._finite = finite if self._finite is None else self._finite & finite
+        torch._foreach_mul_(_bits(gradients), self._finite.all().to(_BITS[gradients[0].dtype]))
+        return gradients
+
+    def _not_finite(self, gradients: Tensors, potential: Tensor) -> list[int]:
+        """Numbers of the chains whose Ũ or gradient is not finite."""
+        rows = len(self.chains)
+        finite = torch.stack([g.reshape(rows, -1).isfinite().all(1) for g in gradients]).all(0)
+        finite &= potential.reshape(-1).isfinite().expand(rows)
+        return [chain for chain, good in zip(self.chains, finite.tolist(), strict=True) if not good] or self.chains
+
+    def _diverged(self, chains: list[int], potential: Tensor | None = None) -> DivergedError:
+        value = "" if potential is None else f" (potential {potential.tolist()})"
+        return DivergedError(
+            f"the potential or its gradient became NaN or infinite by sampler step {self.steps} of chain(s) "
+            f"{chains}{value}; make sampler.lr smaller or warm up longer",
+            chains,
+            self.steps,
+        )
 
     def _check_params(self) -> None:
-        shapes = {p.shape[:1] for p in self._params}
+        shapes = {p.shape[:1] for p in self.theta}
         require(
-            len({(p.dtype, p.device) for p in self._params}) == 1, "sampled parameters must share one dtype and device"
+            len({(p.dtype, p.device) for p in self.theta}) == 1, "sampled parameters must share one dtype and device"
         )
         require(
-            self._params[0].dtype in (torch.float32, torch.float64),
-            f"sampled parameters are {self._params[0].dtype}: a Langevin step is lost in half precision. Keep the "
+            self.theta[0].dtype in (torch.float32, torch.float64),
+            f"sampled parameters are {self.theta[0].dtype}: a Langevin step is lost in half precision. Keep the "
             "parameters in float32 and run the forward pass under bf16 autocast (trainer.precision=bf16-mixed)",
         )
         require(
             not self.stacked or shapes == {torch.Size([len(self.chains)])},
             f"chain names {len(self.chains)} stacked chains, so every parameter must have a leading axis of that size",
         )
+
+
+_BITS = {torch.float32: torch.int32, torch.float64: torch.int64}
+
+
+def _bits(tensors: Sequence[Tensor]) -> Tensors:
+    """The tensors' bits as integers: times 0 they are 0 whatever they were, while 0 · NaN is NaN."""
+    return [t.detach().view(_BITS[t.dtype]) for t in tensors]
+
+
+def _choose(tensors: Tensors, others: Tensors, first: Tensor) -> None:
+    """Where `first` is false, put `others` in the place of `tensors`, without a look at it; spends `others`."""
+    chosen, left = _bits(tensors), _bits(others)
+    torch._foreach_mul_(chosen, first.to(chosen[0].dtype))
+    torch._foreach_mul_(left, (~first).to(chosen[0].dtype))
+    torch._foreach_add_(chosen, left)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from bayeslora.errors import require
-from bayeslora.samplers import functional
 from bayeslora.samplers.base import Evaluate, Sampler
 
 
@@ -59,10 +59,18 @@ class EntropyMCMC(Sampler):
     def speed(self) -> float:
         return 0.5  # θ drags its guide, on which no force acts
 
-    def update(self, theta: Tensor, evaluate: Evaluate) -> tuple[Tensor, Tensor]:
+    def update(self, evaluate: Evaluate) -> Tensor:
         potential, gradient = evaluate()
-        guide = self.memory.get("guide", theta)
-        pull = functional.entropic_pull(theta, guide, self.eta, self.kT)
-        guide_noise = self.draw(theta, purpose="guide") if self.noisy else None
-        self.memory["guide"] = functional.sgld(guide, -pull, guide_noise, self.lr, self.kT)
-        return potential, functional.sgld(theta, gradient + pull, self.noise(theta), self.lr, self.kT)
+        if "guide" not in self.memory:
+            torch._foreach_copy_(self.parts(self.remember("guide")), self.theta)
+        guide, away = self.parts(self.memory["guide"]), self.parts(self.buffer("away"))
+        torch._foreach_copy_(away, self.theta)
+        torch._foreach_sub_(away, guide)  # θ − θₐ
+        self.langevin(gradient)
+        xi = self.parts(self.draw(self.buffer("guide noise"), purpose="guide")) if self.noisy else None
+        for lr, theta, guide_, away_, xi_ in self.by_group(guide, away, xi):
+            torch._foreach_add_(theta, away_, alpha=-lr * self.kT / self.eta)
+            torch._foreach_add_(guide_, away_, alpha=lr * self.kT / self.eta)
+            if xi_ is not None:
+                torch._foreach_add_(guide_, xi_, alpha=(2 * lr * self.kT) ** 0.5)
+        return potential

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from bayeslora.samplers import functional
 from bayeslora.samplers.base import Evaluate, Sampler, require_non_negative
 
 
@@ -57,6 +57,11 @@ class FSGLD(Sampler):
         super().check(group)
         require_non_negative("sigma", self.sigma, "SGLD")
 
-    def update(self, theta: Tensor, evaluate: Evaluate) -> tuple[Tensor, Tensor]:
-        potential, gradient = evaluate(theta + self.sigma * self.draw(theta, purpose="perturbation"))
-        return potential, functional.sgld(theta, gradient, self.noise(theta), self.lr, self.kT)
+    def update(self, evaluate: Evaluate) -> Tensor:
+        z = self.parts(self.draw(self.buffer("perturbation"), purpose="perturbation"))
+        self.leave()
+        torch._foreach_add_(self.theta, z, alpha=self.sigma)
+        potential, gradient = evaluate()
+        self.come_back()
+        self.langevin(gradient)
+        return potential

@@ -206,25 +206,21 @@ def baoab(
     return theta + half * momentum, momentum
 
 
-def lattice_walk(theta: Tensor, gradient: Tensor, uniform: Tensor, lr: StepSize, kT: float) -> tuple[Tensor, Tensor]:
-    """One move of a random walk on a lattice: θᵢ ± δ with δ = √(2ε·kT), P(+) = ½ (1 − clip(ε gᵢ/δ, −1, 1)).
+def lattice_walk(theta: Tensor, gradient: Tensor, uniform: Tensor, lr: StepSize, kT: float) -> Tensor:
+    """One move of a random walk on a lattice: θᵢ − δ sign(ε gᵢ/δ + rᵢ) with δ = √(2ε·kT) and rᵢ uniform on (−1, 1).
 
-    Its mean is −ε g and its square δ², whatever the noise of the gradient, while nothing is clipped.
+    That is θᵢ ± δ with P(+) = ½ (1 − clip(ε gᵢ/δ, −1, 1)). Its mean is −ε g and its square δ², whatever the noise of
+    the gradient, while nothing is clipped.
 
     Args:
         theta, gradient: [..., D].
-        uniform: [..., D] in [0, 1).
+        uniform: r, [..., D].
         lr, kT: ε and kT > 0.
-
-    Returns:
-        (θ, share of clipped coordinates [...]).
 
     Source: Mensch et al. (2026), arXiv 2602.15925, algorithm 1.
     """
     delta = (2 * lr * kT) ** 0.5
-    tilt = gradient * (lr / delta)
-    up = uniform < 0.5 * (1 - tilt.clamp(-1, 1))
-    return theta + delta * (2 * up.to(theta.dtype) - 1), (tilt.abs() > 1).to(theta.dtype).mean(-1)
+    return theta - delta * torch.sign(gradient * (lr / delta) + uniform)
 
 
 def entropic_pull(theta: Tensor, guide: Tensor, variance: float, kT: float) -> Tensor:

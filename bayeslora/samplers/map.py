@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from bayeslora.errors import require
-from bayeslora.samplers import functional
 from bayeslora.samplers.base import Evaluate, Sampler
 
 
@@ -48,10 +47,13 @@ class MAP(Sampler):
         super().check(group)
         require(0 <= self.momentum < 1, f"sampler.momentum={self.momentum} must lie in [0, 1)")
 
-    def update(self, theta: Tensor, evaluate: Evaluate) -> tuple[Tensor, Tensor]:
+    def update(self, evaluate: Evaluate) -> Tensor:
         potential, gradient = evaluate()
-        velocity = self.memory.get("velocity", torch.zeros_like(theta))
-        moved, self.memory["velocity"] = functional.heavy_ball(
-            theta, gradient, velocity, self.lr, self.momentum, nesterov=self.nesterov
-        )
-        return potential, moved
+        velocity = self.parts(self.remember("velocity"))
+        torch._foreach_mul_(velocity, self.momentum)
+        torch._foreach_add_(velocity, gradient)
+        if self.nesterov:
+            torch._foreach_add_(gradient, velocity, alpha=self.momentum)
+        for lr, theta, direction in self.by_group(gradient if self.nesterov else velocity):
+            torch._foreach_add_(theta, direction, alpha=-lr)
+        return potential

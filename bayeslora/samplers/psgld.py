@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 from bayeslora.errors import Problems, require
-from bayeslora.samplers import functional
-from bayeslora.samplers.base import Evaluate, Sampler
+from bayeslora.samplers.base import Evaluate, Sampler, Tensors
 
 
 class PSGLD(Sampler):
@@ -72,7 +72,7 @@ class PSGLD(Sampler):
     def speed(self) -> float:
         return 1 / self.floor  # where gradients vanish, and less elsewhere
 
-    def update(self, theta: Tensor, evaluate: Evaluate) -> tuple[Tensor, Tensor]:
+    def update(self, evaluate: Evaluate) -> Tensor:
         potential, gradient = evaluate()
         if self.frozen and self.preconditioner == "frozen":
             require(
@@ -81,7 +81,22 @@ class PSGLD(Sampler):
                 f" the memory of V, 1/(1 − alpha) = {1 / (1 - self.alpha):.0f} steps",
             )
         else:
-            square = gradient.square()
-            self.memory["square"] = square.lerp(self.memory.get("square", square), self.alpha)
-        scale = 1 / (self.floor + self.memory["square"].sqrt())
-        return potential, functional.preconditioned(theta, gradient, self.noise(theta), self.lr, self.kT, scale=scale)
+            self._follow(gradient)
+        scale = torch.sqrt(self.memory["square"], out=self.buffer("scale")).add_(self.floor).reciprocal_()  # G
+        xi = self.noise()
+        if xi is not None:
+            xi.mul_(scale.sqrt())
+        for lr, theta, g, scale_, xi_ in self.by_group(
+            gradient, self.parts(scale), None if xi is None else self.parts(xi)
+        ):
+            torch._foreach_addcmul_(theta, g, scale_, value=-lr)
+            if xi_ is not None:
+                torch._foreach_add_(theta, xi_, alpha=(2 * lr * self.kT) ** 0.5)
+        return potential
+
+    def _follow(self, gradient: Tensors) -> None:
+        """V ← αV + (1 − α) g², from V = g²."""
+        first = "square" not in self.memory
+        square = self.parts(self.remember("square"))
+        torch._foreach_mul_(square, self.alpha)
+        torch._foreach_addcmul_(square, gradient, gradient, value=1.0 if first else 1 - self.alpha)

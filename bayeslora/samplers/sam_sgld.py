@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from bayeslora.samplers import functional
-from bayeslora.samplers.base import Evaluate, Sampler, require_non_negative
+from bayeslora.samplers.base import Evaluate, Sampler, Tensors, require_non_negative
 
 
 class SAMSGLD(Sampler):
@@ -54,7 +54,22 @@ class SAMSGLD(Sampler):
         super().check(group)
         require_non_negative("rho", self.rho, "SGLD")
 
-    def update(self, theta: Tensor, evaluate: Evaluate) -> tuple[Tensor, Tensor]:
+    def update(self, evaluate: Evaluate) -> Tensor:
         potential, gradient = evaluate()
-        _, uphill = evaluate(theta + functional.sam_ascent(gradient, self.rho))
-        return potential, functional.sgld(theta, uphill, self.noise(theta), self.lr, self.kT)
+        uphill = self.uphill(self.unit(gradient), evaluate)
+        self.langevin(uphill)
+        return potential
+
+    def unit(self, gradient: Tensors) -> Tensors:
+        """g/‖g‖ in place of g, one norm a chain; zero for a chain whose gradient is zero."""
+        norm = self.per_chain(gradient).sqrt()
+        self.scale(gradient, torch.where(norm > 0, 1 / norm, 0))
+        return gradient
+
+    def uphill(self, direction: Tensors, evaluate: Evaluate) -> Tensors:
+        """The gradient at θ + ρ·direction, on the same minibatch; θ is then where it was."""
+        self.leave()
+        torch._foreach_add_(self.theta, direction, alpha=self.rho)
+        _, gradient = evaluate()
+        self.come_back()
+        return gradient

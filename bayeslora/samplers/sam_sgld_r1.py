@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from bayeslora.errors import require
-from bayeslora.samplers import functional
-from bayeslora.samplers.base import Evaluate, require_non_negative
+from bayeslora.samplers.base import Evaluate, Tensors, require_non_negative
 from bayeslora.samplers.sam_sgld import SAMSGLD
 
 
@@ -75,30 +74,37 @@ class SAMSGLDR1(SAMSGLD):
             value = getattr(self, name)
             require(value in choices, f"sampler.{name}={value!r} is unknown; choose {' or '.join(choices)}")
 
-    def update(self, theta: Tensor, evaluate: Evaluate) -> tuple[Tensor, Tensor]:
+    def update(self, evaluate: Evaluate) -> Tensor:
         potential, gradient = evaluate()
-        _, uphill = evaluate(theta + functional.sam_ascent(gradient, self.rho))
-        moved = functional.rank_one_langevin(
-            theta,
-            uphill,
-            self.noise(theta),
-            self.lr,
-            self.kT,
-            direction=self._along(gradient),
-            sigma=self.sigma,
-            plain=self.drift == "plain",
-        )
-        return potential, moved
+        direction = self._direction(self.unit(gradient))
+        uphill = self.uphill(gradient, evaluate)
+        square = self.per_chain([direction])
+        inverse = torch.where(square > 0, 1 / square, 0)  # of ‖d‖², where û = d/‖d‖
+        along = self.parts(direction)
+        # θ ← θ − ε g⁺ + √ε (√(2kT) ξ + c û),  c = σ√(2kT) (û·ξ) − (2σ + σ²)(û·√ε g⁺)
+        xi, coefficient = self.noise(), torch.zeros_like(inverse)
+        if xi is not None:
+            xi.mul_((2 * self.kT) ** 0.5)
+            coefficient += self.sigma * self.per_chain([xi], [direction])
+        if self.drift == "preconditioned":
+            for lr, _, g, u in self.by_group(uphill, along):
+                coefficient -= (2 * self.sigma + self.sigma**2) * lr**0.5 * self.per_chain(g, u)
+        move = direction.mul(coefficient * inverse) if xi is None else xi.addcmul_(direction, coefficient * inverse)
+        for lr, theta, g, m in self.by_group(uphill, self.parts(move)):
+            torch._foreach_add_(theta, g, alpha=-lr)
+            torch._foreach_add_(theta, m, alpha=lr**0.5)
+        return potential
 
-    def _along(self, gradient: Tensor) -> Tensor:
-        """û: the present direction, or the normalised average of those seen before `freeze`."""
-        present = functional.sam_ascent(gradient, 1.0)
+    def _direction(self, present: Tensors) -> Tensor:
+        """û up to its length: the present direction, or the sum of those seen before `freeze`."""
         if self.direction == "adaptive":
-            return present
+            kept = self.buffer("direction")
+            torch._foreach_copy_(self.parts(kept), present)
+            return kept
         if not self.frozen:
-            self.memory["directions"] = self.memory.get("directions", torch.zeros_like(gradient)) + present
+            torch._foreach_add_(self.parts(self.remember("directions")), present)
         require(
             "directions" in self.memory or self.sigma == 0,
             "sampler.direction=frozen learns û in burn-in, and there was none: make chain.burn_in longer than 0",
         )
-        return functional.sam_ascent(self.memory.get("directions", torch.zeros_like(gradient)), 1.0)
+        return self.remember("directions")

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from bayeslora.errors import require
-from bayeslora.samplers import functional
-from bayeslora.samplers.base import Evaluate, Sampler
+from bayeslora.samplers.base import Evaluate, Sampler, Tensors
 
 
 class Underdamped(Sampler):
@@ -45,14 +44,13 @@ class Underdamped(Sampler):
     def speed(self) -> float:
         return 1 / (1 - self.momentum)
 
-    def update(self, theta: Tensor, evaluate: Evaluate) -> tuple[Tensor, Tensor]:
+    def update(self, evaluate: Evaluate) -> Tensor:
         potential, gradient = evaluate()
-        p = self.memory.get("momentum", torch.zeros_like(theta))
-        moved, self.memory["momentum"] = self.move(theta, p, gradient)
-        return potential, moved
+        self.move(self.remember("momentum"), gradient)
+        return potential
 
-    def move(self, theta: Tensor, p: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
-        """The new (θ, p)."""
+    def move(self, p: Tensor, gradient: Tensors) -> None:
+        """Move p, [D] or [K, D], and θ in place."""
         raise NotImplementedError
 
 
@@ -76,7 +74,12 @@ class SGHMC(Underdamped):
     Source: Chen, Fox & Guestrin (2014), Stochastic gradient Hamiltonian Monte Carlo, eq. 15.
     """
 
-    def move(self, theta: Tensor, p: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
-        return functional.underdamped_euler(
-            theta, p, gradient, self.noise(theta), self.lr, self.kT, friction=1 - self.momentum
-        )
+    def move(self, p: Tensor, gradient: Tensors) -> None:
+        xi, mu = self.noise(), self.momentum
+        parts = self.parts(p), gradient, None if xi is None else self.parts(xi)
+        for lr, theta, p_, g, xi_ in self.by_group(*parts):
+            torch._foreach_mul_(p_, mu)  # p ← μ p − √ε g + √(2(1 − μ)·kT) ξ
+            torch._foreach_add_(p_, g, alpha=-(lr**0.5))
+            if xi_ is not None:
+                torch._foreach_add_(p_, xi_, alpha=(2 * (1 - mu) * self.kT) ** 0.5)
+            torch._foreach_add_(theta, p_, alpha=lr**0.5)  # θ ← θ + √ε p

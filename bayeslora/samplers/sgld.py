@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from bayeslora.errors import require
-from bayeslora.samplers import functional
-from bayeslora.samplers.base import Closure, Evaluate, Sampler
+from bayeslora.samplers.base import Closure, Evaluate, Sampler, Tensors
 
 
 class SGLD(Sampler):
@@ -53,7 +52,7 @@ class SGLD(Sampler):
     ) -> None:
         self.integrator, self.control_variates = integrator, control_variates
         self.gradients_per_step = 2 if control_variates else 1
-        self._ahead: tuple[int, Tensor | None] = (0, None)
+        self._ahead = -1
         super().__init__(params, lr, kT, seed, chain)
 
     def check(self, group: dict[str, Any]) -> None:
@@ -72,26 +71,44 @@ class SGLD(Sampler):
         """
         self.zero_grad(set_to_none=True)
         with torch.enable_grad():
-            potential = full_closure()
-        self.memory["anchor_gradient"] = self._gradient(potential.detach())
-        self.memory["anchor"] = self._join([p.detach() for p in self._params])
+            full_closure()
+        torch._foreach_copy_(self.parts(self.remember("anchor_gradient")), self.gradients())
+        torch._foreach_copy_(self.parts(self.remember("anchor")), self.theta)
 
-    def update(self, theta: Tensor, evaluate: Evaluate) -> tuple[Tensor, Tensor]:
+    def update(self, evaluate: Evaluate) -> Tensor:
         potential, gradient = evaluate()
         if self.control_variates:
-            require("anchor" in self.memory, "control variates need SGLD.anchor(full_closure) before the first step")
-            _, at_anchor = evaluate(self.memory["anchor"])
-            gradient = gradient - at_anchor + self.memory["anchor_gradient"]
-        if self.integrator == "euler":
-            return potential, functional.sgld(theta, gradient, self.noise(theta), self.lr, self.kT)
-        return potential, functional.leimkuhler_matthews(theta, gradient, self._pair(theta), self.lr, self.kT)
+            gradient = self._with_control_variates(gradient, evaluate)
+        if self.integrator == "leimkuhler_matthews":
+            for lr, theta, g, before, after in self.by_group(gradient, *self._pair()):
+                torch._foreach_add_(theta, g, alpha=-lr)  # θ ← θ − ε g + √(2ε·kT) (ξₙ + ξₙ₊₁)/2
+                for xi in (before, after):
+                    if xi is not None:
+                        torch._foreach_add_(theta, xi, alpha=(2 * lr * self.kT) ** 0.5 / 2)
+            return potential
+        self.langevin(gradient)
+        return potential
 
-    def _pair(self, theta: Tensor) -> tuple[Tensor, Tensor] | None:
+    def _with_control_variates(self, gradient: Tensors, evaluate: Evaluate) -> Tensors:
+        """g(θ) − g(θ₀) + ∇Ũ(θ₀), the first two on the same minibatch."""
+        require("anchor" in self.memory, "control variates need SGLD.anchor(full_closure) before the first step")
+        here = self.parts(self.buffer("here"))
+        torch._foreach_copy_(here, gradient)
+        self.leave()
+        torch._foreach_copy_(self.theta, self.parts(self.memory["anchor"]))
+        _, at_anchor = evaluate()
+        self.come_back()
+        torch._foreach_sub_(here, at_anchor)
+        torch._foreach_add_(here, self.parts(self.memory["anchor_gradient"]))
+        return here
+
+    def _pair(self) -> tuple[Tensors | None, Tensors | None]:
         """(ξₙ, ξₙ₊₁); ξₙ is kept from the last step, or drawn again after a restart."""
         if not self.noisy:
-            return None
-        step, kept = self._ahead
-        before = kept if step == self.steps and kept is not None else self.draw(theta)
-        after = self.draw(theta, step=self.steps + 1)
-        self._ahead = self.steps + 1, after
-        return before, after
+            return None, None
+        before, after = (self.buffer(f"pair {(self.steps + i) % 2}") for i in (0, 1))
+        if self._ahead != self.steps:
+            self.draw(before)
+        self.draw(after, step=self.steps + 1)
+        self._ahead = self.steps + 1
+        return self.parts(before), self.parts(after)

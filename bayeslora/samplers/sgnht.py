@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bayeslora.samplers import functional
+from bayeslora.samplers.base import Tensors
 from bayeslora.samplers.sghmc import Underdamped
 
 
@@ -30,17 +30,22 @@ class SGNHT(Underdamped):
     Source: Ding et al. (2014), Bayesian sampling using stochastic gradient thermostats, algorithm 2.
     """
 
-    def move(self, theta: Tensor, p: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
-        friction = self.memory.get("friction", torch.full_like(theta[..., :1], 1 - self.momentum))
-        theta, p = functional.underdamped_euler(
-            theta, p, gradient, self.noise(theta), self.lr, self.kT, friction=friction, injected=1 - self.momentum
-        )
+    def move(self, p: Tensor, gradient: Tensors) -> None:
+        xi = self.noise()
+        if "friction" not in self.memory:
+            self.memory["friction"] = torch.full_like(p[..., :1], 1 - self.momentum)
+        friction, sizes = self.memory["friction"], 0.0
+        self.scale([p], 1 - friction)  # p ← (1 − αₜ) p − √ε g + √(2(1 − μ)·kT) ξ
+        for lr, theta, p_, g, xi_ in self.by_group(self.parts(p), gradient, None if xi is None else self.parts(xi)):
+            torch._foreach_add_(p_, g, alpha=-(lr**0.5))
+            if xi_ is not None:
+                torch._foreach_add_(p_, xi_, alpha=(2 * (1 - self.momentum) * self.kT) ** 0.5)
+            torch._foreach_add_(theta, p_, alpha=lr**0.5)  # θ ← θ + √ε p
+            sizes += lr * sum(map(self._size, theta))
         if self.noisy:
-            excess = (1 - friction / 2) * p.square().mean(-1, keepdim=True) / self.kT - 1
-            rate = self.lr if isinstance(self.lr, float) else self.lr.mean()
-            friction = friction + rate * excess
-        self.memory["friction"] = friction
-        return theta, p
+            kinetic = torch.linalg.vector_norm(p, dim=-1, keepdim=True).square() / p.shape[-1]
+            rate = sizes / p.shape[-1]  # ε, on average over the coordinates
+            self.memory["friction"] = friction + rate * ((1 - friction / 2) * kinetic / self.kT - 1)
 
     def diagnostics(self) -> dict[str, Tensor]:
         """`friction`: αₜ; it settles where the kinetic energy is right."""

@@ -11,40 +11,38 @@ from bayeslora.samplers import SAMSGLD, SAMSGLDR1, SGLD, SGLRW, Sampler, functio
 
 
 class LoudNoise:
-    """Noise × 1.05, whichever way the sampler makes its noise."""
+    """Noise × 1.05."""
 
-    def noise(self, like: Tensor) -> Tensor | None:
-        xi = super().noise(like)  # type: ignore[misc]
-        return None if xi is None else 1.05 * xi
-
-    def draw(self, like: Tensor, method: str = "normal_", purpose: str = "noise", step: int | None = None) -> Tensor:
-        xi = super().draw(like, method, purpose, step)  # type: ignore[misc]
-        return xi if method == "uniform_" or step is None else 1.05 * xi
+    def draw(self, out: Tensor, method: str = "normal_", purpose: str = "noise", step: int | None = None) -> Tensor:
+        xi = super().draw(out, method, purpose, step)  # type: ignore[misc]
+        return xi.mul_(1.05) if purpose == "noise" else xi
 
 
 def loud(sampler_class: type[Sampler]) -> type[Sampler]:
     """The sampler with noise × 1.05; the lattice walk, whose noise is its stride, with the stride × 1.05."""
-    if issubclass(sampler_class, SGLRW):
-        return type("LoudSGLRW", (LongStride, one_stream(sampler_class)), {})
-    return type(f"Loud{sampler_class.__name__}", (LoudNoise, one_stream(sampler_class)), {})
+    mutant = LongStride if issubclass(sampler_class, SGLRW) else LoudNoise
+    return type(f"Loud{sampler_class.__name__}", (mutant, one_stream(sampler_class)), {})
 
 
 class LongStride:
     """δ × 1.05 at the same mean step."""
 
-    def update(self, theta: Tensor, evaluate) -> tuple[Tensor, Tensor]:  # type: ignore[no-untyped-def]
-        potential, gradient = evaluate()
-        moved, _ = functional.lattice_walk(theta, gradient, self.draw(theta, "uniform_"), self.lr, 1.05**2 * self.kT)
-        return potential, moved
+    def update(self, evaluate) -> Tensor:  # type: ignore[no-untyped-def]
+        kT, self.kT = self.kT, 1.05**2 * self.kT
+        try:
+            return super().update(evaluate)  # type: ignore[misc]
+        finally:
+            self.kT = kT
 
 
 class FirstGroupsNoise(one_stream(SGLD)):  # type: ignore[misc]
     """The noise of every group scaled by the first group's step size."""
 
-    def update(self, theta: Tensor, evaluate) -> tuple[Tensor, Tensor]:  # type: ignore[no-untyped-def]
-        potential, gradient = evaluate()
-        moved = functional.descend(theta, gradient, self.lr)
-        return potential, moved + (2 * self.param_groups[0]["lr"] * self.kT) ** 0.5 * self.noise(theta)
+    def langevin(self, drift: list[Tensor]) -> None:
+        first = self.param_groups[0]["lr"]
+        for lr, theta, g, xi in self.by_group(drift, self.parts(self.noise())):
+            torch._foreach_add_(theta, g, alpha=-lr)
+            torch._foreach_add_(theta, xi, alpha=(2 * first * self.kT) ** 0.5)
 
 
 class WeakAnchor(one_stream(SGLD)):  # type: ignore[misc]
@@ -58,25 +56,25 @@ class WeakAnchor(one_stream(SGLD)):  # type: ignore[misc]
 class UngroupedRankOne(one_stream(SAMSGLDR1)):  # type: ignore[misc]
     """Drift E (I + σûûᵀ)² g beside noise √(2kT) E^½ (I + σûûᵀ) ξ, which do not fit where E and ûûᵀ do not commute."""
 
-    def update(self, theta: Tensor, evaluate) -> tuple[Tensor, Tensor]:  # type: ignore[no-untyped-def]
+    def update(self, evaluate) -> Tensor:  # type: ignore[no-untyped-def]
         potential, gradient = evaluate()
         along, sigma = self.memory["directions"], self.sigma
         along = along / along.norm(dim=-1, keepdim=True)
-        stretched = functional.rank_one(gradient, along, 2 * sigma + sigma**2)
-        noise = functional.rank_one(self.noise(theta), along, sigma)
-        return potential, functional.sgld(theta, stretched, noise, self.lr, self.kT)
+        stretched = functional.rank_one(torch.cat(gradient, 1), along, 2 * sigma + sigma**2)
+        noise = functional.rank_one(self.noise(), along, sigma)
+        moved = functional.sgld(torch.cat(self.theta, 1), stretched, noise, self.lr, self.kT)
+        torch._foreach_copy_(self.theta, self.parts(moved))
+        return potential
 
 
 def per_tensor(sampler_class: type[SAMSGLD]) -> type[Sampler]:
     """The ascent normalised tensor by tensor, as the predecessor did."""
 
     class PerTensor(one_stream(sampler_class)):  # type: ignore[misc]
-        def update(self, theta: Tensor, evaluate) -> tuple[Tensor, Tensor]:  # type: ignore[no-untyped-def]
-            potential, gradient = evaluate()
-            parts = gradient.split([self._size(p) for p in self._params], dim=-1)
-            ascent = torch.cat([functional.sam_ascent(part, self.rho) for part in parts], dim=-1)
-            _, uphill = evaluate(theta + ascent)
-            return potential, functional.sgld(theta, uphill, self.noise(theta), self.lr, self.kT)
+        def unit(self, gradient: list[Tensor]) -> list[Tensor]:
+            for g in gradient:
+                g.div_(g.norm(dim=-1, keepdim=True))
+            return gradient
 
     return PerTensor
 

@@ -266,16 +266,16 @@ def test_weights_that_are_not_here_are_a_warning(tmp_path, monkeypatch):
 class SharedNoise(SGLD):
     """SGLD whose chains all have the noise of chain 0."""
 
-    def draw(self, like, method="normal_", purpose="noise", step=None):
+    def draw(self, out, method="normal_", purpose="noise", step=None):
         self.chains = [0]
-        return super().draw(like, method, purpose, step)
+        return super().draw(out, method, purpose, step)
 
 
 class ForgetfulNoise(SGLD):
     """SGLD whose noise is a function of nothing."""
 
-    def draw(self, like, method="normal_", purpose="noise", step=None):
-        return torch.randn_like(like)
+    def draw(self, out, method="normal_", purpose="noise", step=None):
+        return out.normal_()
 
 
 def made(sampler):

@@ -7,13 +7,13 @@ import warnings
 
 import pytest
 import torch
-from lightning import Trainer
+from lightning import Callback, Trainer
 from torch import nn
 
 from bayeslora.chains.module import SamplingModule, parameter_groups
 from bayeslora.chains.plan import Plan
 from bayeslora.chains.stack import Stack
-from bayeslora.errors import ConfigError
+from bayeslora.errors import ConfigError, DivergedError
 from bayeslora.potential import Potential, Prior
 from bayeslora.samplers import SGLD, schedules
 
@@ -134,3 +134,27 @@ def test_the_variance_that_a_cycle_leaves_to_the_prior_is_the_exact_recursions()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         biased(Plan(0, 0, 3, 20_000, cycles=1, exploration=0.2), schedule="cyclical").configure_optimizers()
+
+
+@pytest.mark.parametrize("step", [2, 6])  # in the warm-up, and of the sampler
+def test_checks_that_come_late_stop_a_chain_before_its_next_draw(step: int):
+    """As on a GPU, where no step waits: the batch of one step has inputs that overflow."""
+    kept: list[int] = []
+
+    class Draws(Callback):
+        def on_train_batch_end(self, trainer: Trainer, module: SamplingModule, *_: object) -> None:  # type: ignore[override]
+            if module.plan.draw_after(module.steps_taken) is not None:
+                module.check_finite()
+                kept.append(module.steps_taken)
+
+    x, y = torch.randn(4, 3, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 0, 1])
+    batches = [(x * (1e30 if number == step else 1), y) for number in range(1, 10)]
+    own = biased(Plan(4, 1, 4, 1))
+    own.checks_late = True
+    trainer = Trainer(
+        accelerator="cpu", max_epochs=1, logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, callbacks=[Draws()],
+    )  # fmt: skip
+    with pytest.raises(DivergedError, match="chain 0 diverged"):
+        trainer.fit(own, iter(batches))
+    assert kept == []

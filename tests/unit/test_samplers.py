@@ -313,7 +313,7 @@ def test_the_clipped_share_counts_steps_with_noise_only():
 
     def cycles() -> None:
         for step in range(400):
-            sampler.noise_free = step % 100 >= 60
+            sampler.noise_free = step % 100 >= 60  # 240 steps with noise: two windows
             sampler.step(closure_on(params, sampler))
 
     with pytest.warns(RuntimeWarning, match="clips"):
@@ -325,7 +325,7 @@ def test_entropy_mcmc_keeps_its_coupling_while_it_explores():
     params = tensors()
     sampler = EntropyMCMC(params, lr=0.01, kT=0.5, seed=0, eta=0.1)
     sampler.step(closure_on(params, sampler))
-    theta, guide = flat(params), sampler.memory["guide"].flatten()
+    theta, guide = flat(params), sampler.memory["guide"].clone()
     sampler.noise_free = True
     sampler.step(closure_on(params, sampler))
     pull = (0.5 / 0.1) * (theta - guide)
