@@ -151,7 +151,7 @@ def test_where_sgld_is_a_quarter_too_hot_the_walk_errs_by_what_it_clips():
         limit = 0.01 + 4 * moment.standard_error / moment.expected
         assert abs(moment.sampled * (1 - share) / moment.expected - 1) < limit, (moment, share)
     assert heat(sgld, exact).max() > 0.24
-    assert 0.02 < clipped.max() < 0.05
+    assert 0.02 < clipped.max() < 0.1
 
 
 def test_sgld_fails_the_same_assertions_on_the_regression_and_has_its_own_law():
