@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from bayeslora.chains import ranks
 from bayeslora.chains.plan import Plan
@@ -27,6 +28,7 @@ from bayeslora.diagnostics.relaxation import Relaxation, relaxations, too_short
 from bayeslora.engine.acceleration import AUTO
 from bayeslora.errors import ConfigError, Problems, require
 from bayeslora.fit import build_model, check_fit, load_data, make_likelihood, try_model
+from bayeslora.identity import Fingerprint, identify, named, put_fixed
 from bayeslora.likelihood import NOISE, Categorical, Likelihood
 from bayeslora.potential import Potential, Prior, last_match
 from bayeslora.rng import generator, seeded
@@ -60,6 +62,20 @@ class Setup:
     likelihood: Likelihood = field(default_factory=Categorical)
     flat: bool | None = None
     """How a `Stack` runs the model, as its trial step showed; None: as its structure says."""
+    fingerprint: Fingerprint | None = None
+    fixed: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def identify(self, run: RunDirectory) -> None:
+        """Find what the models of all chains have in common (`fingerprint`) and what chains take from `fixed`.
+
+        Raises:
+            ConfigError: they have too little in common to sample one posterior.
+        """
+        elsewhere = self.cfg.chain.parallel == "processes" or self.cfg.trainer.devices > 1  # so are the devices
+        here = replace(self, fixed=run.fixed, device=torch.device("cpu") if elsewhere else self.device)
+        inputs = tree_map(lambda t: t.to(here.device), self.data.transform(self.data.train.inputs[:2]))
+        self.fingerprint, random = identify(here.model, self.cfg.chain.num_chains, inputs)
+        self.fixed = {**random, **here.fixed}
 
     @property
     def chains(self) -> list[int]:
@@ -99,10 +115,21 @@ class Setup:
         cold = self.make_sampler([nn.Parameter(torch.zeros(1))], kT=kT, seed=0, chain=0).kT == 0
         return self.plan.total if cold else self.plan.warmup
 
+    def make(self) -> nn.Module:
+        """A new model."""
+        return build_model(self.cfg.model, self.data, self.likelihood)
+
     def model(self, chain: int = 0) -> nn.Module:
-        """The model with the initial weights of one chain, on the run's device."""
+        """The model with the initial weights of one chain, on the run's device.
+
+        Raises:
+            ConfigError: what is not sampled of it is not what the run has.
+        """
         with seeded(self.cfg.seed, chain, 0, "init"):
-            model = build_model(self.cfg.model, self.data, self.likelihood)
+            model = self.make()
+        put_fixed(model, self.fixed)
+        differences = Fingerprint.of(model).differences(self.fingerprint) if self.fingerprint else []
+        require(not differences, f"model: chain {chain} differs from the run's: {named(differences)}")
         memory_format = torch.channels_last if self.cfg.trainer.channels_last else torch.contiguous_format
         return model.to(self.device, memory_format=memory_format)  # type: ignore[call-overload]
 

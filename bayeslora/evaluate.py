@@ -41,6 +41,7 @@ def evaluate(run: RunDirectory, setup: Setup) -> Results:
     """
     from bayeslora.evaluation.classification import evaluate_classes
     from bayeslora.evaluation.criteria import failed, judge
+    from bayeslora.evaluation.rechecks import check_recorded_nll
     from bayeslora.evaluation.regression import evaluate_reals
     from bayeslora.evaluation.series import scalar_series
     from bayeslora.loggers import log_evaluation
@@ -49,6 +50,7 @@ def evaluate(run: RunDirectory, setup: Setup) -> Results:
     posterior = Posterior.load(run.root, setup.model(), setup.likelihood)
     if not len(posterior):
         raise DataError(f"{run.root} holds no draws yet; repeat the training command with run_dir={run.root}")
+    check_recorded_nll(posterior, setup)
     with run.evaluating():
         series = scalar_series(posterior)
         of_task = evaluate_classes if setup.data.real is None else evaluate_reals

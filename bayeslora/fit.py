@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from bayeslora.chains.ranks import require_shares
 from bayeslora.config import accepted, first_line, instantiate
@@ -51,6 +53,7 @@ def build_model(node: DictConfig, data: Data, likelihood: Likelihood | None = No
     outputs = likelihood.outputs(data.num_classes)
     sizes = {"in_channels": data.in_channels, "in_features": data.in_features}
     model = instantiate(node, **accepted(node, num_classes=outputs, num_outputs=outputs, **sizes))
+    check_kind(model)
     return likelihood.attach(model, data.num_classes)
 
 
@@ -59,6 +62,48 @@ def try_model(node: DictConfig) -> None:
     if node._target_.startswith("bayeslora."):
         with torch.device("meta"):
             instantiate(node, **accepted(node, num_classes=10, num_outputs=10, in_features=10))
+
+
+def check_kind(model: Any) -> None:
+    """Raise `ConfigError` for a model whose parameters cannot be sampled or kept, whatever the data."""
+    kind = type(model).__name__
+    require(
+        isinstance(model, nn.Module), f"model: {kind} is no torch.nn.Module; give a module or a function that makes one"
+    )
+    scripted = isinstance(model, torch.jit.ScriptModule)
+    require(
+        not scripted, "model: a scripted or traced module cannot be sampled; give the Python module it was made from"
+    )
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    lazy = [name for name, tensor in tensors if is_lazy(tensor)]
+    require(
+        not lazy,
+        f"model: {', '.join(lazy[:3])} have no shape yet, since their layers are lazy; call the model once on a batch"
+        " before it is given (in the function that makes it)",
+    )
+    wide = [name for name, t in tensors if any(n > 1 and t.stride(axis) == 0 for axis, n in enumerate(t.shape))]
+    require(
+        not wide,
+        f"model: {', '.join(wide[:3])} are expanded views, into which no draw can be written; register a copy of each"
+        " (tensor.clone())",
+    )
+
+
+def copied(module: nn.Module) -> nn.Module:
+    """A copy of a module. Results of its last pass that it keeps as attributes are copied by value.
+
+    Raises:
+        ConfigError: it cannot be copied.
+    """
+    kept = [value for part in module.modules() for value in vars(part).values() if isinstance(value, Tensor)]
+    results = {id(tensor): tensor.detach().clone() for tensor in kept if not tensor.is_leaf}
+    try:
+        return copy.deepcopy(module, results)
+    except (RuntimeError, TypeError, NotImplementedError) as error:
+        raise ConfigError(
+            f"model: {type(module).__name__} cannot be copied ({first_line(error)}); give a function that makes the"
+            " model instead of the module"
+        ) from error
 
 
 def check_fit(cfg: DictConfig, data: Data, likelihood: Likelihood) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import tempfile
 import warnings
 from collections.abc import Callable, Mapping
@@ -24,11 +23,10 @@ from bayeslora.datasets.batches import Batches
 from bayeslora.datasets.examples import from_examples
 from bayeslora.errors import ConfigError, DivergedError, Problems, require
 from bayeslora.files import digest, user_path
-from bayeslora.fit import check_names, check_outputs, check_task
+from bayeslora.fit import check_kind, check_names, check_outputs, check_task, copied
 from bayeslora.likelihood import LIKELIHOODS, Categorical, Gaussian, Likelihood
 from bayeslora.posterior import Posterior
 from bayeslora.potential import Potential, Prior
-from bayeslora.rng import seeded
 from bayeslora.rundir import RunDirectory
 
 DEVICES = ("cpu", "cuda", "cuda:0")
@@ -116,12 +114,11 @@ class OwnSetup(Setup):
 
     own: nn.Module | Callable[[], nn.Module] | None = None
 
-    def model(self, chain: int = 0) -> nn.Module:
-        """A copy of the module, or a new one drawn under the chain's seed, on the run's device."""
-        with seeded(self.cfg.seed, chain, 0, "init"):
-            made = copy.deepcopy(self.own) if isinstance(self.own, nn.Module) else self.own()  # type: ignore[misc]
-        assert isinstance(made, nn.Module)
-        return self.likelihood.attach(made, self.data.num_classes).to(self.device)
+    def make(self) -> nn.Module:
+        """A copy of the module, or a new one."""
+        made = copied(self.own) if isinstance(self.own, nn.Module) else self.own()  # type: ignore[misc]
+        check_kind(made)
+        return self.likelihood.attach(made, self.data.num_classes)
 
     def structure(self) -> nn.Module:
         return self.model()
@@ -164,6 +161,7 @@ def _setup(
     require(any(p.requires_grad for p in made.parameters()), "model: no parameter requires a gradient: none to sample")
     check_names(cfg, made)
     check_outputs(made, data, likelihood, f"model: {type(made).__name__}")
+    setup.identify(run)
     try_step(setup)
     return setup
 
@@ -176,16 +174,21 @@ def _sampled(setup: Setup, run: RunDirectory, evaluated: bool) -> Posterior:
     """
     from bayeslora.chains.runner import ChainRunner
     from bayeslora.evaluate import evaluate
+    from bayeslora.evaluation.rechecks import check_draws, check_recorded_nll
 
-    run.open(plain(setup.cfg))
+    run.open(plain(setup.cfg), setup.fingerprint, setup.fixed)
     if (short := setup.short_burn_in()) is not None:
         warnings.warn(short, stacklevel=3)
+    check_draws(run, setup)
     stopped = ChainRunner(setup, run).run_all(setup.chains)
     if stopped:
         raise DivergedError("; ".join(stopped.values()), list(stopped))
     posterior = Posterior.load(run.root, setup.model(), setup.likelihood)
     posterior.transform = setup.data.transform
-    posterior.metrics = evaluate(run, setup) if evaluated else None
+    if evaluated:
+        posterior.metrics = evaluate(run, setup)
+    else:
+        check_recorded_nll(posterior, setup)
     return posterior
 
 
@@ -265,6 +268,7 @@ def _described_model(model: nn.Module | Callable[[], nn.Module]) -> dict[str, An
     if not isinstance(model, nn.Module):
         require(callable(model), f"model must be a module, or a function that makes one, not {type(model).__name__}")
         return {"_target_": f"{getattr(model, '__module__', '')}.{getattr(model, '__qualname__', 'model')}"}
+    check_kind(model)
     return _described(model, {"state": digest(model.state_dict())[:16]})
 
 

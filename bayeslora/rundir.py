@@ -7,7 +7,7 @@ import platform
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -16,23 +16,25 @@ from typing import Any
 import torch
 import yaml
 from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
 
 from bayeslora.config import differences
 from bayeslora.errors import ConfigError, DataError, StorageError, require
 from bayeslora.files import locked, remove_leftovers, user_path, write_atomically
-from bayeslora.posterior.store import DrawStore
+from bayeslora.identity import Fingerprint, named
+from bayeslora.posterior.store import DrawStore, read_tensors, serialise
 from bayeslora.recorded import check_contained, check_trusted, read_config
 
 PACKAGES = ("bayeslora", "torch", "lightning", "hydra-core", "torchvision", "transformers", "peft", "arviz")
 FREE_TO_CHANGE = {
-    "provenance", "run_dir", "resume", "logger", "callbacks", "evaluate", "trainer",
+    "provenance", "fingerprint", "run_dir", "resume", "logger", "callbacks", "evaluate", "trainer",
     "chain.index", "chain.parallel", "chain.resume_every",
 }  # fmt: skip
 """Settings that may differ when a command is repeated on the same run directory: they do not change the draws."""
 
 SCHEDULES_WITHOUT_END = ("constant", "polynomial", "exponential")
 """Step-size schedules that do not depend on how many draws are to come."""
-HOUSEKEEPING = {"multirun.yaml", "config.lock"}
+HOUSEKEEPING = {"multirun.yaml", "config.lock", "fixed.safetensors"}
 """Files in a folder before its run begins: what a sweep, or another job of it, or one killed at once leaves there."""
 
 
@@ -43,6 +45,7 @@ class RunDirectory:
         self.root = user_path(root)
         self.config_file = self.root / "config.yaml"
         self.map_file = self.root / "map.safetensors"
+        self.fixed_file = self.root / "fixed.safetensors"
         self.metrics_file = self.root / "metrics.json"
         self.diagnostics_file = self.root / "diagnostics.nc"
         self.report = self.root / "report"
@@ -92,7 +95,7 @@ class RunDirectory:
             DataError: there is none; or a link leads out of the folder; or it names or points to what it should not.
         """
         check_contained(self.root)
-        config = {key: value for key, value in self.config.items() if key != "provenance"}
+        config = {key: value for key, value in self.config.items() if key not in ("provenance", "fingerprint")}
         check_trusted(config, self.config_file, trusted)
         cfg = OmegaConf.create(config)
         if not torch.cuda.is_available() and isinstance(cfg.get("trainer"), DictConfig):
@@ -101,6 +104,41 @@ class RunDirectory:
             require("path" in cfg.dataset, f"dataset.path={data_path}: {cfg.dataset._target_} is read from no path")
             cfg.dataset.path = str(user_path(data_path))
         return cfg
+
+    @property
+    def fingerprint(self) -> Fingerprint | None:
+        """The recorded fingerprint of the model; None where there is no run yet, or an earlier version began it.
+
+        Raises:
+            DataError: it cannot be read.
+        """
+        if not self.config_file.exists():
+            return None
+        return Fingerprint.recorded(self.config.get("fingerprint"), self.config_file)
+
+    @property
+    def fixed(self) -> dict[str, Tensor]:
+        """Tensors that are not sampled and that the model's function draws at random: the run's own, by name.
+
+        Raises:
+            DataError: they cannot be read.
+        """
+        return read_tensors(self.fixed_file) if self.config_file.exists() and self.fixed_file.exists() else {}
+
+    def check_model(self, fingerprint: Fingerprint) -> None:
+        """Raise `ConfigError` unless draws of a model with this fingerprint may be added to those that are here."""
+        there = self.fingerprint
+        if there is None:
+            print(  # noqa: T201
+                f"{self.root} was begun by an earlier version, which recorded no fingerprint of its model: only the"
+                " NLL of its draws tells whether it is this one",
+                flush=True,
+            )
+        elif differences := fingerprint.differences(there):
+            raise ConfigError(
+                f"run_dir={self.root} already holds a run of another model: {named(differences)}. Choose another"
+                " run_dir, or give the model of the run that is there"
+            )
 
     def check(self, config: dict[str, Any]) -> None:
         """Raise `ConfigError` unless this folder is free, or holds a run of the same configuration."""
@@ -135,22 +173,38 @@ class RunDirectory:
                 f" {depends}; choose another run_dir for a longer run"
             )
 
-    def open(self, config: dict[str, Any]) -> None:
+    def open(
+        self,
+        config: dict[str, Any],
+        fingerprint: Fingerprint | None = None,
+        fixed: Mapping[str, Tensor] | None = None,
+    ) -> None:
         """Make the folder and record the configuration, once; a longer plan replaces the one recorded.
 
+        Args:
+            config: as plain Python.
+            fingerprint: of the model.
+            fixed: tensors of the model that are not sampled and cannot be made again.
+
         Raises:
-            ConfigError: the folder cannot be written to, or another process was first with another configuration.
+            ConfigError: the folder cannot be written to, or holds a run of another configuration or model.
         """
         recorded = config | {"provenance": provenance()}
+        if fingerprint is not None:
+            recorded["fingerprint"] = fingerprint.to_json()
         try:
             with locked(self.root / "config.lock", busy="", wait=True):
                 remove_leftovers(self.root, self.config_file.name)
                 if self.config_file.exists():
                     self.check(config)
+                    if fingerprint is not None:
+                        self.check_model(fingerprint)
                     there = self.config
                     if there["chain"]["num_draws"] >= config["chain"]["num_draws"]:
                         return
                     recorded = there | {"chain": there["chain"] | {"num_draws": config["chain"]["num_draws"]}}
+                elif fixed:
+                    write_atomically(self.fixed_file, serialise(fixed, {}))
                 write_atomically(self.config_file, yaml.safe_dump(recorded, sort_keys=False).encode())
         except StorageError as error:
             raise ConfigError(f"run_dir={self.root} cannot be written to ({error}); choose another one") from error

@@ -57,14 +57,17 @@ def train(cfg: DictConfig) -> Results | None:
     from bayeslora.chains.runner import ChainRunner
     from bayeslora.chains.trial import try_step
     from bayeslora.evaluate import evaluate
+    from bayeslora.evaluation.rechecks import check_draws
 
     if cfg.trainer.num_threads is not None:
         torch.set_num_threads(cfg.trainer.num_threads)
+    setup.identify(run)
     try_step(setup)
     _accelerate(setup, run)
-    run.open(plain(cfg))
+    run.open(plain(cfg), setup.fingerprint, setup.fixed)
     if (short := setup.short_burn_in()) is not None:
         print(f"warning: {short}", flush=True)  # noqa: T201
+    check_draws(run, setup)
     runner = ChainRunner(setup, run)
     run_all = run_processes if cfg.chain.parallel == "processes" else ChainRunner.run_all
     try:

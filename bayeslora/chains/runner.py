@@ -37,6 +37,7 @@ class ChainRunner:
 
     def __init__(self, setup: Setup, run: RunDirectory, rank: int = 0) -> None:
         self.setup, self.run, self.rank = setup, run, rank
+        setup.fingerprint, setup.fixed = run.fingerprint, run.fixed
 
     def run_all(self, chains: Sequence[int]) -> dict[int, str]:
         """Run chains, each under its own lock; returns those that diverged and what happened to them.

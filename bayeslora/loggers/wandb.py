@@ -95,8 +95,9 @@ class WandbRun:
 
         for file in (run.config_file, run.metrics_file, *run.root.glob("chains/*/manifest.jsonl")):
             add(file, "mutable")
-        if run.map_file.exists():
-            add(run.map_file, "immutable")
+        for kept in (run.map_file, run.fixed_file):
+            if kept.exists():
+                add(kept, "immutable")
         for folder in run.root.glob("chains/*"):
             store = run.store(int(folder.name))
             for record in store.records():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,10 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from bayeslora.errors import DataError, require
+from bayeslora.identity import Fingerprint, named, put_fixed
 from bayeslora.likelihood import NOISE, Categorical, Gaussian, Likelihood, from_recorded
 from bayeslora.posterior.density import NormalMixture, Normals
 from bayeslora.posterior.export import export_adapters
-from bayeslora.posterior.store import Draw, DrawStore, load_into, read_baseline
+from bayeslora.posterior.store import Draw, DrawStore, load_into, read_baseline, read_tensors
 from bayeslora.recorded import read_config
 
 if TYPE_CHECKING:
@@ -110,11 +112,15 @@ class Posterior:
 
         Args:
             run_dir: its folder.
-            model: of the run's structure; its sampled tensors are replaced.
+            model: the one that was sampled: of the same structure, and with the same values of all that was not
+                sampled. Its sampled tensors are replaced, and those that its function draws at random.
             likelihood: None: as the run's `config.yaml` says.
 
         Raises:
-            DataError: there is no draw in `run_dir`.
+            DataError: there is no draw in `run_dir`, or it is a run of another model.
+
+        Warns:
+            UserWarning: the run is of an earlier version and does not say what model it is of.
         """
         root = Path(run_dir)
         folders = sorted((p for p in root.glob("chains/*") if p.name.isdigit()), key=lambda p: int(p.name))
@@ -122,7 +128,11 @@ class Posterior:
         map_file = root / "map.safetensors"
         if not stores and not map_file.exists():
             raise DataError(f"{root} holds no draws yet; run bayeslora.train with run_dir={root} first")
-        likelihood = likelihood or _recorded_likelihood(root / "config.yaml")
+        config_file = root / "config.yaml"
+        config = read_config(config_file) if config_file.is_file() else {}
+        likelihood = likelihood or from_recorded(config.get("likelihood"))
+        if model is not None and config:
+            _check_model(model, root, Fingerprint.recorded(config.get("fingerprint"), config_file))
         return cls(stores, model, map_file if map_file.exists() else None, likelihood, root)
 
     def save(self, folder: Path | str) -> Path:
@@ -140,7 +150,7 @@ class Posterior:
             into.mkdir(parents=True)
             shutil.copytree(store.folder / "draws", into / "draws")
             shutil.copy2(store.manifest, into)
-        for name in ("map.safetensors", "config.yaml", "metrics.json"):
+        for name in ("map.safetensors", "fixed.safetensors", "config.yaml", "metrics.json"):
             if self.root is not None and (self.root / name).is_file():
                 target.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(self.root / name, target)
@@ -264,10 +274,21 @@ class Posterior:
         return lambda: ((transform(batch.to(device)), batch.new_empty(0)) for batch in inputs.split(BATCH))
 
 
-def _recorded_likelihood(file: Path) -> Likelihood:
-    """The likelihood that a run's `config.yaml` names; classes where there is no such file.
-
-    Raises:
-        DataError: the file cannot be read.
-    """
-    return from_recorded(read_config(file).get("likelihood") if file.is_file() else None)
+def _check_model(model: nn.Module, root: Path, there: Fingerprint | None) -> None:
+    """Raise `DataError` unless this is the model of a run; give it the run's own values of what is drawn at random."""
+    if there is None:
+        warnings.warn(
+            f"{root} is of an earlier version and records no fingerprint of its model: nothing tells whether this model"
+            " is the one that was sampled",
+            stacklevel=3,
+        )
+        return
+    ours, file = Fingerprint.of(model), root / "fixed.safetensors"
+    kept = read_tensors(file) if file.is_file() else {}
+    differences = ours.with_fixed(kept).differences(there)
+    if differences:
+        raise DataError(
+            f"{root} holds draws of another model: {named(differences)}. Give the model that was sampled, with the same"
+            " values of what was not"
+        )
+    put_fixed(model, kept)

@@ -195,10 +195,13 @@ def _parse_json(line: bytes) -> Any:
 def serialise(state: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> bytes:
     """Tensors by name as safetensors bytes, equal for equal input.
 
-    The metadata is one entry, since the format writes several in an order of its own.
+    The metadata is one entry, since the format writes several in an order of its own. Tensors are copied: views of one
+    storage, which the format does not take, are written as tensors of their own.
     """
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-    return save_safetensors(tensors, metadata={"bayeslora": json.dumps(dict(metadata), sort_keys=True)})
+    copies = {
+        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in state.items()
+    }
+    return save_safetensors(copies, metadata={"bayeslora": json.dumps(dict(metadata), sort_keys=True)})
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

@@ -22,7 +22,7 @@ from bayeslora.report.words import MISSING, finite_or_none, number
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-SILENT = {"run_dir", "resume", "logger", "callbacks", "provenance", "name"}
+SILENT = {"run_dir", "resume", "logger", "callbacks", "provenance", "fingerprint", "name"}
 """Parts of a configuration whose differences change no number (the run's name is its title)."""
 PREDICTIONS = {
     "ensemble": "Ensemble of all draws",

@@ -1,0 +1,68 @@
+"""Whether draws still are what they were when they were recorded: their NLL on the probe set, computed again."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from bayeslora.errors import DataError
+from bayeslora.posterior import Posterior
+
+if TYPE_CHECKING:
+    from bayeslora.build import Setup
+    from bayeslora.rundir import RunDirectory
+
+ROUNDING = 1e-4
+"""Of the NLL, absolute and relative, between two ways to add in fp32."""
+
+
+def check_draws(run: RunDirectory, setup: Setup) -> None:
+    """Check the draws of a run, if it has any (see `check_recorded_nll`)."""
+    if any(len(run.store(chain)) for chain in range(setup.cfg.chain.num_chains)):
+        check_recorded_nll(Posterior.load(run.root, setup.model(), setup.likelihood), setup)
+
+
+def check_recorded_nll(posterior: Posterior, setup: Setup) -> None:
+    """Compute the NLL on the probe set of each chain's first and last draw, and compare it with what was recorded.
+
+    This finds what no fingerprint of a model does: tensors that are plain attributes, functions that use a variable
+    from outside, other data. Draws that were sampled in half precision, or on another device, may differ by rounding:
+    twice as far as bfloat16 moves the examples' NLL on average.
+
+    Raises:
+        DataError: a draw's NLL is another one.
+    """
+    for store in posterior.stores:
+        records = [record for record in store.records() if "nll" in record.scalars]
+        for record in {record.index: record for record in (*records[:1], *records[-1:])}.values():
+            if not store.intact(record):
+                continue  # whoever needs the draw says so, or computes it again
+            model = posterior.model_of(store.load(record))
+            recorded, found = record.scalars["nll"], probe_nll(model, setup)
+            off, allowed = abs(found.mean().item() - recorded), ROUNDING * (1 + abs(recorded))
+            if not off <= allowed:
+                allowed += 2 * _rounding(model, setup, found)
+            if not off <= allowed:
+                raise DataError(
+                    f"draw {record.index} of chain {store.chain} was recorded with NLL {recorded:.4g} on the probe set"
+                    f" and has {found.mean().item():.4g} now, so the model or the training data are not those of the"
+                    " run. If the model's function draws tensors at random that are neither parameters nor buffers,"
+                    " make them once, outside the function, or seed them, and sample again"
+                )
+
+
+@torch.no_grad()
+def probe_nll(model: nn.Module, setup: Setup) -> Tensor:
+    """−log p(y|x, θ) in nats of every example of the probe set, [P]."""
+    model.eval()
+    return torch.cat([setup.likelihood.nll(model(inputs), targets).float() for inputs, targets in setup.probe()()])
+
+
+def _rounding(model: nn.Module, setup: Setup, nll: Tensor) -> float:
+    """How far an example's NLL moves on average in bfloat16; 0 where the model cannot be run so."""
+    with suppress(RuntimeError), torch.autocast(setup.device.type, torch.bfloat16):
+        return (probe_nll(model, setup) - nll).abs().mean().item()
+    return 0.0

@@ -1,0 +1,212 @@
+"""What is not sampled is part of a run: one for all chains, recorded, and checked wherever draws meet a model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import bayeslora
+from bayeslora.errors import ConfigError, DataError
+from bayeslora.posterior import Posterior
+
+X = torch.randn(120, 4, generator=torch.Generator().manual_seed(0))
+Y = X[:, :3].argmax(1)
+
+
+def sample(model: Any, **settings: Any) -> Posterior:
+    plan = {"chains": 2, "draws": 2, "thin": 2, "burn_in": 20, "warmup": 150, "warmup_lr": 0.02, "batch_size": 60}
+    return bayeslora.sample(model, (X, Y), "sgld", **{**plan, "progress": False, **settings})
+
+
+def net(act: type[nn.Module] = nn.Tanh) -> nn.Module:
+    return nn.Sequential(nn.Linear(4, 32), act(), nn.Linear(32, 3))
+
+
+def frozen_first() -> nn.Module:
+    model = net()
+    model[0].requires_grad_(False)  # type: ignore[index]
+    return model
+
+
+class Features(nn.Module):
+    """A head on random features, which are a buffer that is not saved, or a plain attribute."""
+
+    def __init__(self, plain: bool = False) -> None:
+        super().__init__()
+        w = torch.randn(4, 32)
+        self.w: Tensor
+        if plain:
+            self.w = w
+        else:
+            self.register_buffer("w", w, persistent=False)
+        self.head = nn.Linear(32, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.head(torch.tanh(x @ self.w))
+        return logits
+
+
+def nll(posterior: Posterior) -> list[float]:
+    """Of every draw, on all the data."""
+    found = [posterior.predict_draw(draw, lambda: [(X, Y)]) for draw in posterior.draws()]
+    return [nn.functional.nll_loss(log_probs, Y).item() for log_probs in found]
+
+
+@pytest.mark.parametrize("make", [frozen_first, Features])
+@pytest.mark.parametrize("parallel", ["sequential", "stacked"])
+def test_random_fixed_tensors_are_one_for_all_chains_and_kept(
+    make: Callable[[], nn.Module], parallel: str, tmp_path: Path
+) -> None:
+    posterior = sample(make, parallel=parallel, run_dir=tmp_path / "run")
+    recorded = [draw.scalars["nll"] for draw in posterior.draws()]
+    assert nll(posterior) == pytest.approx(recorded, rel=1e-3)
+    assert max(recorded) < 0.8  # chance is 1.1
+    again = Posterior.load(posterior.save(tmp_path / "kept"), make())  # other random features, replaced
+    assert nll(again) == pytest.approx(recorded, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (lambda: net(nn.ReLU), r"ReLU\(\) where the run has \(1\): Tanh\(\)"),
+        (frozen_first, r"0\.weight is not sampled, in the run it is \(it is frozen\)"),
+        (lambda: nn.Sequential(nn.Linear(4, 16), nn.Tanh(), nn.Linear(16, 3)), "out_features=16"),
+    ],
+    ids=["activation", "frozen", "width"],
+)
+def test_another_model_is_refused_by_the_run_and_by_its_draws(
+    other: Callable[[], nn.Module], message: str, tmp_path: Path
+) -> None:
+    quick = {"burn_in": 2, "warmup": 2, "run_dir": tmp_path / "run"}
+    posterior = sample(lambda: net(), **quick)
+    assert len(sample(lambda: net(), **quick)) == len(posterior)
+    with pytest.raises(ConfigError, match=f"already holds a run of another model: .*{message}"):
+        sample(lambda: other(), **quick)
+    with pytest.raises(DataError, match=f"draws of another model: .*{message}"):
+        Posterior.load(tmp_path / "run", other())
+
+
+def test_another_backbone_is_refused(tmp_path: Path) -> None:
+    model = frozen_first()
+    sample(model, run_dir=tmp_path / "run")
+    Posterior.load(tmp_path / "run", model)
+    with pytest.raises(DataError, match=r"0\.weight, which is not sampled, has other values"):
+        Posterior.load(tmp_path / "run", frozen_first())
+
+
+@pytest.mark.parametrize("parallel", ["sequential", "stacked"])
+def test_a_random_plain_attribute_is_refused_before_sampling(parallel: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="plain attribute"):
+        sample(lambda: Features(plain=True), parallel=parallel, run_dir=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_draws_of_a_function_that_has_changed_are_refused(tmp_path: Path) -> None:
+    class Scaled(nn.Module):
+        def __init__(self, scale: float) -> None:
+            super().__init__()
+            self.scale, self.net = scale, net()
+
+        def forward(self, x: Tensor) -> Tensor:
+            logits: Tensor = self.net(self.scale * x)
+            return logits
+
+    scale = 1.0
+    settings = {"chains": 1, "run_dir": tmp_path / "run"}
+    sample(lambda: Scaled(scale), **settings)
+    sample(lambda: Scaled(scale), **settings)
+    scale = 1.5
+    with pytest.raises(DataError, match="was recorded with NLL"):
+        sample(lambda: Scaled(scale), **settings)
+
+
+def test_a_run_without_a_fingerprint_is_loaded_with_a_warning(tmp_path: Path) -> None:
+    quick = {"burn_in": 2, "warmup": 2, "run_dir": tmp_path / "run"}
+    sample(lambda: net(), **quick)
+    file = tmp_path / "run" / "config.yaml"
+    old, _, _ = file.read_text().partition("\nfingerprint:")
+    file.write_text(old + "\n")
+    with pytest.warns(UserWarning, match="records no fingerprint"):
+        Posterior.load(tmp_path / "run", net())
+    sample(lambda: net(), **quick)  # its draws' NLL tells
+
+
+class Keeps(nn.Module):
+    """Keeps its last outputs, which cannot be copied as they are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.last: Tensor = self.layer(x)
+        return self.last
+
+
+class Views(nn.Module):
+    """Two saved buffers of one storage."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, whole = nn.Linear(4, 3), torch.arange(10.0)
+        self.register_buffer("a", whole[:5])
+        self.register_buffer("b", whole[3:8])
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.layer(x)
+        return logits
+
+
+def kept() -> nn.Module:
+    model = Keeps()
+    model(X)
+    return model
+
+
+def normed() -> nn.Module:
+    return nn.Sequential(nn.utils.weight_norm(nn.Linear(4, 8)), nn.Linear(8, 3))  # type: ignore[no-untyped-call]
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize("make", [kept, normed, Views])
+def test_modules_that_hold_results_or_views_are_sampled(make: Callable[[], nn.Module]) -> None:
+    posterior = sample(make(), burn_in=2, warmup=2)
+    assert nll(posterior) == pytest.approx([draw.scalars["nll"] for draw in posterior.draws()], rel=1e-3)
+
+
+def with_lock() -> nn.Module:
+    import threading
+
+    model = net()
+    model.lock = threading.Lock()  # type: ignore[assignment]
+    return model
+
+
+def expanded() -> nn.Module:
+    model = net()
+    model.register_buffer("wide", torch.ones(1).expand(4))
+    return model
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (lambda: nn.Sequential(nn.LazyLinear(8), nn.Linear(8, 3)), "0.weight, 0.bias have no shape yet"),
+        (lambda: lambda: nn.Sequential(nn.LazyLinear(8), nn.Linear(8, 3)), "0.weight, 0.bias have no shape yet"),
+        (lambda: torch.jit.script(net()), "the Python module it was made from"),
+        (lambda: torch.jit.trace(net(), X[:2]), "the Python module it was made from"),
+        (expanded, "wide are expanded views"),
+        (with_lock, "cannot be copied .* give a function"),
+        (lambda: lambda: "a model", "str is no torch.nn.Module"),
+    ],
+    ids=["lazy", "lazy-function", "scripted", "traced", "expanded", "lock", "no-module"],
+)
+def test_models_that_cannot_be_sampled_are_named(model: Callable[[], Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        sample(model())
