@@ -54,7 +54,8 @@ class Fingerprint:
         if value is None:
             return None
         parts = [value.get(name) for name in ("structure", "sampled", "fixed")] if isinstance(value, dict) else [None]
-        if not (isinstance(parts[0], list) and all(isinstance(part, dict) for part in parts[1:])):
+        lines = isinstance(parts[0], list) and all(isinstance(line, str) for line in parts[0])
+        if not (lines and all(isinstance(part, dict) for part in parts[1:])):
             raise DataError(f"{source}: fingerprint is not that of a model")
         return cls(*parts)
 

@@ -26,9 +26,6 @@ if TYPE_CHECKING:
 Loader = Callable[[], Iterable[tuple[Tensor, Tensor]]]
 """Starts a pass over (inputs, targets) batches."""
 
-BATCH = 500
-"""Examples a forward pass, where the caller gives no batches."""
-
 
 class Mixture:
     """Running average of predictive probabilities: log (1/S) Σₛ pₛ, by logsumexp in fp32."""
@@ -198,15 +195,17 @@ class Posterior:
         """What the ensemble of all draws predicts: probabilities, or densities, averaged.
 
         Args:
-            inputs: a function that starts a pass over (inputs, targets) batches in a fixed order, called once a draw;
-                or a list or a `DataLoader` of such batches that does not shuffle; or a map-style `Dataset`; or a tensor
-                [N, …]. Of the last two, images of bytes become what `bayeslora.sample` made of its own.
+            inputs: a function that starts a pass over (inputs, targets) batches, called once a draw; or a list or a
+                `DataLoader` of such batches that does not shuffle; or a map-style `Dataset`; or a tensor or array
+                [N, …]. Of datasets, tensors and arrays, images of bytes become what `bayeslora.sample` made of its own.
+                Floating-point inputs take the model's precision.
 
         Returns:
             Classes: log p [N, C]. Regression: `Normals`, mean and variances [N, D].
 
         Raises:
-            DataError: images of bytes, of a posterior that was loaded and cannot know how they were scaled.
+            DataError: images of bytes, of a posterior that was loaded and cannot know how they were scaled; batches
+                that are not the same in every pass.
         """
         if isinstance(self.likelihood, Gaussian):
             return self.predict_normals(inputs)
@@ -258,20 +257,9 @@ class Posterior:
 
     def _loader(self, inputs: Any) -> Loader:
         """Passes over batches of whatever `predict` takes."""
-        from bayeslora.datasets.base import Split
-        from bayeslora.datasets.examples import Identity, as_split
+        from bayeslora.posterior.inputs import passes  # with the readers of datasets
 
-        if callable(inputs) and not isinstance(inputs, Tensor):
-            return inputs
-        if isinstance(inputs, torch.utils.data.Dataset | Split):
-            inputs = as_split(inputs).inputs
-        if not isinstance(inputs, Tensor):
-            return lambda: inputs
-        transform = self.transform if inputs.dtype == torch.uint8 and inputs.ndim == 4 else Identity()
-        if transform is None:
-            raise DataError("these images are bytes; give what the model takes, scaled as for the run's own images")
-        device = next(self._require_model().parameters()).device
-        return lambda: ((transform(batch.to(device)), batch.new_empty(0)) for batch in inputs.split(BATCH))
+        return passes(inputs, self._require_model(), self.transform)
 
 
 def _check_model(model: nn.Module, root: Path, there: Fingerprint | None) -> None:

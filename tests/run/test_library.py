@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import bayeslora
-from bayeslora.errors import ConfigError, DivergedError
+from bayeslora.errors import ConfigError, DataError, DivergedError
 from bayeslora.likelihood import NOISE, Gaussian
 from bayeslora.posterior import Posterior
 from run.tools import Command
@@ -260,3 +260,22 @@ def test_what_diverges_before_the_first_step_is_not_blamed_on_the_step_size() ->
     with pytest.raises(DivergedError, match="No step was taken yet, so it is not the step size") as error:
         sampled(model)
     assert "lr" not in str(error.value)
+
+
+def test_arrays_and_double_precision_are_predicted_and_passes_that_differ_are_refused() -> None:
+    posterior = sampled(chains=1)
+    expected = posterior.predict(X)
+    given = [X.numpy(), X.double(), X.double().numpy(), [(X.double(), CLASSES)], lambda: [(X.numpy(), CLASSES)]]
+    for inputs in given:
+        torch.testing.assert_close(posterior.predict(inputs), expected)
+    data = TensorDataset(X, CLASSES)
+    torch.testing.assert_close(posterior.predict(DataLoader(data, 7)), expected)
+    orders = iter(range(100))
+    refused: list[tuple[object, str]] = [
+        (DataLoader(data, 7, shuffle=True), "shuffles"),
+        (lambda: [(X.roll(next(orders), 0), CLASSES)], "second pass"),
+        (iter([(X, CLASSES)]), "used up"),
+    ]
+    for inputs, message in refused:
+        with pytest.raises(DataError, match=message):
+            posterior.predict(inputs)
