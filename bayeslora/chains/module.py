@@ -80,6 +80,8 @@ class SamplingModule(LightningModule):
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
+        self._params: dict[str, Tensor] | None = None
+        self._steppers: list[Any] = []
         self.model, self.plan = model, plan
         self.potential = potential.for_model(self.network)
         self.temperature, self.seed, self.chain = temperature, seed, chain
@@ -105,6 +107,8 @@ class SamplingModule(LightningModule):
     @property
     def params(self) -> dict[str, Tensor]:
         """The sampled parameters by name: those that require a gradient; each [K, …] in a stack."""
+        if self._params is not None:  # every step asks several times
+            return self._params
         if isinstance(self.model, Stack):
             return self.model.sampled()
         return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
@@ -132,17 +136,22 @@ class SamplingModule(LightningModule):
     @property
     def sampler(self) -> Sampler:
         """The sampler itself, without Lightning's wrapper."""
-        return self.optimizers()[1].optimizer  # type: ignore[index, return-value]
+        return self._both_optimizers()[1].optimizer
+
+    def _both_optimizers(self) -> list[Any]:
+        """Lightning's wrappers of the warm-up's optimizer and the sampler."""
+        return self._steppers or self.optimizers()  # type: ignore[return-value]
 
     @property
     def step_size(self) -> float:
         """ε of the last step (of the first parameter group)."""
-        active = self.optimizers()[0 if self.phase == "warm-up" else 1]  # type: ignore[index]
+        active = self._both_optimizers()[0 if self.phase == "warm-up" else 1]
         return float(active.param_groups[0]["lr"])
 
     def configure_optimizers(self) -> list[Optimizer]:
         """The warm-up's optimizer and the sampler, over the same parameters."""
-        kT = self.potential.kT(self.temperature)
+        kT, self._params = self.potential.kT(self.temperature), None
+        self._params = self.params
         groups = parameter_groups(self.params, self.lr_factors)
         sampler = self._make_sampler(groups, kT=kT, seed=self.seed, chain=self.chain)
         require(
@@ -200,6 +209,7 @@ class SamplingModule(LightningModule):
 
     def on_fit_start(self) -> None:
         check_precision(str(self.trainer.precision))
+        self._steppers = list(self.optimizers())
         self.checks_late = self.sampler.checks_late = self.checks_late or self.sampler.checks_late
 
     def on_train_start(self) -> None:
@@ -215,7 +225,7 @@ class SamplingModule(LightningModule):
         number = 0 if warming_up else 1
         if not warming_up:
             self._enter_phase()
-        optimizer = self.optimizers()[number]  # type: ignore[index]
+        optimizer = self._both_optimizers()[number]
         factor = self._factors["warm-up" if warming_up else "sampler"](
             self.steps_taken - (0 if warming_up else self.plan.warmup)
         )
@@ -350,7 +360,10 @@ class SamplingModule(LightningModule):
             within = self.last_potential.abs() <= self.max_potential
             if not self.checks_late and not within.all():
                 raise DivergedError(f"the potential is {self.last_potential.tolist()}")
-            self.manual_backward(potential.sum())
+            if self.trainer.world_size == 1:
+                potential.sum().backward()  # what manual_backward comes to, without its price
+            else:
+                self.manual_backward(potential.sum())
             self.padding.drop_gradient(self.params)
             if not self.checks_late:
                 return self.last_potential
