@@ -32,6 +32,7 @@ class BiEncoder(nn.Module):
         self.num_classes = num_classes
         self.name_or_path = encoder.name_or_path
         self.head = nn.Linear(2 * encoder.config.hidden_size + 1, num_classes)
+        nn.init.zeros_(self.head.bias)
 
     @property
     def config(self) -> Any:

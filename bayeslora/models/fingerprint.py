@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from torch import Tensor, nn
 
-HEADS = ("classifier", "score", "head")
-"""What transformers calls the head of a sequence classifier, and `BiEncoder` its own."""
+
+def is_saved(name: str, modules: Sequence[str]) -> bool:
+    """Whether a base model's parameter lies in a module that an adapter holds whole.
+
+    Args:
+        name: full name of the parameter in the model without an adapter.
+        modules: `modules_to_save` of the adapter, which are ends of modules' names: PEFT's rule.
+    """
+    parts = name.split(".")
+    return any(".".join(parts[:depth]).endswith(tuple(modules)) for depth in range(1, len(parts)))
 
 
-def is_head(name: str) -> bool:
-    """Whether a parameter of a base model belongs to its head."""
-    return name.partition(".")[0] in HEADS
-
-
-def frozen_tensors(peft_model: nn.Module) -> Iterable[Tensor]:
-    """The base model's own parameters under an adapter: all but adapter and head."""
+def frozen_tensors(peft_model: nn.Module) -> dict[str, Tensor]:
+    """The base model's own parameters under an adapter, by name: all but the adapter and the modules it holds whole."""
     added = ("lora_", "modules_to_save", "original_module")
-    return (p for name, p in peft_model.named_parameters() if not any(part in name for part in added))
+    return {name: p for name, p in peft_model.named_parameters() if not any(part in name for part in added)}
 
 
 def base_fingerprint(tensors: Iterable[Tensor]) -> str:

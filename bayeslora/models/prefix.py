@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -15,9 +16,15 @@ from torch import Tensor, nn
 from bayeslora.datasets.base import Data, Split, Transform
 from bayeslora.datasets.cache import cached
 from bayeslora.datasets.text import ATTENTION_MASK, FIELDS
-from bayeslora.models.fingerprint import base_fingerprint, frozen_tensors
+from bayeslora.files import digest
+from bayeslora.models.fingerprint import frozen_tensors
 
 log = logging.getLogger(__name__)
+
+TOLERANCE = 1e-3
+"""Largest difference between logits of remembered and of computed layers, relative to the largest logit."""
+PROVENANCE = ("_name_or_path", "name_or_path", "transformers_version", "id2label", "label2id", "architectures")
+"""Entries of a model's configuration that change no activation."""
 
 
 class Prefix:
@@ -35,7 +42,7 @@ class Prefix:
         adapted = (place for place, layer in enumerate(layers) if any(p.requires_grad for p in layer.parameters()))
         self.depth = next(adapted, 0)
         self.given: Tensor | None = None
-        self.taken: Tensor | None = None
+        self.taken: Any = None
         self.recording = False
         for place in range(self.depth):
             layers[place] = _Skippable(layers[place], self)
@@ -51,20 +58,31 @@ class Prefix:
 
 
 class _Skippable(nn.Module):
-    """A layer that is not run where its output is known."""
+    """A layer that is not run where its output is known; it has the attributes of the layer."""
 
     def __init__(self, layer: nn.Module, prefix: Prefix) -> None:
         super().__init__()
         self.layer = layer
         self.prefix = (prefix,)
+        self.others = -1  # values that the layer returns beside the activations; -1: it returns no tuple
 
-    def forward(self, hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            layer = self.__dict__.get("_modules", {}).get("layer")
+            if layer is None:
+                raise
+            return getattr(layer, name)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
         (prefix,) = self.prefix
         if prefix.given is not None:
-            return prefix.given
-        output = self.layer(hidden, *args, **kwargs)
+            return prefix.given if self.others < 0 else (prefix.given, *[None] * self.others)
+        output = self.layer(*args, **kwargs)
         if prefix.recording:
-            prefix.taken = output
+            self.others = len(output) - 1 if isinstance(output, tuple) else -1
+            prefix.taken = output[0] if isinstance(output, tuple) else output
         return output
 
 
@@ -90,6 +108,9 @@ class FromPrefix:
 def with_prefix(data: Data, model: Any, device: torch.device | str, batch_size: int = 64) -> Data:
     """The same data with the activations of a model's frozen layers, if there are any; from the cache if it has them.
 
+    Two examples are run both ways first: where the logits differ, or a family's layers cannot be left out, the data are
+    returned as they are, with a warning that says why.
+
     Args:
         data: tokens, stored as int32 [N, S, F, L].
         model: a `LoraClassifier` on `device`; it is put in evaluation mode.
@@ -114,9 +135,51 @@ def with_prefix(data: Data, model: Any, device: torch.device | str, batch_size: 
         found = [_activations(model, prefix, data.transform(batch).to(device)).cpu() for batch in batches]
         return {"states": torch.cat([torch.zeros_like(found[0][:1]), *found])}
 
-    states = cached(f"prefix-{_key(model, splits, device)}", [], compute)["states"].to(device)
+    fault = _unusable(model, prefix, data, device)
+    if fault is None:
+        states = cached(f"prefix-{_key(model, splits, device)}", [], compute)["states"].to(device)
+        remembered = FromPrefix(states, data.transform)
+        inputs = _shortest_and_longest(pointed)
+        fault = _difference(model, data.transform(inputs[:, :, : len(FIELDS)]).to(device), remembered(inputs))
+    if fault is not None:
+        log.warning(
+            "%s cannot be run from remembered layers (%s): every step computes all layers, to the same result",
+            type(model.base).__name__,
+            fault,
+        )
+        return data
     train, validation, test = pointed
-    return replace(data, train=train, validation=validation, test=test, transform=FromPrefix(states, data.transform))
+    return replace(data, train=train, validation=validation, test=test, transform=remembered)
+
+
+def _shortest_and_longest(splits: Iterable[Split]) -> Tensor:
+    """Two stored examples: padding is where activations of one batch may differ from those of another."""
+    inputs = torch.cat([split.inputs for split in splits])
+    lengths = inputs[:, :, ATTENTION_MASK].sum((1, 2))
+    return inputs[[int(lengths.argmin()), int(lengths.argmax())]]
+
+
+def _unusable(model: Any, prefix: Prefix, data: Data, device: torch.device | str) -> str | None:
+    """Why the layers' output cannot stand for them, by running two examples; None: it can."""
+    tokens = data.transform(_shortest_and_longest((data.train, data.validation, data.test))).to(device)
+    with torch.enable_grad():
+        taken = _run(model, prefix, tokens)
+    if not isinstance(taken, Tensor) or taken.shape[:2] != (tokens.shape[0] * tokens.shape[1], tokens.shape[-1]):
+        return "they do not give activations [sequence, token, feature]"
+    if taken.requires_grad:
+        return "something sampled lies below them"
+    return None
+
+
+def _difference(model: Any, tokens: Tensor, remembered: dict[str, Tensor]) -> str | None:
+    """Why remembered layers do not give the logits that computed ones give; None: they do."""
+    computed = model(tokens)
+    try:
+        given = model(remembered)
+    except (TypeError, AttributeError, ValueError, IndexError, RuntimeError) as error:  # of the family's own code
+        return f"the layers above need more than their activations: {type(error).__name__}"
+    off = float((given - computed).abs().max() / computed.abs().max())
+    return None if off <= TOLERANCE else f"logits would be off by {off:.2g} of their size"
 
 
 def _placed(mask: Tensor, values: Tensor) -> Tensor:
@@ -125,20 +188,39 @@ def _placed(mask: Tensor, values: Tensor) -> Tensor:
 
 
 def _key(model: Any, splits: Iterable[Split], device: torch.device | str) -> str:
-    """Changes with the frozen weights, the depth of the prefix, the tokens and the kind of device."""
-    digest = hashlib.sha256(f"{base_fingerprint(frozen_tensors(model.peft))}/{model.prefix.depth}/{device}".encode())
+    """Changes with all that activations depend on.
+
+    That is: frozen weights and buffers by name, the model's configuration, the depth of the prefix, the tokens, the
+    kind of device, the versions of torch and transformers.
+    """
+    import transformers
+
+    config = model.base.config
+    settings = {key: value for key, value in config.to_dict().items() if key not in PROVENANCE}
+    parts = [
+        digest(frozen_tensors(model.peft) | dict(model.peft.named_buffers())),
+        json.dumps(settings, sort_keys=True, default=str),
+        *(type(model.base).__name__, config._attn_implementation, model.prefix.depth, device),
+        *(torch.__version__, transformers.__version__),
+    ]
+    identity = hashlib.sha256("\n".join(map(str, parts)).encode())
     for split in splits:
-        digest.update(split.inputs.contiguous().numpy().data)
-    return digest.hexdigest()[:32]
+        identity.update(split.inputs.contiguous().numpy().data)
+    return identity.hexdigest()[:32]
 
 
-def _activations(model: Any, prefix: Prefix, tokens: Tensor) -> Tensor:
-    """Tokens [B, S, F, L] -> activations of those that are no padding, in their order [T, H]."""
+def _run(model: Any, prefix: Prefix, tokens: Tensor) -> Any:
+    """What the last of the layers gives for tokens [B, S, F, L]: activations [B * S, L, H]."""
     prefix.recording = True
     try:
         model.eval()(tokens)
     finally:
         prefix.recording = False
-    assert prefix.taken is not None
-    hidden, prefix.taken = prefix.taken.unflatten(0, tokens.shape[:2]), None
+    taken, prefix.taken = prefix.taken, None
+    return taken
+
+
+def _activations(model: Any, prefix: Prefix, tokens: Tensor) -> Tensor:
+    """Tokens [B, S, F, L] -> activations of those that are no padding, in their order [T, H]."""
+    hidden: Tensor = _run(model, prefix, tokens).unflatten(0, tokens.shape[:2])
     return hidden[tokens[:, :, ATTENTION_MASK].bool()]

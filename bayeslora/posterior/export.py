@@ -10,7 +10,7 @@ from typing import Any
 
 from bayeslora.errors import DataError, require
 from bayeslora.files import write_atomically
-from bayeslora.models.fingerprint import base_fingerprint, frozen_tensors, is_head
+from bayeslora.models.fingerprint import base_fingerprint, frozen_tensors, is_saved
 from bayeslora.posterior.store import Draw, load_into, read_tensors
 
 ORIGIN = "bayeslora.json"
@@ -39,6 +39,7 @@ SETTINGS: dict[str, Callable[[Any], bool]] = {
     "target_modules": lambda value: value is not None and _are(_is_text)(value),
     "layers_to_transform": _are(_is_count),
     "modules_to_save": _are(_is_text),
+    "fan_in_fan_out": lambda value: isinstance(value, bool),
     "task_type": lambda value: value in (None, "SEQ_CLS"),
 }
 """Settings of an adapter that are used to load it, and what each must be."""
@@ -86,7 +87,7 @@ def export_adapters(
     """
     require(hasattr(model, "peft"), "only draws of a LoRA model can be exported as adapters")
     out, described = Path(out_dir), dict(facts or {})
-    fingerprint = base_fingerprint(frozen_tensors(model.peft))
+    fingerprint = base_fingerprint(frozen_tensors(model.peft).values())
     folders = []
     for draw in draws:
         load_into(model, draw.tensors, f"draw {draw.index} of chain {draw.chain}")
@@ -119,7 +120,8 @@ def load_adapter(base: Any, folder: Path | str) -> Any:
 
     path = Path(folder)
     recorded, settings = read_origin(path)["base_sha256"], read_adapter_config(path)
-    found = base_fingerprint(tensor for name, tensor in base.named_parameters() if not is_head(name))
+    own = settings.get("modules_to_save") or ()
+    found = base_fingerprint(tensor for name, tensor in base.named_parameters() if not is_saved(name, own))
     if found != recorded:
         named = settings.get("base_model_name_or_path")
         raise DataError(

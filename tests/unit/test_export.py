@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from data.text_models import TARGETS, tiny_model
+from data.text_models import SHAPES, TARGETS, tiny_checkpoint, tiny_model
 from peft import PeftModel
 from transformers import AutoModelForSequenceClassification
 
@@ -72,6 +72,55 @@ def test_plain_peft_loads_each_draw_and_gives_its_logits(settings: dict, base: P
         adapted = PeftModel.from_pretrained(plain, folder).eval()
         with torch.no_grad():
             torch.testing.assert_close(adapted(**fields(tokens())).logits, made(tokens()))
+
+
+def random_adapter(folder: Path, family: str, **settings: object) -> LoraClassifier:
+    """A classifier of a family whose adapter and head are far from their start."""
+    with seeded(0, 3, 0, "init"):
+        made = lora_classifier(2, str(folder), targets=SHAPES[family][1], rank=2, **settings)
+        for p in made.parameters():
+            if p.requires_grad:
+                p.data.add_(0.3 * torch.randn(p.shape))
+    return made.eval()
+
+
+def family_tokens() -> torch.Tensor:
+    """Three texts that end in token 2, of different lengths [3, 1, 3, 11]."""
+    ids = torch.randint(5, 90, (3, 1, 1, 11), generator=torch.Generator().manual_seed(0))
+    mask = torch.ones_like(ids)
+    ids[..., -1], ids[1, ..., 5], mask[1, ..., 6:], ids[1, ..., 6:] = 2, 2, 0, 0
+    return torch.cat([ids, mask, torch.zeros_like(ids)], dim=2)
+
+
+def exported(made: LoraClassifier, folder: Path) -> Path:
+    state = {name: p.detach().clone() for name, p in made.named_parameters() if p.requires_grad}
+    DrawStore(folder / "run", 0).append(state, step=1)
+    return export_adapters(made, DrawStore(folder / "run", 0), folder / "out")[0]
+
+
+@pytest.mark.parametrize("checkpoint", ["bare", "classifier", "other classes"])
+@pytest.mark.parametrize("family", SHAPES)
+def test_every_family_gives_the_draws_logits_whatever_its_head_is_called(family: str, checkpoint: str, tmp_path: Path):
+    """All that a checkpoint lacks is sampled and in the export: a load initialises it at random."""
+    base = tiny_checkpoint(tmp_path / "base", family, {"bare": 0, "classifier": 2, "other classes": 3}[checkpoint])
+    made, x = random_adapter(base, family, modules_to_save=["wte"] if family == "gpt2" else []), family_tokens()
+    made(x).square().sum().backward()
+    assert all((p.grad is not None) == p.requires_grad for p in made.parameters())
+    folder = exported(made, tmp_path)
+    ids, mask = x[:, 0, 0].masked_fill(x[:, 0, 1] == 0, made.base.config.pad_token_id), x[:, 0, 1]
+    torch.manual_seed(1)
+    plain = AutoModelForSequenceClassification.from_pretrained(
+        base,
+        num_labels=2,
+        ignore_mismatched_sizes=checkpoint == "other classes",
+        pad_token_id=made.base.config.pad_token_id,
+    )
+    with torch.no_grad():
+        wanted = made(x)
+        assert wanted.std(0).max() > 1e-3
+        torch.testing.assert_close(PeftModel.from_pretrained(plain, folder).eval()(ids, mask).logits, wanted)
+        again = load_adapter(load_base(str(base), "pair", 2), folder).eval()
+        torch.testing.assert_close(again(ids, mask).logits, wanted)
 
 
 def test_a_bi_encoders_draw_loads_onto_its_base(base: Path, tmp_path: Path):

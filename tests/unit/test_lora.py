@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from data.text_models import FAMILIES, TARGETS, tiny_model
+from data.text_models import FAMILIES, SHAPES, TARGETS, tiny_checkpoint, tiny_model
 from data.text_tools import mrpc
 from torch import nn
 
 from bayeslora.chains.stack import Stack, StackedBatches
 from bayeslora.datasets import Data, Glue
+from bayeslora.datasets.base import Split
 from bayeslora.datasets.batches import Batches
+from bayeslora.datasets.text import TrimPadding
 from bayeslora.errors import ConfigError, DataError
 from bayeslora.models import LoraClassifier, load_base, lora_classifier, set_sampling_mode
 from bayeslora.models.prefix import with_prefix
@@ -81,7 +84,7 @@ def test_frozen_weights_are_equal_in_all_chains_and_sampled_ones_are_not(make):
     """Also those that the checkpoint lacks, like the pooler of a BERT saved without one."""
     first, second = (dict(make("bert", chain=chain).named_parameters()) for chain in (0, 1))
     for name, p in first.items():
-        if not p.requires_grad and "original_module" not in name:
+        if not p.requires_grad:
             assert torch.equal(p, second[name]), name
         elif p.requires_grad:
             assert not torch.equal(p, second[name]), name
@@ -139,6 +142,89 @@ def test_the_prefix_is_not_run_again(make, folders):
     assert not torch.allclose(model(x["tokens"]), before)
 
 
+def bare_tokens() -> Data:
+    """Eight texts of different lengths that end in token 2, as a dataset without a tokenizer."""
+    ids = torch.randint(5, 90, (8, 1, 1, 11), generator=torch.Generator().manual_seed(0))
+    mask = torch.arange(11) < torch.arange(4, 12).view(-1, 1, 1, 1)
+    ids = ids.masked_fill(torch.arange(11) == torch.arange(3, 11).view(-1, 1, 1, 1), 2) * mask
+    stored = torch.cat([ids, mask.long(), torch.zeros_like(ids)], dim=2).int()
+    splits = [Split(stored[rows], torch.zeros(len(stored[rows])).long()) for rows in (slice(4), slice(0), slice(4, 8))]
+    return Data("texts", *splits, class_names=("a", "b"), transform=TrimPadding())
+
+
+NOT_REMEMBERED = {"xlnet", "xlm", "t5"}
+"""Families whose layers give [token, sequence, feature], are in two lists, or pass more than activations on."""
+
+
+@pytest.mark.parametrize("family", sorted(set(SHAPES) - {"albert"}))
+def test_layers_of_every_family_are_remembered_exactly_or_not_at_all(family: str, tmp_path: Path, monkeypatch, caplog):
+    monkeypatch.setenv("BAYESLORA_CACHE", str(tmp_path / "cache"))
+    base, texts = tiny_checkpoint(tmp_path / "base", family), bare_tokens()
+    model = lora_classifier(2, str(base), targets=SHAPES[family][1], top_layers=1).eval()
+    remembered = with_prefix(texts, model, "cpu")
+    assert (remembered is texts) == (family in NOT_REMEMBERED)
+    assert ("cannot be run from remembered layers" in caplog.text) == (family in NOT_REMEMBERED)
+    with torch.no_grad():
+        given = model(remembered.transform(remembered.train.inputs))
+        torch.testing.assert_close(given, model(texts.transform(texts.train.inputs)), rtol=1e-4, atol=1e-5)
+
+
+def test_activations_of_another_configuration_are_not_remembered(tmp_path: Path, monkeypatch):
+    monkeypatch.setenv("BAYESLORA_CACHE", str(tmp_path / "cache"))
+    base, texts = tiny_checkpoint(tmp_path / "base", "gpt_neo"), bare_tokens()
+    with_prefix(texts, lora_classifier(2, str(base), targets=["q_proj"], top_layers=1), "cpu")
+    settings = json.loads((base / "config.json").read_text()) | {"layer_norm_epsilon": 0.5}
+    (base / "config.json").write_text(json.dumps(settings))
+    model = lora_classifier(2, str(base), targets=["q_proj"], top_layers=1).eval()
+    remembered = with_prefix(texts, model, "cpu")
+    assert remembered is not texts
+    with torch.no_grad():
+        given = model(remembered.transform(remembered.train.inputs))
+        torch.testing.assert_close(given, model(texts.transform(texts.train.inputs)), rtol=1e-4, atol=1e-5)
+
+
+def test_a_pretrained_head_is_kept_and_only_what_is_new_restarts(tmp_path: Path):
+    from safetensors.torch import load_file, save_file
+
+    base = tiny_checkpoint(tmp_path / "base", "modernbert", classifier=2)
+    held = load_file(base / "model.safetensors")
+    saved = {name: tensor for name, tensor in held.items() if not name.startswith("classifier")}
+    save_file(saved, base / "model.safetensors", {"format": "pt"})
+    models = []
+    for chain in (0, 1):
+        with seeded(0, chain, 0, "init"):
+            models.append(dict(lora_classifier(2, str(base), targets=["Wqkv"]).base.named_parameters()))
+    for model in models:
+        assert torch.equal(model["head.dense.weight"], held["head.dense.weight"])
+        assert torch.equal(model["head.norm.weight"], held["head.norm.weight"])
+        assert not model["head.dense.weight"].requires_grad
+    heads = [model["classifier.modules_to_save.default.weight"] for model in models]
+    assert all(head.requires_grad for head in heads)
+    assert not torch.equal(*heads)
+
+
+def test_weights_that_do_not_fit_their_configuration_are_refused(tmp_path: Path):
+    base = tiny_checkpoint(tmp_path / "base", "distilbert")
+    settings = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps(settings | {"n_layers": 4}))
+    with pytest.raises(DataError, match=r"lack distilbert\.transformer\.layer\.3.*no part of a head"):
+        load_base(str(base), "pair", 2)
+
+
+@pytest.mark.parametrize("token", [-1, 99])
+def test_a_padding_token_outside_the_vocabulary_is_refused(token: int, tmp_path: Path):
+    base = tiny_checkpoint(tmp_path / "base", "gpt2")
+    settings = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps(settings | {"pad_token_id": token}))
+    with pytest.raises(DataError, match=rf"pad_token_id={token}, which is no token .*set pad_token_id in it"):
+        lora_classifier(2, str(base), targets=["c_attn"])
+
+
+def test_layers_shared_by_all_cannot_be_chosen_from_the_top(tmp_path: Path):
+    with pytest.raises(ConfigError, match=r"top_layers=1: none of model\.targets .*set model\.top_layers=null"):
+        lora_classifier(2, str(tiny_checkpoint(tmp_path, "albert")), targets=["query"], top_layers=1)
+
+
 def test_without_frozen_layers_or_when_not_wanted_nothing_is_remembered(make, folders):
     plain = data(folders, "bert", "pair")
     assert with_prefix(plain, make("bert"), "cpu") is plain
@@ -179,6 +265,11 @@ def relative_error(one: torch.Tensor, other: torch.Tensor) -> float:
     ("settings", "message"),
     [
         ({"targets": ["query", "q_proj"]}, r"no linear layer is called q_proj; this model's are .*query"),
+        ({"targets": "query"}, "must be all-linear or a list of .*query"),
+        (
+            {"modules_to_save": ["pooling"]},
+            r"no module with parameters is called pooling; the outermost are bert, class",
+        ),
         ({"rank": 0}, "model.rank=0 must be at least 1"),
         ({"alpha": 0.0}, "model.alpha=0.0 must be positive"),
         ({"top_layers": 4}, "the model has 3 layers"),
