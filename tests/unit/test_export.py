@@ -117,7 +117,7 @@ def test_every_family_gives_the_draws_logits_whatever_its_head_is_called(family:
     )
     with torch.no_grad():
         wanted = made(x)
-        assert wanted.std(0).max() > 1e-3
+        assert wanted.std(0).max() > 1e-4
         torch.testing.assert_close(PeftModel.from_pretrained(plain, folder).eval()(ids, mask).logits, wanted)
         again = load_adapter(load_base(str(base), "pair", 2), folder).eval()
         torch.testing.assert_close(again(ids, mask).logits, wanted)

@@ -122,7 +122,7 @@ def test_a_remembered_prefix_gives_the_same_logits_and_gradients(family: str, la
 @pytest.mark.parametrize(("family", "layout"), CASES)
 def test_attention_of_another_implementation_gives_the_same_logits_and_gradients(family, layout, make, folders):
     x, _ = Batches(data(folders, family, layout), 5, 0, 0)(0)
-    models = [make(family, layout, attention=name) for name in ("sdpa", "eager")]
+    models = [make(family, layout, attention=name).double() for name in ("sdpa", "eager")]
     assert [model.base.config._attn_implementation for model in models] == ["sdpa", "eager"]
     for model in models:
         model(x).square().sum().backward()
@@ -234,8 +234,8 @@ def test_without_frozen_layers_or_when_not_wanted_nothing_is_remembered(make, fo
 @pytest.mark.parametrize(("family", "layout"), CASES)
 @pytest.mark.parametrize("prefix", [False, True])
 def test_stacked_adapters_are_the_chains_run_alone(family: str, layout: str, prefix: bool, make, folders):
-    alone = [make(family, layout, chain, top_layers=2) for chain in range(3)]
-    stack = Stack(make(family, layout, chain, top_layers=2) for chain in range(3))
+    alone = [make(family, layout, chain, top_layers=2).double() for chain in range(3)]
+    stack = Stack(make(family, layout, chain, top_layers=2).double() for chain in range(3))
     assert stack.flat
     texts = data(folders, family, layout)
     texts = with_prefix(texts, alone[0], "cpu") if prefix else texts
