@@ -15,6 +15,7 @@ from torch.func import functional_call
 from bayeslora.errors import ConfigError, DataError
 from bayeslora.files import digest
 from bayeslora.likelihood import NOISE
+from bayeslora.models.modes import normalise_by_batch
 
 NAMED = 3
 """Differences that a message names; the others it counts."""
@@ -155,6 +156,11 @@ def identify(make: Callable[[int], nn.Module], chains: int, inputs: Any) -> tupl
         for name, tensor in fixed_tensors(first).items()
         if name in theirs.fixed and theirs.fixed[name] != ours.fixed[name]
     }
+    if shared := _shared(first, second):
+        raise ConfigError(
+            f"model: the function gives two chains the same {named(shared)}, so that each would move the other's; make"
+            " what is sampled anew at every call (what is frozen may be shared)"
+        )
     put_fixed(second, random)
     differences = Fingerprint.of(second).differences(ours) if random else theirs.differences(ours)
     if differences:
@@ -165,6 +171,20 @@ def identify(make: Callable[[int], nn.Module], chains: int, inputs: Any) -> tupl
     if chains > 1:
         _check_same_function(first, second, inputs)
     return ours, random
+
+
+def _shared(first: nn.Module, second: nn.Module) -> list[str]:
+    """Names of what moves in a chain (sampled parameters, statistics of batches) and is one tensor in both models."""
+
+    def moving(model: nn.Module) -> dict[str, Tensor]:
+        norms = set(map(id, normalise_by_batch(model)))
+        paths = [path for path, module in model.named_modules() if id(module) in norms]
+        return {name: p for name, p in model.named_parameters() if p.requires_grad} | {
+            name: b for name, b in model.named_buffers() if name.rpartition(".")[0] in paths
+        }
+
+    there = {tensor.untyped_storage().data_ptr() for tensor in moving(second).values() if tensor.numel()}
+    return [name for name, t in moving(first).items() if t.numel() and t.untyped_storage().data_ptr() in there]
 
 
 @torch.no_grad()

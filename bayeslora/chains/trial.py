@@ -41,9 +41,9 @@ def try_step(setup: Setup) -> None:
     """Take one trial step of a run's model, on a few training examples, and leave everything as it was.
 
     A step is a forward and backward pass through the potential, with the sampled tensors moved a little, so that
-    chains differ. Of a stack, outputs, gradients and buffers are compared with those of each chain's own model, which
-    are made one at a time; where one large batch (`StackedLinear`) gives others, `setup.flat` is set to False and
-    `torch.func.vmap` is compared in its place.
+    chains differ. Of a stack, outputs, gradients and buffers are compared with those of each chain's own model; where
+    one large batch (`StackedLinear`) gives others, `setup.flat` is set to False and `torch.func.vmap` is compared in
+    its place.
 
     Raises:
         ConfigError: the model fails, answers at random, changes its own parameters, or couples the examples of a batch;
@@ -101,10 +101,11 @@ class _Trial:
     def _models(self, own: list[dict[str, Tensor]], lent: ExitStack | None = None) -> Iterator[nn.Module]:
         """The model of each chain, moved a little; what each gives by itself is added to `own`.
 
-        The first stays so until `lent` ends, since it lends a stack its structure.
+        The first stays so until `lent` ends, since it lends a stack its structure. All are made before one is moved:
+        they may share what is frozen.
         """
-        for place, chain in enumerate(self.chains):
-            model = self.setup.model(chain)
+        models = [self.setup.model(chain) for chain in self.chains]
+        for place, (chain, model) in enumerate(zip(self.chains, models, strict=True)):
             self._check_batch_size(model)
             with ExitStack() as here:
                 (lent if lent is not None and place == 0 else here).enter_context(self._moved(model, chain))

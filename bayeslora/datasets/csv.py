@@ -106,8 +106,14 @@ class Csv:
             parts, dropped, notes = [table, other], dropped + more, []
         if dropped:
             notes.append(f"{dropped:,} rows with an empty cell left out")
+        is_dates = parts[0][target].dates
         values = [part.pop(target).values for part in parts]
         targets = read_targets(values[0], values[1], self.task, f"{file}, column {target}")
+        if is_dates:
+            notes.append(
+                f"target {target} holds dates and became {len(targets.class_names)} classes; if they are meant as"
+                " numbers, write e.g. days since the first"
+            )
         inputs, encoded = _encoded(parts[0], parts[1], str(file))
         return assemble(
             file.stem, inputs, targets, target_names=(target,), standardise=self.standardise,

@@ -231,6 +231,12 @@ def test_columns_that_become_categories_are_noted(tmp_path: Path, note: str) -> 
     assert f"column a holds {note}" in data.notes
 
 
+def test_a_target_of_dates_becomes_classes_and_is_noted(tmp_path: Path) -> None:
+    data = Csv(csv(tmp_path, "a,y\n" + "".join(f"{i},{i % 3 + 1}.2.2024\n" for i in range(40)))).load()
+    assert data.class_names == ("1.2.2024", "2.2.2024", "3.2.2024")
+    assert any(note.startswith("target y holds dates and became 3 classes") for note in data.notes)
+
+
 def test_words_for_nothing_are_empty_cells_among_numbers_only(tmp_path: Path) -> None:
     text, _ = column(lambda i: "NA" if i == 3 else i)
     with pytest.raises(DataError, match=r"empty cells: a \(1\)"):

@@ -106,6 +106,22 @@ def test_a_random_plain_attribute_is_refused_before_sampling(parallel: str, tmp_
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("parallel", ["sequential", "stacked"])
+def test_what_moves_may_not_be_shared_between_chains(parallel: str, tmp_path: Path) -> None:
+    whole, layer, norm = net(), nn.Linear(4, 32), nn.BatchNorm1d(4).requires_grad_(False)
+    functions: list[tuple[Callable[[], nn.Module], str]] = [
+        (lambda: whole, r"0\.weight; 0\.bias; 2\.weight; and 1 more"),
+        (lambda: nn.Sequential(layer, nn.Linear(32, 3)), r"0\.weight; 0\.bias,"),
+        (lambda: nn.Sequential(norm, nn.Linear(4, 3)), r"0\.running_mean; 0\.running_var"),
+    ]
+    for make, message in functions:
+        with pytest.raises(ConfigError, match=f"two chains the same {message}"):
+            sample(make, parallel=parallel, run_dir=tmp_path / "run")
+        assert not (tmp_path / "run").exists()
+    norm.eval()
+    sample(lambda: nn.Sequential(norm, nn.Linear(4, 3)), parallel=parallel, burn_in=1, warmup=1)
+
+
 def test_draws_of_a_function_that_has_changed_are_refused(tmp_path: Path) -> None:
     class Scaled(nn.Module):
         def __init__(self, scale: float) -> None:

@@ -160,12 +160,18 @@ def test_stacked_chains_are_the_chains_run_alone(make: Callable[[], nn.Module], 
 
 
 class Recurrent(nn.Module):
+    kind: type[nn.RNNBase] = nn.LSTM
+
     def __init__(self) -> None:
         super().__init__()
-        self.recurrent, self.head = nn.LSTM(FEATURES, 6, batch_first=True), nn.Linear(6, CLASSES)
+        self.recurrent, self.head = self.kind(FEATURES, 6, batch_first=True), nn.Linear(6, CLASSES)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.recurrent(x)[0][:, -1])
+
+
+class Gated(Recurrent):
+    kind = nn.GRU
 
 
 class AsksForANumber(Net):
@@ -183,7 +189,12 @@ class WritesInPlace(Net):
 
 @pytest.mark.parametrize(
     ("make", "inputs", "cause"),
-    [(Recurrent, SEQUENCES, "lstm"), (AsksForANumber, ROWS, "item"), (WritesInPlace, ROWS, "shape")],
+    [
+        (Recurrent, SEQUENCES, "lstm"),
+        (Gated, SEQUENCES, "gru"),
+        (AsksForANumber, ROWS, "item"),
+        (WritesInPlace, ROWS, "shape"),
+    ],
 )
 def test_what_runs_alone_only_is_refused_in_a_stack_before_it_starts(make, inputs, cause: str, tmp_path: Path):
     model, run_dir = make().requires_grad_(True), tmp_path / "run"
@@ -201,6 +212,11 @@ class Coupled(Net):
 class AtRandom(Net):
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x + torch.randn_like(x))
+
+
+class Drops(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(F.dropout(x, 0.5, training=True))
 
 
 class Clipped(nn.Module):
@@ -223,6 +239,7 @@ class FailsInTraining(Net):
     [
         (Coupled, ROWS, {}, "Coupled .*couples the examples of a batch"),
         (AtRandom, ROWS, {}, "AtRandom gives two answers to one batch"),
+        (Drops, ROWS, {}, "Drops gives two answers to one batch"),
         (Clipped, TOKENS, {}, "Clipped changes its parameter embed.weight"),
         (FailsInTraining, ROWS, {}, "FailsInTraining fails in a trial step: "),
         (lambda: nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3)), ROWS, {"batch_size": 1}, "chain.batch_size=1"),
