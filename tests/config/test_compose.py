@@ -83,7 +83,8 @@ def test_every_experiment_makes_its_parts(experiment: str, size: str, texts: tup
     assert isinstance(dataset, Cifar10 | Digits | Glue)
     classes = 2 if isinstance(dataset, Glue) else 100 if isinstance(dataset, Cifar100) else 10
     with torch.device("meta"):
-        model = instantiate(cfg.model, **accepted(cfg.model, num_classes=classes, in_channels=3))
+        sizes = {"num_classes": classes, "num_outputs": classes, "in_channels": 3, "in_features": 3 * 32 * 32}
+        model = instantiate(cfg.model, **accepted(cfg.model, **sizes))
         if not isinstance(dataset, Glue):
             assert model(torch.empty(2, 3, 32, 32)).shape == (2, classes)
     weight = nn.Parameter(torch.zeros(3))
@@ -98,8 +99,12 @@ def test_every_experiment_makes_its_parts(experiment: str, size: str, texts: tup
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_every_experiment_passes_all_checks_of_values(experiment: str, size: str, texts: tuple[str, ...]) -> None:
     """On digits or a tiny MRPC, without download: plan, sampler, schedules, batches and model fit each other."""
-    own = [key for key in ("mean", "std") if key in composed(f"experiment={experiment}").dataset]  # of three channels
-    images = () if experiment.startswith("mrpc") else ("dataset=digits", *(f"~dataset.{key}" for key in own))
+    images: tuple[str, ...] = ()
+    if not experiment.startswith("mrpc"):
+        left = composed(
+            f"experiment={experiment}", "dataset=digits"
+        ).dataset  # what an experiment sets of its own images
+        images = ("dataset=digits", *(f"~dataset.{key}" for key in ("mean", "std") if key in left))
     few = ("dataset.validation_size=0",) if experiment.startswith("mrpc") else ()  # of the 70 of a tiny MRPC
     cfg = of(experiment, texts, f"size={size}", "trainer=cpu", *images, *few)
     setup = build(cfg)
