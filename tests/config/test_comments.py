@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-import pytest
 import yaml
 
 from bayeslora.config import CONF_DIR
+from tests.cases import each
 
 CONF = Path(CONF_DIR)
 FILES = sorted(file for file in CONF.rglob("*.yaml") if file.parent.name != "experiment")
@@ -50,12 +50,12 @@ def explained(file: Path) -> set[str]:
     return inherited | {key for key, commented in leaves(file).items() if commented}
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(CONF)))
+@each("file", FILES)
 def test_every_key_has_a_comment(file: Path) -> None:
     assert sorted(leaves(file).keys() - explained(file)) == []
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(CONF)))
+@each("file", FILES)
 def test_every_file_says_first_what_it_is(file: Path) -> None:
     text = file.read_text().removeprefix("# @package _global_\n")
     assert re.match(r"# \S", text)

@@ -10,10 +10,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from data.text_models import tiny_model
-from data.text_tools import mrpc
 from omegaconf import DictConfig, OmegaConf
-from run.tools import composed
 from torch import nn
 
 from bayeslora.build import build, plain
@@ -25,6 +22,10 @@ from bayeslora.errors import ConfigError
 from bayeslora.evaluate import OVERRIDES
 from bayeslora.potential import Prior
 from bayeslora.samplers import Sampler
+from tests.cases import each
+from tests.data.text_models import tiny_model
+from tests.data.text_tools import mrpc
+from tests.run.tools import composed
 
 CONF = Path(CONF_DIR)
 EXPERIMENTS = sorted(file.stem for file in (CONF / "experiment").glob("*.yaml"))
@@ -72,8 +73,8 @@ def of(experiment: str, texts: tuple[str, ...], *overrides: str) -> DictConfig:
     return composed(f"experiment={experiment}", *overrides, *(texts if experiment.startswith("mrpc") else ()))
 
 
-@pytest.mark.parametrize("size", ["full", "smoke"])
-@pytest.mark.parametrize("experiment", EXPERIMENTS)
+@each("size", ["full", "smoke"])
+@each("experiment", EXPERIMENTS)
 def test_every_experiment_makes_its_parts(experiment: str, size: str, texts: tuple[str, ...]) -> None:
     cfg = of(experiment, texts, f"size={size}")
     assert check_config(cfg) == []
@@ -95,8 +96,8 @@ def test_every_experiment_makes_its_parts(experiment: str, size: str, texts: tup
     assert warmup.param_groups[0]["lr"] == cfg.chain.warmup.optimizer.lr
 
 
-@pytest.mark.parametrize("size", ["full", "smoke"])
-@pytest.mark.parametrize("experiment", EXPERIMENTS)
+@each("size", ["full", "smoke"])
+@each("experiment", EXPERIMENTS)
 def test_every_experiment_passes_all_checks_of_values(experiment: str, size: str, texts: tuple[str, ...]) -> None:
     """On digits or a tiny MRPC, without download: plan, sampler, schedules, batches and model fit each other."""
     images: tuple[str, ...] = ()
@@ -112,7 +113,7 @@ def test_every_experiment_passes_all_checks_of_values(experiment: str, size: str
     assert setup.potential.num_data == (64 if size == "smoke" else 1437 if images else 70)
 
 
-@pytest.mark.parametrize("experiment", EXPERIMENTS)
+@each("experiment", EXPERIMENTS)
 def test_smoke_wins_over_the_experiment_and_the_command_line_over_both(experiment: str) -> None:
     smoke = leaves(yaml.safe_load((CONF / "size" / "smoke.yaml").read_text()))
     cfg, full = composed(f"experiment={experiment}", "size=smoke"), composed(f"experiment={experiment}")
@@ -126,7 +127,7 @@ def test_smoke_wins_over_the_experiment_and_the_command_line_over_both(experimen
     assert composed(f"experiment={experiment}", "size=smoke", "chain.thin=7").chain.thin == 7
 
 
-@pytest.mark.parametrize(("group", "option"), OPTIONS)
+@each(("group", "option"), OPTIONS)
 def test_every_option_of_every_group_composes(group: str, option: str) -> None:
     place = "optimizer@chain.warmup.optimizer" if group == "optimizer" else group
     assert check_config(composed(f"{place}={option}")) == []
@@ -184,7 +185,7 @@ def test_the_target_of_the_hmc_reference_is_that_of_its_experiment() -> None:
     assert composed("experiment=cifar10_resnet20frn_sgld", "evaluate.reference=x.npz").evaluate.reference == "x.npz"
 
 
-@pytest.mark.parametrize(
+@each(
     ("argument", "expected"),
     [
         ("chain.thin=3", "++chain.thin=3"),
@@ -211,7 +212,7 @@ def test_settings_are_forced_and_groups_and_flags_left(argument: str, expected: 
     assert forced(argument) == expected
 
 
-@pytest.mark.parametrize(
+@each(
     ("override", "problem"),
     [
         ("chain.thn=3", "unknown key chain.thn: did you mean thin?"),
@@ -264,7 +265,7 @@ def test_a_targets_own_message_is_passed_on() -> None:
         instantiate(composed("model=resnet_small", "model.norm=none").model, num_classes=2)
 
 
-@pytest.mark.parametrize("experiment", EXPERIMENTS)
+@each("experiment", EXPERIMENTS)
 def test_the_composed_configuration_is_plain_data(experiment: str) -> None:
     values = plain(composed(f"experiment={experiment}", "run_dir=here"))
     assert values["logger"]["csv"]["save_dir"] == "here/logs"
@@ -276,7 +277,7 @@ def test_evaluate_composes() -> None:
     assert dict(cfg) == {"run_dir": "here", "trust": [], "dataset": {"path": None}} | dict.fromkeys(OVERRIDES)
 
 
-@pytest.mark.parametrize("part", PARTS)
+@each("part", PARTS)
 def test_the_files_of_a_part_list_all_that_it_takes(part: str) -> None:
     """A mistyped key is found by them, without an import."""
     for target, listed in listed_settings()[part].items():

@@ -11,6 +11,7 @@ import torch
 
 from bayeslora.datasets.cache import Tensors, cache_folder, cached, data_folder, fingerprint
 from bayeslora.errors import DataError
+from tests.cases import each
 
 
 class Decoder:
@@ -75,7 +76,7 @@ def garble_the_header(file: Path) -> None:
     file.write_bytes(b"\xff" * 64 + file.read_bytes()[64:])
 
 
-@pytest.mark.parametrize("damage", [empty, truncate, flip_a_bit_of_the_data, garble_the_header])
+@each("damage", [empty, truncate, flip_a_bit_of_the_data, garble_the_header])
 def test_a_damaged_cache_file_is_rebuilt(source: Path, tmp_path: Path, damage: Callable[[Path], None]) -> None:
     decode, folder = Decoder(source), tmp_path / "cache"
     wanted = decode()["bytes"]

@@ -17,6 +17,7 @@ from bayeslora.datasets import Npz, from_examples
 from bayeslora.datasets.base import Data, Split
 from bayeslora.datasets.examples import Identity
 from bayeslora.errors import DataError, DivergedError
+from tests.cases import each
 
 X = torch.randn(60, 4, generator=torch.Generator().manual_seed(0))
 Y = torch.arange(60) % 3
@@ -41,7 +42,7 @@ BAD: dict[str, tuple[Any, Any]] = {
 }
 
 
-@pytest.mark.parametrize("message", BAD)
+@each("message", BAD)
 def test_examples_that_cannot_be_learnt_are_refused_with_the_fix(message: str) -> None:
     with pytest.raises(DataError, match=message):
         from_examples(BAD[message])
@@ -62,10 +63,9 @@ def test_one_hot_targets_of_arrays_are_told_what_they_are(tmp_path: Path) -> Non
         Npz(tmp_path / "own.npz").load()
 
 
-@pytest.mark.parametrize(
+@each(
     "targets",
     [torch.where(Y == 0, 1, 7), (Y > 0).long(), X[:, :2], (X[:, :1] > 0).float(), torch.zeros(60, 2)],
-    ids=["digits 1 and 7", "0 and 1", "two numbers", "a number, 0 or 1", "all 0"],
 )
 def test_what_only_looks_like_it_is_taken(targets: Tensor) -> None:
     data = from_examples((X, targets))

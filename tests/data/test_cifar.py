@@ -30,6 +30,7 @@ from bayeslora.datasets import sources
 from bayeslora.datasets.base import Data
 from bayeslora.datasets.cifar import CIFAR10_CLASSES, CIFAR100_CLASSES, COARSE_OF_FINE, SUPERCLASSES, Cifar10, Cifar100
 from bayeslora.errors import ConfigError, DataError
+from tests.cases import each
 
 ENDINGS = {"train": ("00000-of-00002", "00001-of-00002"), "test": ("00000-of-00001",)}
 LABELS = {"train": ([3, 1, 4], [1, 5]), "test": ([9, 2],)}
@@ -85,7 +86,7 @@ def check_toy(data: Data) -> None:
     assert len(data.validation) == 0
 
 
-@pytest.mark.parametrize(("below", "flat"), [("", False), ("data", True), ("plain_text", False)])
+@each(("below", "flat"), [("", False), ("data", True), ("plain_text", False)])
 def test_parquet_shards_are_read_in_order(tmp_path: Path, below: str, flat: bool) -> None:
     parquet(tmp_path / "cifar" / below, flat=flat)
     data = Cifar10(tmp_path / "cifar").load()
@@ -205,7 +206,7 @@ PNG = encoded(pixels(1, 8)[0])
 SHARD_2 = r"train-00001-of-00002\.parquet"
 
 
-@pytest.mark.parametrize(
+@each(
     ("spoil", "message"),
     [
         (drop("train-00001-of-00002.parquet"), rf"{SHARD_2} is missing in .*fetch it"),
@@ -447,7 +448,7 @@ def warm_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.realdata
-@pytest.mark.parametrize(("dataset", "name", "each"), [(Cifar10, "cifar10", 5000), (Cifar100, "cifar100", 500)])
+@each(("dataset", "name", "each"), [(Cifar10, "cifar10", 5000), (Cifar100, "cifar100", 500)])
 def test_the_real_images_are_all_there(
     real_data: Path, warm_cache: Path, dataset: type[Cifar10], name: str, each: int
 ) -> None:

@@ -10,15 +10,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from data.text_tools import (
-    bert_tokenizer,
-    check_against,
-    mrpc,
-    paraphrases,
-    write_parquet,
-    write_tsv,
-)
-from run.tools import composed
 from transformers import AutoTokenizer
 
 from bayeslora.config import check_config, instantiate
@@ -27,6 +18,16 @@ from bayeslora.datasets.base import Data
 from bayeslora.datasets.batches import Batches
 from bayeslora.datasets.text import token_counts
 from bayeslora.errors import ConfigError, DataError
+from tests.cases import each
+from tests.data.text_tools import (
+    bert_tokenizer,
+    check_against,
+    mrpc,
+    paraphrases,
+    write_parquet,
+    write_tsv,
+)
+from tests.run.tools import composed
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +87,7 @@ WIC = {
 }
 
 
-@pytest.mark.parametrize(
+@each(
     ("columns", "names", "first"),
     [
         ({"sentence": ["a cat", "b"], "label": [1, 0], "idx": [0, 1]}, ("negative", "positive"), ("a cat",)),
@@ -100,7 +101,6 @@ WIC = {
         ({"idx": ["x", "y"], "sentence": ["a", "b"], "label": [1, 0]}, ("0", "1"), ("a",)),
         (WIC, ("False", "True"), ("cat a cat sat", "one cat")),
     ],
-    ids=["sst2", "qnli", "mnli", "boolq", "idx of text", "wic"],
 )
 def test_columns_and_classes_of_any_task_are_looked_up(
     tmp_path: Path, bert: str, columns: dict[str, list[Any]], names: tuple[str, ...], first: tuple[str, ...]
@@ -248,7 +248,7 @@ def tsv(train: str, dev: str = "sentence\tlabel\na\t1\n") -> Callable[[Path], No
 TRAIN, VALIDATION = r"train-00000-of-00001\.parquet", r"validation-00000-of-00001\.parquet"
 
 
-@pytest.mark.parametrize(
+@each(
     ("spoil", "message"),
     [
         (
@@ -348,7 +348,7 @@ def test_tokenizers_that_cannot_be_used_are_refused_with_the_fix(tmp_path: Path,
 # Configuration
 
 
-@pytest.mark.parametrize(("option", "task"), [("mrpc", "mrpc"), ("glue", "rte")])
+@each(("option", "task"), [("mrpc", "mrpc"), ("glue", "rte")])
 def test_the_configuration_takes_the_models_tokenizer(tmp_path: Path, bert: str, option: str, task: str) -> None:
     cfg = composed(f"dataset={option}", f"+model.name_or_path={bert}", f"dataset.path={mrpc(tmp_path)}")
     dataset = instantiate(cfg.dataset)
@@ -368,7 +368,7 @@ def test_a_model_without_a_tokenizer_is_refused_with_the_fix() -> None:
 
 
 @pytest.mark.realdata
-@pytest.mark.parametrize("layout", ["pair", "separate"])
+@each("layout", ["pair", "separate"])
 def test_the_real_pairs_are_all_there(real_data: Path, minilm: str, layout: str) -> None:
     data = Glue(real_data / "mrpc", tokenizer=minilm, layout=layout).load()
     assert (len(data.train), len(data.test)) == (3668, 408)

@@ -14,10 +14,10 @@ from typing import Any
 import huggingface_hub
 import pytest
 import torch
-from data.text_tools import bert_tokenizer, mrpc
 
 from bayeslora.datasets import Glue
 from bayeslora.errors import DataError
+from tests.data.text_tools import bert_tokenizer, mrpc
 
 
 @pytest.fixture(scope="module")

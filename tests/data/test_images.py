@@ -15,6 +15,7 @@ from PIL import Image
 from bayeslora.datasets import Hub, ImageFolder, Npz
 from bayeslora.datasets.images import decode_images, decoding_notes
 from bayeslora.errors import DataError
+from tests.cases import each
 
 SIDE = 32
 RNG = np.random.default_rng(0)
@@ -120,7 +121,7 @@ def parquet(folder: Path, cells: list[Any], labels: list[Any], names: list[str] 
     return folder
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@each("kind", KINDS)
 def test_every_reader_gives_what_a_viewer_shows(tmp_path: Path, kind: str) -> None:
     """Two files of one kind a class: from a folder, through the hub's library from the folder and from parquet."""
     ending, write = KINDS[kind]
@@ -190,7 +191,7 @@ def spoilt(kind: str) -> bytes:
     }[kind]
 
 
-@pytest.mark.parametrize("kind", ["truncated", "identify", "no content", "damaged", "levels are NaN"])
+@each("kind", ["truncated", "identify", "no content", "damaged", "levels are NaN"])
 def test_an_image_that_cannot_be_read_is_named_by_every_reader(tmp_path: Path, kind: str) -> None:
     for name in "ab":
         (tmp_path / "own" / name).mkdir(parents=True)
@@ -262,9 +263,7 @@ def test_test_images_that_are_training_images_too_are_counted(tmp_path: Path) ->
     assert Npz(tmp_path / "own.npz").load().notes == ("2 of 2 test images are also among the training images",)
 
 
-@pytest.mark.parametrize(
-    ("train", "test"), [("Train", "Test"), ("training", "testing"), ("TRAIN", "Val"), ("Train", "valid")]
-)
+@each(("train", "test"), [("Train", "Test"), ("training", "testing"), ("TRAIN", "Val"), ("Train", "valid")])
 def test_splits_are_known_in_any_case(tmp_path: Path, train: str, test: str) -> None:
     files = [f"{train}/{name}" for name in CATS_AND_DOGS] + [f"{test}/cat/9.png", f"{test}/dog/9.png"]
     root = folder(tmp_path / "own", *files, "unlabelled/1.png")
@@ -287,7 +286,7 @@ def test_test_images_without_classes_are_left_out_and_counted(tmp_path: Path) ->
     )
 
 
-@pytest.mark.parametrize(
+@each(
     ("files", "message"),
     [
         (["Train/1.png", "Test/1.png"], "holds Test, Train, which are names of splits, with no folder for each class"),
@@ -326,8 +325,8 @@ def test_the_label_minus_one_is_a_class_only_where_it_cannot_be_a_missing_one(tm
         Hub(str(parquet(tmp_path / "none", images, [None] * 20)), size=8).load()
 
 
-@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
-@pytest.mark.parametrize("channels", [1, 3, 4, 13])
+@each("dtype", [np.uint8, np.float32])
+@each("channels", [1, 3, 4, 13])
 def test_the_axis_of_the_channels_is_found(tmp_path: Path, channels: int, dtype: type) -> None:
     x = RNG.integers(0, 256, (10, channels, 9, 9)).astype(dtype)
     for array in (x, x.transpose(0, 2, 3, 1)):
@@ -339,7 +338,7 @@ def test_the_axis_of_the_channels_is_found(tmp_path: Path, channels: int, dtype:
         )
 
 
-@pytest.mark.parametrize("shape", [(4, 4, 4), (3, 9, 3), (1, 9, 4), (5, 6, 7)])
+@each("shape", [(4, 4, 4), (3, 9, 3), (1, 9, 4), (5, 6, 7)])
 def test_images_whose_channels_cannot_be_told_are_refused(tmp_path: Path, shape: tuple[int, ...]) -> None:
     np.savez(tmp_path / "own.npz", x=np.zeros((10, *shape), np.uint8), y=np.arange(10) % 2)
     with pytest.raises(DataError, match=r"may be \[N, C, H, W\] or \[N, H, W, C\]"):

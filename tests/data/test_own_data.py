@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from data.text_tools import bert_tokenizer, mrpc, write_parquet
 from PIL import Image
 
 from bayeslora.datasets import Csv, Hub, ImageFolder, Npz, from_examples
 from bayeslora.errors import DataError
+from tests.cases import each
+from tests.data.text_tools import bert_tokenizer, mrpc, write_parquet
 
 RNG = np.random.default_rng(0)
 BYTES = RNG.integers(0, 256, (30, 8, 8), dtype=np.uint8)
@@ -37,10 +38,9 @@ FASHION = {"x_train": BYTES, "y_train": CLASSES, "x_test": BYTES[:9], "y_test": 
 # Arrays
 
 
-@pytest.mark.parametrize(
+@each(
     "form",
     [lambda x: x, lambda x: x[..., None], lambda x: x[:, None]],
-    ids=["NHW", "NHWC", "NCHW"],
 )
 def test_grey_images_become_one_channel_and_are_normalised(tmp_path: Path, form: Callable[..., Any]) -> None:
     arrays = FASHION | {"x_train": form(BYTES), "x_test": form(BYTES[:9])}
@@ -103,14 +103,14 @@ BAD_NPZ: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
-@pytest.mark.parametrize("message", BAD_NPZ)
+@each("message", BAD_NPZ)
 def test_arrays_that_cannot_be_used_are_refused_with_the_fix(tmp_path: Path, message: str) -> None:
     arrays, settings = BAD_NPZ[message]
     with pytest.raises(ValueError, match=message):
         Npz(npz(tmp_path, **arrays), **settings).load()
 
 
-@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 cut short", b"text"])
+@each("content", [b"", b"PK\x03\x04 cut short", b"text"])
 def test_a_file_that_is_no_npz_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "broken.npz").write_bytes(content)
     with pytest.raises(DataError, match=r"cannot be read as .npz of plain arrays"):
@@ -122,7 +122,7 @@ def test_objects_are_not_unpickled(tmp_path: Path) -> None:
         Npz(npz(tmp_path, x=np.array([{}] * 9, dtype=object), y=CLASSES)).load()
 
 
-@pytest.mark.parametrize("kind", [Npz, Csv, ImageFolder, Hub])
+@each("kind", [Npz, Csv, ImageFolder, Hub])
 def test_a_path_that_is_not_there_is_refused_before_anything_is_read(kind: Any, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="does not exist" if kind in (Npz, Csv) else r"dataset\.path"):
         kind("" if kind is Hub else tmp_path / "none")
@@ -202,7 +202,7 @@ READ_CSV: dict[str, tuple[tuple[str, dict[str, Any]], str, list[float]]] = {
 }
 
 
-@pytest.mark.parametrize("what", READ_CSV)
+@each("what", READ_CSV)
 def test_numbers_are_read_as_they_are_written(tmp_path: Path, what: str) -> None:
     (text, settings), encoding, values = READ_CSV[what]
     (tmp_path / "own.csv").write_bytes(text.encode(encoding))
@@ -224,7 +224,7 @@ WORDS_CSV: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize("note", WORDS_CSV)
+@each("note", WORDS_CSV)
 def test_columns_that_become_categories_are_noted(tmp_path: Path, note: str) -> None:
     text, settings = WORDS_CSV[note]
     data = Csv(csv(tmp_path, text), **settings).load()
@@ -289,7 +289,7 @@ BAD_CSV: dict[str, tuple[str, dict[str, Any]]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("message", BAD_CSV)
+@each("message", BAD_CSV)
 def test_tables_that_cannot_be_used_are_refused_with_the_fix(tmp_path: Path, message: str) -> None:
     text, settings = BAD_CSV[message]
     encoded = text.encode("latin-1" if "UTF-8" in message else "utf-8")
@@ -330,7 +330,7 @@ def test_a_folder_of_classes_is_split_class_by_class(tmp_path: Path) -> None:
     torch.testing.assert_close(reds, 40.0 * data.train.targets)
 
 
-@pytest.mark.parametrize("test", ["test", "val"])
+@each("test", ["test", "val"])
 def test_folders_for_training_and_testing(tmp_path: Path, test: str) -> None:
     parts = {"train/a": 3, "train/b": 2, f"{test}/a": 1, f"{test}/b": 2}
     data = ImageFolder(folder(tmp_path / "own", parts, "L"), size=8, channels=1).load()
@@ -431,7 +431,7 @@ def bert(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(bert_tokenizer(tmp_path_factory.mktemp("bert")))
 
 
-@pytest.mark.parametrize("what", GAPS)
+@each("what", GAPS)
 def test_rows_that_lack_something_are_left_out_and_counted(tmp_path: Path, bert: str, what: str) -> None:
     columns, classes, missing = GAPS[what]
     write_parquet(tmp_path / "own", "train", columns)
@@ -482,7 +482,7 @@ BAD_HUB: dict[str, tuple[dict[str, list[Any]], dict[str, Any]]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("message", BAD_HUB)
+@each("message", BAD_HUB)
 def test_columns_that_no_classifier_of_texts_can_use_are_refused(tmp_path: Path, bert: str, message: str) -> None:
     columns, settings = BAD_HUB[message]
     write_parquet(tmp_path / "own", "train", columns)

@@ -7,7 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from data.text_tools import (
+from transformers import AutoTokenizer
+
+from bayeslora.datasets import Glue
+from bayeslora.datasets.batches import Batches, evaluation_batches
+from bayeslora.datasets.text import ATTENTION_MASK, FIELDS, TOKEN_TYPE_IDS, TrimPadding, token_counts
+from tests.data.text_tools import (
     bert_tokenizer,
     check_against,
     mrpc,
@@ -15,11 +20,6 @@ from data.text_tools import (
     tokens,
     write_parquet,
 )
-from transformers import AutoTokenizer
-
-from bayeslora.datasets import Glue
-from bayeslora.datasets.batches import Batches, evaluation_batches
-from bayeslora.datasets.text import ATTENTION_MASK, FIELDS, TOKEN_TYPE_IDS, TrimPadding, token_counts
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from data.text_tools import bert_tokenizer, roberta_tokenizer
+
+from tests.data.text_tools import bert_tokenizer, roberta_tokenizer
 
 FAMILIES = ("roberta", "bert", "llama", "qwen2")
 TARGETS = {

@@ -18,8 +18,6 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from data.text_models import TARGETS, tiny_model
-from run.tools import TINY, composed
 from transformers import AutoModelForSequenceClassification
 
 from bayeslora.chains.resume import ResumePoints
@@ -31,6 +29,9 @@ from bayeslora.posterior.export import export_adapters, load_adapter
 from bayeslora.posterior.store import Draw, load_into, serialise
 from bayeslora.recorded import _walk
 from bayeslora.rundir import RunDirectory
+from tests.cases import each
+from tests.data.text_models import TARGETS, tiny_model
+from tests.run.tools import TINY, composed
 
 FULL = {"manifest": 4_000, "draw": 3_000, "resume point": 2_000, "config.yaml": 1_000, "adapter": 200}
 """10,200 in all, as `docs/reliability.md` says, with `BAYESLORA_FUZZ=full`; else the first fifth of each."""
@@ -260,7 +261,7 @@ def test_pickles_are_not_loaded(tmp_path: Path, watched: list[str]) -> None:
     assert not hacked.exists()
 
 
-@pytest.mark.parametrize(
+@each(
     "header",
     [
         b"\xff" * 8,
@@ -287,7 +288,7 @@ def test_headers_that_lie_are_refused(header: bytes, tmp_path: Path, watched: li
     assert not reading(lambda: list(store), watched)
 
 
-@pytest.mark.parametrize(
+@each(
     "shape",
     [(2, 3), (3, 2, 1), (0,), (6,)],
 )
@@ -310,7 +311,7 @@ def test_paths_that_climb_out_of_the_folder_are_not_followed(tmp_path: Path, wat
         assert list(store) == []
 
 
-@pytest.mark.parametrize("place", ["manifest.jsonl", "draws", "lock", "resume", "../../config.yaml", "../../report"])
+@each("place", ["manifest.jsonl", "draws", "lock", "resume", "../../config.yaml", "../../report"])
 def test_links_out_of_the_run_directory_are_refused(place: str, tmp_path: Path, watched: list[str]) -> None:
     """Through them resuming would write elsewhere."""
     run = RunDirectory(tmp_path / "run")
@@ -346,7 +347,7 @@ HOSTILE = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("key", "value"), [(key, value) for key, values in HOSTILE.items() for value in values])
+@each(("key", "value"), [(key, value) for key, values in HOSTILE.items() for value in values])
 def test_configurations_that_name_what_they_should_not_are_refused(
     key: str, value: Any, tmp_path: Path, watched: list[str]
 ) -> None:
@@ -364,12 +365,12 @@ def test_configurations_that_name_what_they_should_not_are_refused(
 
 def test_classes_of_ones_own_are_named_as_trusted(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path / "run")
-    run.open(_plain(composed(*TINY, f"run_dir={run.root}", "sampler._target_=run.tools.Exploding")))
-    with pytest.raises(BayesloraError, match=r"sampler\._target_=run\.tools\.Exploding is not .* add trust=\[run\]"):
+    run.open(_plain(composed(*TINY, f"run_dir={run.root}", "sampler._target_=tests.run.tools.Exploding")))
+    with pytest.raises(BayesloraError, match=r"sampler\._target_=tests\.run\.tools\.Exploding is not .*=\[tests\]"):
         run.recorded()
-    for trusted in ("run", "run.tools", "run.tools.Exploding"):
-        assert run.recorded([trusted]).sampler._target_ == "run.tools.Exploding"
-    for other in ("ru", "run.tool", "run.tools.Explod", "os"):
+    for trusted in ("tests", "tests.run.tools", "tests.run.tools.Exploding"):
+        assert run.recorded([trusted]).sampler._target_ == "tests.run.tools.Exploding"
+    for other in ("test", "run", "tests.run.tool", "tests.run.tools.Explod", "os"):
         with pytest.raises(BayesloraError):
             run.recorded([other])
 
@@ -377,13 +378,13 @@ def test_classes_of_ones_own_are_named_as_trusted(tmp_path: Path) -> None:
 def test_a_trusted_package_does_not_lend_what_it_imports(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path / "run")
     config = _plain(composed(*TINY, f"run_dir={run.root}"))
-    config["model"]["_target_"] = "run.tools.subprocess.Popen"
+    config["model"]["_target_"] = "tests.run.tools.subprocess.Popen"
     run.open(config)
     with pytest.raises(BayesloraError, match="trust"):
-        run.recorded(["run"])
+        run.recorded(["tests"])
 
 
-@pytest.mark.parametrize(
+@each(
     "text",
     [
         "a: &a [x, x]\nb: [*a, *a]\n",
@@ -405,7 +406,7 @@ def test_yaml_that_is_no_configuration_is_refused(text: str, tmp_path: Path, wat
     assert not reading(lambda: RunDirectory(tmp_path).check(config), watched)
 
 
-@pytest.mark.parametrize(
+@each(
     "change",
     [
         {"megatron_config": {"x": 1}, "megatron_core": "antigravity"},

@@ -5,11 +5,11 @@ from __future__ import annotations
 import inspect
 
 import numpy as np
-import pytest
 import torch
 
 from bayeslora import samplers
 from bayeslora.laws import GaussianMean, Quadratic, one_stream, simulate
+from tests.cases import each
 
 CORRELATED = torch.tensor([[2.0, 0.8], [0.8, 1.0]], dtype=torch.float64)
 
@@ -59,7 +59,7 @@ def label(value) -> str:
     return getattr(value, "__name__", str(value))
 
 
-@pytest.mark.parametrize(("sampler_class", "make_target", "settings", "stated"), STATED, ids=label)
+@each(("sampler_class", "make_target", "settings", "stated"), STATED)
 def test_bias_is_as_the_docstring_says(sampler_class, make_target, settings, stated):
     assert stated in inspect.getdoc(sampler_class)
     ratio, error = variance_ratio(sampler_class, make_target(), **settings)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 import torch
 
 from bayeslora import samplers
 from bayeslora.laws import GaussianMean, linear, one_stream
 from bayeslora.laws.checks import Check, all_checks, grouped_checks, linear_checks, minibatch_checks, sam_checks
 from bayeslora.potential import Potential
-from law import mutants
+from tests.cases import each
+from tests.law import mutants
 
 CHECKS = all_checks()
 
@@ -19,7 +19,7 @@ def label(check: Check) -> str:
     return f"{check.name} / {check.target}"
 
 
-@pytest.mark.parametrize("check", CHECKS, ids=label)
+@each("check", CHECKS)
 def test_sampler_has_its_exact_law(check: Check):
     for moment in check.run():
         assert moment.agrees, moment
@@ -34,14 +34,14 @@ def red(check: Check, make=None, change=None) -> bool:
     return any(not moment.agrees for moment in check.run(make, change=change))
 
 
-@pytest.mark.parametrize("check", [c for c in CHECKS if c.sampler is not samplers.SGNHT], ids=label)
+@each("check", [c for c in CHECKS if c.sampler is not samplers.SGNHT])
 def test_noise_times_1_05_is_noticed(check: Check):
     """All but the thermostat, which is there to absorb noise of the wrong size: its power is shown by its absence."""
     assert red(check, mutants.loud(check.sampler))
 
 
-@pytest.mark.parametrize("check", list(minibatch_checks()), ids=label)
-@pytest.mark.parametrize("fault", ["prior dropped", "batch size for N", "inverted T"])
+@each("check", list(minibatch_checks()))
+@each("fault", ["prior dropped", "batch size for N", "inverted T"])
 def test_wrong_scaling_of_the_posterior_is_noticed(check: Check, fault: str):
     def change(target: GaussianMean) -> None:
         if fault == "prior dropped":
@@ -54,7 +54,7 @@ def test_wrong_scaling_of_the_posterior_is_noticed(check: Check, fault: str):
     assert red(check, change=change)
 
 
-@pytest.mark.parametrize("check", [c for c in sam_checks() if "radius" in c.target], ids=label)
+@each("check", [c for c in sam_checks() if "radius" in c.target])
 def test_a_norm_taken_tensor_by_tensor_is_noticed(check: Check):
     assert red(check, mutants.per_tensor(check.sampler))
 
@@ -68,7 +68,7 @@ def test_an_uncompensated_rank_one_is_noticed():
     assert red(check, plain_drift)
 
 
-@pytest.mark.parametrize(
+@each(
     ("checks", "mutant", "settings"),
     [
         (grouped_checks, mutants.FirstGroupsNoise, set()),
@@ -85,7 +85,7 @@ def test_mutants_of_groups_and_anchors_are_noticed(checks, mutant, settings: set
     assert red(check, mutant)
 
 
-@pytest.mark.parametrize("name", ["integrator", "thermostat", "lattice"])
+@each("name", ["integrator", "thermostat", "lattice"])
 def test_near_misses_are_noticed(name: str):
     """Variants that differ from the right rule by what a plausible slip would make."""
     check, wrong = {c.name: c for c in CHECKS}, None

@@ -13,6 +13,7 @@ from bayeslora.laws import compare, one_stream, simulate
 from bayeslora.likelihood import NOISE, Gaussian
 from bayeslora.potential import Potential, Prior
 from bayeslora.samplers import BAOAB
+from tests.cases import each
 
 SIGMA, VARIANCE = 0.5, 0.05
 
@@ -86,7 +87,7 @@ def test_known_noise_gives_the_conjugate_posterior(known_noise: dict[str, Tensor
     assert all(moment.agrees for moment in moments), [str(m) for m in moments]
 
 
-@pytest.mark.parametrize(("sigma", "variance"), [(SIGMA * 1.05, VARIANCE), (SIGMA, 100 * VARIANCE)])
+@each(("sigma", "variance"), [(SIGMA * 1.05, VARIANCE), (SIGMA, 100 * VARIANCE)])
 def test_another_noise_or_prior_is_noticed(known_noise: dict[str, Tensor], sigma: float, variance: float):
     moments = compare(known_noise, exact_moments(*conjugate(*made_up(60, 3), sigma, variance)))
     assert not all(moment.agrees for moment in moments)

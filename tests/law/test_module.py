@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
-import pytest
 import torch
 from lightning import Callback, Trainer
 from torch import Tensor, nn
@@ -18,6 +17,7 @@ from bayeslora.laws import compare, linear, one_stream
 from bayeslora.laws.checks import covariance
 from bayeslora.likelihood import Gaussian
 from bayeslora.potential import Potential, Prior
+from tests.cases import each
 
 CHAINS, BURN_IN, STEPS, N, PRIOR = 512, 300, 400, 40, 0.05
 FACTORS = np.array([1.0, 0.2])
@@ -85,7 +85,7 @@ def sampled(
     return {f"cov {i}{j}": averages.total[:, i, j] for i, j in ((0, 0), (0, 1), (1, 1))}
 
 
-@pytest.mark.parametrize(
+@each(
     ("sampler", "settings"),
     [
         (samplers.SGLD, {"lr": 0.15}),

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 import torch
 from scipy.stats import chisquare
 
 from bayeslora import samplers
 from bayeslora.laws import one_stream, simulate
 from bayeslora.laws.regression import LinearRegression, LogisticRegression, SimulatedLogistic
+from tests.cases import each
 
 BAYES = [
     (samplers.SGLD, {"lr": 0.002}),
@@ -61,7 +61,7 @@ def check_posterior(sampler_class, settings, target, *, burn_in: int, steps: int
     assert abs(ratio.mean() - 1) < 0.03, ratio
 
 
-@pytest.mark.parametrize(("sampler_class", "settings"), BAYES, ids=label)
+@each(("sampler_class", "settings"), BAYES)
 def test_conjugate_linear_regression_on_minibatches(sampler_class, settings):
     """d = 10, N = 1000, batch 100, at a step that heats by under 1 %."""
     burn_in = (
@@ -70,7 +70,7 @@ def test_conjugate_linear_regression_on_minibatches(sampler_class, settings):
     check_posterior(sampler_class, settings, LinearRegression(chains=1024), burn_in=burn_in, steps=600)
 
 
-@pytest.mark.parametrize(("sampler_class", "settings"), BAYES, ids=label)
+@each(("sampler_class", "settings"), BAYES)
 def test_logistic_regression_against_quadrature(sampler_class, settings):
     """d = 2, N = 100, batch 20: the same bound on the heating allows a ten times larger step."""
     target = LogisticRegression(num_data=100, dim=2, batch_size=20, chains=4096)
@@ -105,7 +105,7 @@ def uniformity(ranks: np.ndarray) -> float:
     return chisquare(np.bincount(ranks // 2, minlength=10)).pvalue
 
 
-@pytest.mark.parametrize(("sampler_class", "settings"), CALIBRATED, ids=label)
+@each(("sampler_class", "settings"), CALIBRATED)
 def test_simulation_based_calibration(sampler_class, settings):
     assert uniformity(ranks_of_the_truth(sampler_class, settings)) > 0.01
 

@@ -12,7 +12,8 @@ import torch
 from bayeslora.laws import Moment, Quadratic, compare, one_stream, simulate
 from bayeslora.laws.targets import moments_of_radius, moments_on_line
 from bayeslora.samplers import SAMSGLD, SGLD, Sampler
-from law import mutants
+from tests.cases import each
+from tests.law import mutants
 
 Make = Callable[..., Sampler]
 A, KT, LR, RHO = 2.0, 0.5, 0.05, 0.4
@@ -92,7 +93,7 @@ def test_rho_zero_is_sgld_bit_for_bit():
     assert torch.equal(*states)
 
 
-@pytest.mark.parametrize(
+@each(
     ("law", "mutant", "settings"),
     [
         (law_in_one_dimension, mutants.loud(SAMSGLD), {"rho": RHO}),

@@ -11,7 +11,8 @@ import torch
 from bayeslora.diagnostics.convergence import convergence
 from bayeslora.laws import GaussianMean, Moment, compare, one_stream, simulate
 from bayeslora.samplers import SGLD, Sampler
-from law import mutants
+from tests.cases import each
+from tests.law import mutants
 
 Make = Callable[..., Sampler]
 
@@ -99,7 +100,7 @@ def test_effective_sample_size_of_our_diagnostics_matches_the_exact_autocorrelat
     assert tau.std() / 8 < 0.02 * tau.mean()  # the comparison above is precise enough to mean something
 
 
-@pytest.mark.parametrize("fault", ["noise", "prior", "batch for N", "temperature"])
+@each("fault", ["noise", "prior", "batch for N", "temperature"])
 def test_the_law_goes_red_for(fault: str):
     target = GaussianMean(
         temperature=4 if fault == "temperature" else 1, batch_size=5 if fault == "batch for N" else None

@@ -14,6 +14,7 @@ from bayeslora.laws import linear as laws
 from bayeslora.laws.checks import covariance
 from bayeslora.laws.regression import LinearRegression, LogisticRegression
 from bayeslora.samplers import SGLD, SGLRW, Sampler
+from tests.cases import each
 
 CORRELATED = np.array([[2.0, 0.8], [0.8, 1.0]])
 
@@ -76,7 +77,7 @@ def heat(matrix: np.ndarray, exact: np.ndarray) -> np.ndarray:
 HOT = [(0.02, 3.0), (0.04, 2.0)]
 
 
-@pytest.mark.parametrize(("lr", "v"), HOT)
+@each(("lr", "v"), HOT)
 def test_variances_of_a_correlated_gaussian_are_exact_where_sgld_is_hot(lr, v):
     exact = 0.5 * np.linalg.inv(CORRELATED)
     sgld = heat(laws.sgld(CORRELATED, lr, 0.5, v), exact)
@@ -87,7 +88,7 @@ def test_variances_of_a_correlated_gaussian_are_exact_where_sgld_is_hot(lr, v):
         assert moment.agrees, moment
 
 
-@pytest.mark.parametrize(("lr", "v"), HOT)
+@each(("lr", "v"), HOT)
 def test_sgld_fails_the_same_assertions(lr, v):
     assert red(noisy_gaussian(SGLD, lr, v))
 
@@ -223,7 +224,7 @@ STATED_BIAS = 0.01
 """Of the walk's variances on the logistic target at ε = 0.8 (discretisation, as the target is no quadratic)."""
 
 
-@pytest.mark.parametrize("lr", [0.8, 2.0])
+@each("lr", [0.8, 2.0])
 def test_minibatch_logistic_regression_has_the_exact_law_of_the_lattice(lr):
     """With half a percent and with 7 % clipped: the walk's law, clipping and share included, is the Markov chain's."""
     expected = law_on_the_lattice(logistic(), lr)
@@ -264,7 +265,7 @@ def one_dimension(lr: float, v: float) -> tuple[Moment, float, float]:
     return moment, float(laws.sgld(np.array([[a]]), lr, kT, v)[0, 0]) * a / kT, clipped
 
 
-@pytest.mark.parametrize(("lr", "v"), [(0.05, 2.0), (0.1, 2.0), (0.1, 5.0)])
+@each(("lr", "v"), [(0.05, 2.0), (0.1, 2.0), (0.1, 5.0)])
 def test_each_percent_clipped_makes_the_variance_one_percent_too_large(lr, v):
     """E[θ·clip(g)] = Cov(θ, g)·P(not clipped) for Gaussian (θ, g) (Stein): the variance is kT/a/(1 − clipped)."""
     moment, sgld, clipped = one_dimension(lr, v)

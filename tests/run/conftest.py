@@ -9,8 +9,8 @@ import pytest
 import torch
 from hydra.core.hydra_config import HydraConfig
 
-from run.tools import Command, Ended, call, run
-from run.zygote import Reference, Zygote
+from tests.run.tools import Command, Ended, call, run
+from tests.run.zygote import Reference, Zygote
 
 
 @pytest.fixture

@@ -19,7 +19,8 @@ import torchvision
 from PIL import Image
 
 from bayeslora.posterior import DrawStore, Posterior
-from run.tools import STEPS, TINY, Command, Ended, digests, draw, ended, manifest, process, run, same
+from tests.cases import each
+from tests.run.tools import STEPS, TINY, Command, Ended, digests, draw, ended, manifest, process, run, same
 
 
 def refused(result: Ended, *words: str, code: int = 2) -> list[str]:
@@ -43,9 +44,9 @@ def before_work(result: Ended, *words: str) -> list[str]:
 # Configuration
 
 
-def test_an_unknown_experiment_is_answered_by_the_list_of_them() -> None:
-    started = [process("train", "experiment=quickstrt"), process("train", "experiment=quickstart", "quickstart")]
-    unknown, no_setting = map(ended, started)
+def test_an_unknown_experiment_is_answered_by_the_list_of_them(command: Command) -> None:
+    unknown = command("train", "experiment=quickstrt")
+    no_setting = command("train", "experiment=quickstart", "quickstart")
     before_work(
         unknown, "there is no experiment called quickstrt; choose one of", "cifar10_resnet18_sgld", "quickstart"
     )
@@ -114,7 +115,7 @@ def test_a_mistyped_key_is_told_before_torch_is_imported(tmp_path: Path) -> None
         assert f"unknown key {key.partition('=')[0]}: did you mean" in result.stderr
 
 
-@pytest.mark.parametrize(
+@each(
     ("arguments", "write"),
     [
         (["--experiment", "quickstart"], "write experiment=quickstart"),
@@ -146,7 +147,7 @@ def test_mistyped_keys_in_an_experiment_file_are_named(command: Command, tmp_pat
     ]
 
 
-@pytest.mark.parametrize(
+@each(
     ("arguments", "words"),
     [
         (["sampler.lr=nan"], ["sampler.lr=nan must be a positive finite number"]),
@@ -187,7 +188,7 @@ def test_the_module_itself_refuses_fp16(tmp_path: Path) -> None:
 
     from bayeslora.build import Steps, build
     from bayeslora.errors import ConfigError
-    from run.tools import composed
+    from tests.run.tools import composed
 
     setup = build(composed(*TINY))
     trainer = Trainer(
@@ -277,8 +278,8 @@ def test_another_configuration_is_refused_and_the_difference_named(command: Comm
     words = ("another configuration", "chain.thin (here 3, there 2)", "sampler.lr (here 0.02, there 0.01)")
     before_work(result, *words, "Choose another run_dir, or repeat the settings")
     assert digests(finished) == before
-    other = command("train", *TINY, f"run_dir={finished}", "sampler._target_=run.tools.Exploding")
-    before_work(other, "sampler._target_ (here 'run.tools.Exploding', there 'bayeslora.samplers.SGLD')")
+    other = command("train", *TINY, f"run_dir={finished}", "sampler._target_=tests.run.tools.Exploding")
+    before_work(other, "sampler._target_ (here 'tests.run.tools.Exploding', there 'bayeslora.samplers.SGLD')")
 
 
 def test_what_does_not_change_the_target_may_differ(command: Command, finished: Path, tmp_path: Path) -> None:
@@ -350,7 +351,7 @@ def test_a_spoilt_configuration_file_is_named(command: Command, tmp_path: Path, 
         before_work(command("evaluate", f"run_dir={tmp_path / 'run'}"), str(file))
 
 
-@pytest.mark.parametrize("spoil", ["changed", "gone"])
+@each("spoil", ["changed", "gone"])
 def test_a_spoilt_draw_is_named_and_the_advice_helps(
     command: Command, tmp_path: Path, finished: Path, spoil: str
 ) -> None:
@@ -370,20 +371,20 @@ def test_a_spoilt_draw_is_named_and_the_advice_helps(
 # A run that diverges
 
 
-def test_a_step_size_that_is_far_too_large_ends_with_3(tmp_path: Path) -> None:
-    result = ended(process("train", *TINY, "sampler.lr=1e9", f"run_dir={tmp_path / 'run'}"))
+def test_a_step_size_that_is_far_too_large_ends_with_3(command: Command, tmp_path: Path) -> None:
+    result = command("train", *TINY, "sampler.lr=1e9", f"run_dir={tmp_path / 'run'}")
     words = ("chain 0 diverged in step ", ": potential ", "Make sampler.lr smaller or the warm-up longer")
     assert refused(result, *words, "chain 1 diverged in", "other settings need another run_dir", code=3)
     assert (tmp_path / "run" / "map.safetensors").exists()
 
 
-@pytest.mark.parametrize(("at", "kept", "where"), [(9, 3, "step 13"), (8, 3, "step 13"), (0, 0, "step 5")])
+@each(("at", "kept", "where"), [(9, 3, "step 13"), (8, 3, "step 13"), (0, 0, "step 5")])
 def test_draws_kept_before_a_divergence_stay_readable_and_are_evaluated(
     command: Command, tmp_path: Path, finished: Path, at: int, kept: int, where: str
 ) -> None:
     """The sampler's first step is step 4 of the plan; a draw is due after step 13."""
     folder = tmp_path / "run"
-    sampler = ("sampler._target_=run.tools.Exploding", f"sampler.at={at}", "chain.num_chains=1")
+    sampler = ("sampler._target_=tests.run.tools.Exploding", f"sampler.at={at}", "chain.num_chains=1")
     result = command("train", *TINY, *sampler, f"run_dir={folder}")
     advice = f"Draws kept: {kept}; python -m bayeslora.evaluate run_dir={folder}"
     refused(
@@ -397,23 +398,23 @@ def test_draws_kept_before_a_divergence_stay_readable_and_are_evaluated(
     assert (event["event"], event["step"]) == ("diverged", int(where.removeprefix("step ")))
     assert (folder / "metrics.json").exists() is (kept > 0)
     if not kept:
-        before_work(command("evaluate", f"run_dir={folder}", "trust=[run.tools]"), "holds no draws yet")
+        before_work(command("evaluate", f"run_dir={folder}", "trust=[tests]"), "holds no draws yet")
         return
     for index in range(kept):
         assert same(draw(folder, 0, index), draw(finished, 0, index))
     assert len(list(Posterior.load(folder).draws())) == kept
     page = (folder / "report" / "index.html").read_text()
     assert f"Chain 0 has {kept} of 5 draws: it diverged in step 13." in page
-    assert command("evaluate", f"run_dir={folder}", "trust=[run.tools]").code == 0
+    assert command("evaluate", f"run_dir={folder}", "trust=[tests]").code == 0
 
 
-@pytest.mark.parametrize("parallel", ["sequential", "stacked", "processes"])
+@each("parallel", ["sequential", "stacked", "processes"])
 def test_a_chain_that_diverges_leaves_the_others(
     command: Command, tmp_path: Path, finished: Path, parallel: str
 ) -> None:
     """Chain 0 explodes after its first draw; chain 1 gets all of its draws, and both are evaluated."""
     folder = tmp_path / "run"
-    sampler = ("sampler._target_=run.tools.Exploding", "sampler.at=4", f"chain.parallel={parallel}")
+    sampler = ("sampler._target_=tests.run.tools.Exploding", "sampler.at=4", f"chain.parallel={parallel}")
     result = command("train", *TINY, *sampler, f"run_dir={folder}")
     refused(result, "chain 0 diverged in step 9", "Draws kept: 6", code=3)
     assert [len(DrawStore(folder / "chains" / str(chain), chain)) for chain in (0, 1)] == [1, 5]
@@ -424,13 +425,13 @@ def test_a_chain_that_diverges_leaves_the_others(
     assert "Chain 0 has 1 of 5 draws: it diverged in step 9." in (folder / "report" / "index.html").read_text()
 
 
-@pytest.mark.parametrize("parallel", ["sequential", "stacked"])
+@each("parallel", ["sequential", "stacked"])
 def test_a_chain_that_diverges_may_be_tried_again_at_half_the_step(
     command: Command, tmp_path: Path, finished: Path, parallel: str
 ) -> None:
     """It explodes at the full step size only, after its second draw: two draws stay, three at half the step follow."""
     folder = tmp_path / "run"
-    sampler = ("sampler._target_=run.tools.Exploding", "sampler.at=7", "sampler.above=0.0075")
+    sampler = ("sampler._target_=tests.run.tools.Exploding", "sampler.at=7", "sampler.above=0.0075")
     settings = ("chain.on_divergence=retry", f"chain.parallel={parallel}")
     result = command("train", *TINY, *sampler, *settings, f"run_dir={folder}")
     assert result.code == 0, result.err
@@ -456,7 +457,7 @@ def test_a_warm_up_that_ends_in_nonsense_leaves_no_baseline(command: Command, tm
 
 def test_a_terminal_gets_its_cursor_back(tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")
-    sampler = ("sampler._target_=run.tools.Exploding", "sampler.at=4")
+    sampler = ("sampler._target_=tests.run.tools.Exploding", "sampler.at=4")
     out = command("train", *TINY, *sampler, f"run_dir={tmp_path / 'run'}").out
     hide, show = "\x1b[?25l", "\x1b[?25h"
     assert out.count(hide) == out.count(show) == 2
@@ -475,7 +476,7 @@ def test_a_run_of_another_models_draws_is_refused(command: Command, tmp_path: Pa
 
 def test_the_traceback_can_be_had(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from bayeslora.errors import ConfigError
-    from run.tools import call
+    from tests.run.tools import call
 
     monkeypatch.setenv("BAYESLORA_TRACEBACK", "1")
     with pytest.raises(ConfigError, match="lr=-1"):

@@ -18,7 +18,7 @@ from bayeslora.bias_check import bias_check, bootstrap, compare, half_step, verd
 from bayeslora.diagnostics.metrics import metrics
 from bayeslora.errors import ConfigError, CriteriaError, DataError
 from bayeslora.evaluation.results import Results
-from run.tools import OWN, composed, digests, manifest, run, same
+from tests.run.tools import OWN, composed, digests, manifest, run, same
 
 LIMITS = {"nll": 0.01, "ece": 0.005}
 

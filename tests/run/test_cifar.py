@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from bayeslora.build import build, build_model
-from run.tools import composed, draw, manifest, run
+from tests.run.tools import composed, draw, manifest, run
 
 pytestmark = pytest.mark.realdata
 

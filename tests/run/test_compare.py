@@ -18,7 +18,7 @@ from PIL import Image
 from bayeslora.compare import compare, folders, labels
 from bayeslora.errors import ConfigError, DataError
 from bayeslora.report.comparison import caveats, growth_figure, marks, score_figure
-from run.tools import composed
+from tests.run.tools import composed
 
 
 def changed(folder: Path, file: str, **entries: Any) -> None:

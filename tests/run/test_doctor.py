@@ -21,6 +21,7 @@ from bayeslora.doctor.finding import Check, Finding, Status, failure, ok, warnin
 from bayeslora.errors import ConfigError
 from bayeslora.laws import checks
 from bayeslora.samplers import SGLD
+from tests.cases import each
 
 TWO = [next(checks.linear_checks()), next(checks.sam_checks())]
 
@@ -235,7 +236,7 @@ class Wrong(nn.Module):
         return self.layer(x.flatten(1)) * self.scale
 
 
-@pytest.mark.parametrize(
+@each(
     ("how", "message"),
     [
         ("shape", "gives [2, 11] for two examples"),

@@ -13,18 +13,18 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
-from data.text_models import tiny_model
-from data.text_tools import mrpc
 from torch import Tensor
-from unit.report_tools import Page
 
 from bayeslora.build import build
 from bayeslora.datasets.base import Data, Split
 from bayeslora.diagnostics.calibration import fit_temperature
 from bayeslora.posterior import Posterior
 from bayeslora.rundir import RunDirectory
-from run.test_bad_input import shards
-from run.tools import STEPS, TINY, Command, run
+from tests.data.text_models import tiny_model
+from tests.data.text_tools import mrpc
+from tests.run.test_bad_input import shards
+from tests.run.tools import STEPS, TINY, Command, run
+from tests.unit.report_tools import Page
 
 RHATS = {"potential_rhat", "function_space_rhat", "l2_norm_rhat"}
 CONVERGENCE = RHATS | {"potential_ess", "l2_norm_ess"}
@@ -93,8 +93,8 @@ def test_what_is_odd_has_a_reason_is_null_and_does_not_pass(
     assert "Traceback" not in ended.err
     metrics = json.loads((folder / "metrics.json").read_text(), parse_constant=pytest.fail)  # NaN is no JSON
     criteria = metrics["criteria"]
-    assert {name for name, one in criteria.items() if one["value"] is None} - {"temperature"} == unknown
-    assert not any(criteria[name]["passed"] for name in unknown | {"temperature"})
+    assert {name for name, one in criteria.items() if one["value"] is None} == unknown
+    assert not any(criteria[name]["passed"] for name in unknown)
     page = Page(folder / "report" / "index.html").text
     assert f"not known: {reason}" in page
     assert "The chains agree" not in page
@@ -137,7 +137,6 @@ def test_strict_ends_with_4_where_a_criterion_is_not_met_and_all_is_written(
 def test_training_ends_with_4_too_and_with_0_where_the_limits_are_met(command: Command, tmp_path: Path) -> None:
     names = sorted(CONVERGENCE | AGAINST_MAP)
     met = [f"evaluate.criteria.{name}={-1e9 if name.endswith('_ess') else 1e9}" for name in names]
-    met.append("evaluate.criteria.temperature=null")
     good = command("train", *TINY, f"run_dir={tmp_path / 'run'}", *met, "--strict")
     assert good.code == 0, good.err
     criteria = json.loads((tmp_path / "run" / "metrics.json").read_text())["criteria"]

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from bayeslora.posterior import Posterior
-from run.tools import Command, ended, process
+from tests.run.tools import Command, ended, process
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 SCRIPTS = sorted(EXAMPLES.glob("*.py"))

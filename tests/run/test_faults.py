@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from run.tools import TINY, digests, ended, manifest, process
-from run.zygote import LINE, STEP, WRITE, Reference, Stop, Zygote, killed, left
+from tests.run.tools import TINY, digests, ended, manifest, process
+from tests.run.zygote import LINE, OPEN, STEP, WRITE, Reference, Stop, Zygote, killed, left
 
 SETTINGS = (*TINY, "chain.resume_every=0", "logger=none", "chain.probe_size=4")
 
@@ -36,7 +36,7 @@ def run_dir(zygote: Zygote, reference: Reference, tmp_path: Path) -> Path:
 
 FULL = {
     "a draw": Stop(WRITE, 3, "full", "draws/"),
-    "a line of the manifest": Stop(LINE, 3, "full"),
+    "a line of the manifest": Stop(OPEN, 3, "full", LINE),
     "a resume point": Stop(WRITE, 9, "full", "resume/"),
     "the baseline": Stop(WRITE, 1, "full", "map.safetensors"),
     "the metrics": Stop(WRITE, 1, "full", "metrics.json"),
@@ -206,7 +206,7 @@ def test_a_worker_that_is_killed_leaves_the_others_and_the_report_says_so(
     zygote: Zygote, tmp_path: Path, reference: Reference
 ) -> None:
     folder, marker = tmp_path / "run", tmp_path / "marker"
-    dying = ("sampler._target_=run.tools.Dying", "sampler.at=6", "sampler.only=1", f"sampler.marker={marker}")
+    dying = ("sampler._target_=tests.run.tools.Dying", "sampler.at=6", "sampler.only=1", f"sampler.marker={marker}")
     arguments = (*SETTINGS, *dying, "~sampler.control_variates", "~sampler.integrator", f"run_dir={folder}")
     arguments += ("chain.parallel=processes",)
     result = zygote("train", *arguments, report=True)
@@ -220,7 +220,12 @@ def test_a_worker_that_is_killed_leaves_the_others_and_the_report_says_so(
 
 def test_a_chain_that_is_tried_again_may_be_killed_too(zygote: Zygote, tmp_path: Path, reference: Reference) -> None:
     """It diverges in step 11, goes on from step 9 at half the step size, and is killed in step 12."""
-    exploding = ("sampler._target_=run.tools.Exploding", "sampler.at=7", "sampler.above=0.0075", "chain.num_chains=1")
+    exploding = (
+        "sampler._target_=tests.run.tools.Exploding",
+        "sampler.at=7",
+        "sampler.above=0.0075",
+        "chain.num_chains=1",
+    )
     settings = (*SETTINGS, *exploding, "chain.on_divergence=retry")
     expected = reference(*settings, chains=1)[0]
     killed(zygote, *settings, f"run_dir={tmp_path / 'run'}", stop=Stop(STEP, 14))  # 11 steps, then 10 to 12 again

@@ -13,7 +13,7 @@ import yaml
 
 from bayeslora.cli import require_extras
 from bayeslora.errors import ConfigError
-from run.tools import TINY, Command, Ended, digests, ended, manifest, process, run
+from tests.run.tools import TINY, Command, Ended, digests, ended, manifest, process, run
 
 PLUGINS = {
     "joblib": "hydra_plugins.hydra_joblib_launcher",
@@ -70,7 +70,7 @@ def search(tmp_path: Path, command: Command) -> Callable[..., Ended]:
 
 def test_a_search_minimises_the_nll_on_the_validation_set(search: Callable[..., Ended], tmp_path: Path) -> None:
     """The second trial, whose step size is the larger one, diverges: it counts as the worst there is."""
-    exploding = ("sampler._target_=run.tools.Exploding", "sampler.at=3", "sampler.above=0.06")
+    exploding = ("sampler._target_=tests.run.tools.Exploding", "sampler.at=3", "sampler.above=0.06")
     result = search("dataset.validation_size=40", *exploding)
     assert result.code == 0, result.err
     best = yaml.safe_load((tmp_path / "optimization_results.yaml").read_text())

@@ -18,7 +18,7 @@ import bayeslora
 from bayeslora.errors import ConfigError, DataError, DivergedError
 from bayeslora.likelihood import NOISE, Gaussian
 from bayeslora.posterior import Posterior
-from run.tools import Command
+from tests.run.tools import Command
 
 TINY = {"chains": 2, "draws": 4, "thin": 1, "burn_in": 2, "warmup": 3, "batch_size": 8, "progress": False}
 SOURCE = torch.Generator().manual_seed(0)

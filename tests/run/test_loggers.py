@@ -26,7 +26,7 @@ from bayeslora.loggers import has_wandb_account, log_evaluation, make_loggers
 from bayeslora.loggers.keys import KEYS, panel_of
 from bayeslora.posterior import Posterior
 from bayeslora.rundir import RunDirectory
-from run.tools import OWN, STEPS, TINY, Command, composed, digests, manifest, run
+from tests.run.tools import OWN, STEPS, TINY, Command, composed, digests, manifest, run
 
 CSV = ("logger.csv._target_=lightning.pytorch.loggers.CSVLogger", "logger.csv.name=''")
 TENSORBOARD = ("logger.tb._target_=lightning.pytorch.loggers.TensorBoardLogger", "logger.tb.name=''")
@@ -244,7 +244,7 @@ def test_a_run_that_was_moved_is_logged_where_it_is(finished: Path, tmp_path: Pa
 # Failures, retries, sweeps
 
 
-EXPLODING = ("sampler=sgld", "sampler._target_=run.tools.Exploding", "sampler.at=9", "sampler.only=0")
+EXPLODING = ("sampler=sgld", "sampler._target_=tests.run.tools.Exploding", "sampler.at=9", "sampler.only=0")
 
 
 def test_a_chain_that_diverges_ends_its_run_as_failed_and_goes_on_with_it(tmp_path: Path) -> None:

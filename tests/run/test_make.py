@@ -7,12 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 from bayeslora.config import CONF_DIR
 from bayeslora.datasets import Cifar10, Cifar100, synthetic
 from bayeslora.datasets.glue import Glue
-from run.tools import composed
+from tests.cases import each
+from tests.run.tools import composed
 
 ROOT = Path(__file__).parents[2]
 IMAGES = {
@@ -43,7 +42,7 @@ def commands(*arguments: str) -> list[str]:
     return [line.partition(" -m ")[2] for line in make("-n", *arguments).splitlines() if " -m bayeslora." in line]
 
 
-@pytest.mark.parametrize("target", TRAINED)
+@each("target", TRAINED)
 def test_an_experiments_target_is_a_thin_call(target: str) -> None:
     experiment = TRAINED[target]
     (command,) = commands(target, "ARGS=seed=1")
@@ -51,7 +50,7 @@ def test_an_experiments_target_is_a_thin_call(target: str) -> None:
     assert (Path(CONF_DIR) / "experiment" / f"{experiment}.yaml").is_file()
 
 
-@pytest.mark.parametrize("target", TRAINED)
+@each("target", TRAINED)
 def test_with_data_of_ones_own_its_folder_is_given(target: str) -> None:
     (command,) = commands(target, "DATA=D", "ROBERTA=R")
     data = TRAINED[target].partition("_")[0]
@@ -59,7 +58,7 @@ def test_with_data_of_ones_own_its_folder_is_given(target: str) -> None:
     assert (" model.name_or_path=R " in command) == (data == "mrpc")
 
 
-@pytest.mark.parametrize("target", TRAINED)
+@each("target", TRAINED)
 def test_smoke_calls_compose_and_are_small(target: str, tmp_path: Path) -> None:
     written, command = commands(target, "SMOKE=1", f"OUT={tmp_path}")
     assert written == f"bayeslora.datasets.synthetic {tmp_path}/synthetic"
@@ -70,7 +69,7 @@ def test_smoke_calls_compose_and_are_small(target: str, tmp_path: Path) -> None:
     assert cfg.run_dir == f"{tmp_path}/smoke/{TRAINED[target]}"
 
 
-@pytest.mark.parametrize("name", [*IMAGES, "mrpc-lora"])
+@each("name", [*IMAGES, "mrpc-lora"])
 def test_evaluation_finds_the_experiments_run(name: str) -> None:
     train = "train" if name == "mrpc-lora" else "experiment"
     for smoke in ((), ("SMOKE=1",)):
@@ -79,7 +78,7 @@ def test_evaluation_finds_the_experiments_run(name: str) -> None:
         assert evaluated == f"bayeslora.evaluate {run_dir}"
 
 
-@pytest.mark.parametrize("target", GROUPS)
+@each("target", GROUPS)
 def test_groups_call_all_of_them(target: str) -> None:
     kind = "evaluate" if target.startswith("eval") else "train"
     assert [c.partition(" ")[0] for c in commands(target)] == [f"bayeslora.{kind}"] * GROUPS[target]
@@ -90,14 +89,12 @@ def test_help_lists_every_target() -> None:
     assert {*TRAINED, *GROUPS, *OTHERS, "eval-mrpc-lora"} <= shown
 
 
-@pytest.mark.parametrize("target", ["install", "test", "format", "lint", "clean"])
+@each("target", ["install", "test", "format", "lint", "clean"])
 def test_the_other_targets_exist(target: str) -> None:
     assert make("-n", target)
 
 
-@pytest.mark.parametrize(
-    ("target", "spared"), [("clean-cifar", {"README.md", "mrpc_roberta_sgld"}), ("clean-all", {"README.md"})]
-)
+@each(("target", "spared"), [("clean-cifar", {"README.md", "mrpc_roberta_sgld"}), ("clean-all", {"README.md"})])
 def test_cleaning_asks_unless_forced(target: str, spared: set[str], tmp_path: Path) -> None:
     out, venv = tmp_path / "out", tmp_path / "venv"
     for place in (venv, out / "cifar100_wrn_sgld" / "make", out / "cifar10_resnet18_map", out / "mrpc_roberta_sgld"):

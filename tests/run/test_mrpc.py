@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from data.text_models import tiny_model
-from data.text_tools import mrpc
 
 from bayeslora.config import CONF_DIR
-from run.tools import Command, digests, draw, manifest, run
+from tests.data.text_models import tiny_model
+from tests.data.text_tools import mrpc
+from tests.run.tools import Command, digests, draw, manifest, run
 
 EXPERIMENTS = sorted(path.stem for path in (Path(CONF_DIR) / "experiment").glob("mrpc_*.yaml"))
 SIZES = (

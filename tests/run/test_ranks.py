@@ -17,7 +17,7 @@ from bayeslora.datasets import Digits
 from bayeslora.datasets.batches import Batches
 from bayeslora.errors import ConfigError, InterruptedRunError, WorkerError
 from bayeslora.rundir import RunDirectory
-from run.tools import OWN, TINY, composed, draw, manifest
+from tests.run.tools import OWN, TINY, composed, draw, manifest
 
 ONE = ("chain.num_chains=1", "logger=none")
 TWO_RANKS = ("trainer.strategy=ddp", "trainer.devices=2")
@@ -59,7 +59,7 @@ def test_two_ranks_make_the_chain_of_one(sampler: tuple[str, ...], tmp_path: Pat
 def test_a_chain_on_two_ranks_is_stopped_and_goes_on(tmp_path: Path) -> None:
     """A signal reaches rank 0, which writes a resume point; one rank then goes on from it."""
     folder, whole = tmp_path / "run", tmp_path / "whole"
-    signalled = ("callbacks.stop._target_=run.tools.SignalToParent", "callbacks.stop.step=8")
+    signalled = ("callbacks.stop._target_=tests.run.tools.SignalToParent", "callbacks.stop.step=8")
     with pytest.raises(InterruptedRunError, match=r"stopped by SIGTERM after step [89]; nothing is lost"):
         chain(folder, *TWO_RANKS, *signalled)
     assert len(manifest(folder, 0)) in (1, 2)
@@ -70,7 +70,7 @@ def test_a_chain_on_two_ranks_is_stopped_and_goes_on(tmp_path: Path) -> None:
 
 def test_a_rank_that_is_killed_ends_the_others(tmp_path: Path) -> None:
     with pytest.raises(WorkerError, match=r"rank 1 killed by SIGKILL; repeat the command"):
-        chain(tmp_path / "run", *TWO_RANKS, "sampler._target_=run.tools.DyingRank", "sampler.at=4")
+        chain(tmp_path / "run", *TWO_RANKS, "sampler._target_=tests.run.tools.DyingRank", "sampler.at=4")
     assert len(manifest(tmp_path / "run", 0)) == 1
 
 

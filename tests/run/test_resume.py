@@ -9,8 +9,23 @@ from pathlib import Path
 import pytest
 
 from bayeslora.config import CONF_DIR
-from run.tools import OWN, TINY, Command, digests, ended, manifest, process, run
-from run.zygote import CHAINS, EVALUATION, LINE, RENAME, STEP, WRITE, Reference, Stop, Zygote, killed, left
+from tests.cases import each
+from tests.run.tools import OWN, TINY, Command, digests, ended, manifest, process, run
+from tests.run.zygote import (
+    CHAINS,
+    EVALUATION,
+    LINE,
+    OPEN,
+    RENAME,
+    STEP,
+    SYNC,
+    WRITE,
+    Reference,
+    Stop,
+    Zygote,
+    killed,
+    left,
+)
 
 SAMPLERS = sorted(path.stem for path in (Path(CONF_DIR) / "sampler").glob("*.yaml"))
 EVERY_STEP = ("chain.resume_every=0", "logger=none", "chain.probe_size=4")
@@ -78,13 +93,13 @@ def test_an_evaluation_that_is_killed_is_made_again(
 
 
 PLACES = {
-    "a step": Stop("bayeslora.samplers.base:Sampler._gradient", 7),
+    "a step": Stop("bayeslora.samplers:SGLD.update", 7),
     "a step of the warm-up": Stop("torch.optim:SGD.step", 2, "after"),
     "a draw half written": Stop(WRITE, 3, "half", "draws/"),
     "a draw before it has its name": Stop(RENAME, 3, "before", "draws/"),
-    "a draw that is not listed": Stop(LINE, 3),
-    "a draw half listed": Stop(LINE, 3, "half"),
-    "a draw just listed": Stop(LINE, 3, "after"),
+    "a draw that is not listed": Stop(OPEN, 3, "before", LINE),
+    "a draw half listed": Stop(OPEN, 3, "half", LINE),
+    "a draw just listed": Stop(SYNC, 3, "before", "manifest.jsonl"),
     "the first line of a manifest": Stop("json:dumps", 1, "after", "{'index': 0"),
     "the first resume point": Stop(WRITE, 1, "half", "resume/"),
     "a resume point half written": Stop(WRITE, 9, "half", "resume/"),
@@ -96,7 +111,7 @@ PLACES = {
     "the configuration half written": Stop(WRITE, 1, "half", "config.yaml"),
     "the configuration before it has its name": Stop(RENAME, 1, "before", "config.yaml"),
     "the configuration just written": Stop(RENAME, 1, "after", "config.yaml"),
-    "between two chains": Stop("bayeslora.chains.runner:ChainRunner._run_group", 1, "after"),
+    "between two chains": Stop("bayeslora.chains.runner:ChainRunner.fit", 1, "after"),
     "the metrics half written": Stop(WRITE, 1, "half", "metrics.json"),
     "the metrics just written": Stop(RENAME, 1, "after", "metrics.json"),
     "the predictions": Stop("bayeslora.posterior.predictive:Posterior.model_of", 4),
@@ -125,7 +140,7 @@ def test_a_kill_loses_only_the_steps_since_the_last_resume_point(zygote: Zygote,
 def test_the_real_command_goes_on_with_resume_true(tmp_path: Path, zygote: Zygote, reference: Reference) -> None:
     """In the folder that the run chose itself: a process of `python -m bayeslora.train` killed amid its chains."""
     settings = (*TINY, *EVERY_STEP)
-    slow = ("callbacks.slow._target_=run.tools.Slow", "callbacks.slow.seconds=0.5", "callbacks.progress.every=0")
+    slow = ("callbacks.slow._target_=tests.run.tools.Slow", "callbacks.slow.seconds=0.5", "callbacks.progress.every=0")
     started = process("train", *settings, *slow, cwd=tmp_path)
     assert started.stdout is not None
     for line in started.stdout:
@@ -220,7 +235,7 @@ def test_a_finished_run_made_longer_equals_a_long_one(
 # What may not change
 
 
-@pytest.mark.parametrize(
+@each(
     ("changed", "name"),
     [
         ("model.width=5", "model.width (here 5, there 4)"),
@@ -228,7 +243,10 @@ def test_a_finished_run_made_longer_equals_a_long_one(
         ("dataset=cifar10", "dataset._target_ (here 'bayeslora.datasets.Cifar10', there 'bayeslora.datasets.Digits')"),
         ("dataset.limit_train=65", "dataset.limit_train (here 65, there 64)"),
         ("dataset.validation_size=3", "dataset.validation_size (here 3, there 0)"),
-        ("sampler._target_=run.tools.Exploding", "sampler._target_ (here 'run.tools.Exploding', there 'bayeslora."),
+        (
+            "sampler._target_=tests.run.tools.Exploding",
+            "sampler._target_ (here 'tests.run.tools.Exploding', there 'bayeslora.",
+        ),
         ("sampler.lr=0.02", "sampler.lr (here 0.02, there 0.01)"),
         ("prior.variance=2.0", "prior.variance (here 2.0, there 0.03)"),
         ("prior.overrides.head=1.0", "prior.overrides.head (here 1.0, there 4.0)"),
@@ -251,7 +269,7 @@ def test_what_decides_the_draws_cannot_change_and_is_named(
     assert digests(finished) == before
 
 
-@pytest.mark.parametrize("plan", [("chain.cycles=1",), ("chain.schedule=cosine",)])
+@each("plan", [("chain.cycles=1",), ("chain.schedule=cosine",)])
 def test_a_plan_that_depends_on_the_number_of_draws_cannot_be_made_longer(
     plan: tuple[str, ...], tmp_path: Path, command: Command
 ) -> None:

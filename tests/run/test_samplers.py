@@ -12,7 +12,7 @@ import torch
 from bayeslora import samplers
 from bayeslora.build import build
 from bayeslora.config import CONF_DIR
-from run.tools import OWN, composed, draw, manifest, run
+from tests.run.tools import OWN, composed, draw, manifest, run
 
 NAMES = sorted(path.stem for path in (Path(CONF_DIR) / "sampler").glob("*.yaml"))
 SIZE = ("chain.num_chains=1", "chain.num_draws=2", "logger=none")

@@ -12,7 +12,7 @@ import yaml
 
 from bayeslora.build import Setup, Steps, build
 from bayeslora.chains.collector import DrawCollector
-from run.tools import OWN, STEPS, TINY, composed, digests, draw, ended, manifest, process, run, same
+from tests.run.tools import OWN, STEPS, TINY, Command, composed, digests, draw, manifest, run, same
 
 # What must not touch the draws
 
@@ -49,7 +49,7 @@ def test_sams_ascent_leaves_the_running_statistics_as_sgld_would(tmp_path: Path)
 
 OWN_NET = (
     *(f"~model.{key}" for key in ("norm", "activation", "width", "affine", "stem_stride")),
-    "model._target_=run.tools.DropoutNet",
+    "model._target_=tests.run.tools.DropoutNet",
     "~prior.overrides.head",
     "~chain.lr_factors.head",
 )
@@ -130,8 +130,11 @@ def test_tensorboard_gets_each_chains_potential_and_draws(tmp_path: Path) -> Non
         assert logged == pytest.approx([r["scalars"]["potential"] for r in manifest(folder, chain)], rel=1e-6)
 
 
-def test_a_sweep_gives_each_job_a_folder_and_goes_on_after_a_failure(tmp_path: Path) -> None:
-    result = ended(process("train", "-m", *TINY, "chain.num_chains=1", "seed=0,1,oops", cwd=tmp_path))
+def test_a_sweep_gives_each_job_a_folder_and_goes_on_after_a_failure(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = command("train", "-m", *TINY, "chain.num_chains=1", "seed=0,1,oops")
     jobs = sorted((tmp_path / "outputs").glob("*/*/*/config.yaml"))
     assert [job.parent.name for job in jobs] == ["0", "1"], result.err
     assert len({job.parent.parent for job in jobs}) == 1

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from bayeslora.config import CONF_DIR
-from run.tools import OWN, draw, manifest, run
+from tests.run.tools import OWN, draw, manifest, run
 
 SAMPLERS = sorted(path.stem for path in (Path(CONF_DIR) / "sampler").glob("*.yaml"))
 SIZE = ("chain.num_draws=2", "chain.thin=2", "logger=none", "prior.vectors=0.5")

@@ -7,17 +7,16 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 from bayeslora import usage
 from bayeslora.config import CONF_DIR
-from run.tools import Command
+from tests.cases import each
+from tests.run.tools import Command
 
 COMMANDS = ("train", "evaluate", "compare", "export", "bias_check")
 CONF = Path(CONF_DIR)
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@each("name", COMMANDS)
 def test_help_says_what_it_does_with_examples_settings_and_exit_codes(name: str, command: Command, monkeypatch) -> None:
     monkeypatch.setenv("COLUMNS", "110")
     for flag in ("--help", "-h"):
@@ -49,7 +48,7 @@ def test_defaults_are_marked_and_experiments_described(command: Command) -> None
     assert "Handwritten digits, a small residual network" in quickstart
 
 
-@pytest.mark.parametrize("option", ["--config-dir={}", "--config-dir {}", "-cd {}"])
+@each("option", ["--config-dir={}", "--config-dir {}", "-cd {}"])
 def test_experiments_of_ones_own_are_listed(option: str, tmp_path: Path, command: Command) -> None:
     (tmp_path / "experiment").mkdir()
     (tmp_path / "experiment" / "mine.yaml").write_text("# @package _global_\n# What I try.\n# At length.\n\n# Else.\n")
@@ -69,11 +68,8 @@ def test_the_settings_of_evaluate_are_shown_with_their_meaning(command: Command)
     assert "defaults:" not in out
 
 
-def complete(line: str, tmp_path: Path) -> list[str]:
+def complete(line: str, installed: str, tmp_path: Path) -> list[str]:
     """What bash offers at the end of a line, after the script that the command installs."""
-    installed = subprocess.run(
-        [sys.executable, "-m", "bayeslora.train", "-sc", "install=bash"], capture_output=True, text=True, check=True
-    ).stdout
     script = f"""PATH={Path(sys.executable).parent}:$PATH
     {installed}
     COMP_LINE={line!r}; COMP_POINT=${{#COMP_LINE}}; read -ra COMP_WORDS <<< "$COMP_LINE"
@@ -88,12 +84,13 @@ def complete(line: str, tmp_path: Path) -> list[str]:
     return ended.stdout.split()
 
 
-def test_bash_completes_modules_choices_and_keys(tmp_path: Path) -> None:
-    assert "bayeslora.train" in complete("python -m bayes", tmp_path)
-    assert complete("python -m bayeslora.train experiment=quick", tmp_path) == ["experiment=quickstart"]
-    found = complete("python -m bayeslora.train experiment=quickstart chain.num_", tmp_path)
+def test_bash_completes_modules_choices_and_keys(command: Command, tmp_path: Path) -> None:
+    installed = command("train", "-sc", "install=bash").out
+    assert "bayeslora.train" in complete("python -m bayes", installed, tmp_path)
+    assert complete("python -m bayeslora.train experiment=quick", installed, tmp_path) == ["experiment=quickstart"]
+    found = complete("python -m bayeslora.train experiment=quickstart chain.num_", installed, tmp_path)
     assert {word.partition("=")[0] for word in found} == {"chain.num_chains", "chain.num_draws"}
-    assert complete("python script.py a", tmp_path) == []
+    assert complete("python script.py a", installed, tmp_path) == []
 
 
 def test_hydra_answers_other_shells(command: Command) -> None:

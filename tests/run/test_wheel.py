@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from bayeslora.config import CONF_DIR
-from run.tools import TINY
+from tests.run.tools import TINY
 
 CHECKOUT = Path(__file__).parents[2]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import os
@@ -11,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -28,10 +30,10 @@ from bayeslora.config import CONF_DIR
 from bayeslora.evaluation.results import Results
 from bayeslora.samplers import SGLD
 
-TESTS = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
-    "PYTHONPATH": os.pathsep.join(filter(None, (os.fspath(TESTS), os.environ.get("PYTHONPATH")))),
+    "PYTHONPATH": os.pathsep.join(filter(None, (os.fspath(ROOT), os.environ.get("PYTHONPATH")))),
 }
 """Of commands in processes of their own: they import this module, and the package that this process does."""
 SIZES = (
@@ -62,6 +64,11 @@ STEPS = [7, 9, 11, 13, 15]
 
 def composed(*overrides: str, config: str = "train") -> DictConfig:
     """What the command line composes from these overrides."""
+    return copy.deepcopy(_composed(config, overrides))
+
+
+@cache
+def _composed(config: str, overrides: tuple[str, ...]) -> DictConfig:
     with initialize_config_dir(CONF_DIR, version_base="1.3"):
         return compose(config, overrides=[forced(override) for override in overrides])
 
@@ -156,11 +163,12 @@ class Exploding(SGLD):
         self.at, self.only, self.above = at, only, above
         super().__init__(params, lr, kT, seed, chain, **settings)
 
-    def update(self, theta: Tensor, evaluate: Any) -> tuple[Tensor, Tensor]:
-        potential, moved = super().update(theta, evaluate)
+    def update(self, evaluate: Any) -> Tensor:
+        potential = super().update(evaluate)
         if self.steps == self.at and self.only in self.chains and self.param_groups[0]["lr"] > self.above:
-            moved.view(len(self.chains), -1)[self.chains.index(self.only)] = float("inf")
-        return potential, moved
+            for p in self.theta:
+                (p[self.chains.index(self.only)] if self.stacked else p).fill_(float("inf"))
+        return potential
 
 
 class DyingRank(SGLD):
@@ -172,10 +180,10 @@ class DyingRank(SGLD):
         self.at = at
         super().__init__(params, lr, kT, seed, chain, **settings)
 
-    def update(self, theta: Tensor, evaluate: Any) -> tuple[Tensor, Tensor]:
+    def update(self, evaluate: Any) -> Tensor:
         if self.steps == self.at and os.environ.get("NODE_RANK") == "1":
             os.kill(os.getpid(), signal.SIGKILL)
-        return super().update(theta, evaluate)
+        return super().update(evaluate)
 
 
 class Dying(SGLD):
@@ -187,11 +195,11 @@ class Dying(SGLD):
         self.marker, self.at, self.only = Path(marker), at, only
         super().__init__(params, lr, kT, seed, chain)
 
-    def update(self, theta: Tensor, evaluate: Any) -> tuple[Tensor, Tensor]:
+    def update(self, evaluate: Any) -> Tensor:
         if self.steps == self.at and self.only in self.chains and not self.marker.exists():
             self.marker.touch()
             os.kill(os.getpid(), signal.SIGKILL)
-        return super().update(theta, evaluate)
+        return super().update(evaluate)
 
 
 class SignalToParent(Callback):

@@ -1,10 +1,11 @@
 """Commands in forked processes that may be stopped anywhere: imports are paid once, each command is a real process.
 
-Run as `python -m run.zygote`: reads a line of JSON for each command and answers it with another when it has ended.
+Run as `python -m tests.run.zygote`: reads a line of JSON for each command and answers it with another at its end.
 """
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import pkgutil
@@ -19,13 +20,17 @@ from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 
-from run.tools import ENVIRONMENT, TINY, Ended, call, digests
+from tests.run.tools import ENVIRONMENT, TINY, Ended, call, digests
 
 WRITE = "pathlib:Path.write_bytes"
 """Where `bayeslora.files.write_atomically` writes to its temporary file."""
 RENAME = "pathlib:Path.replace"
 """Where it gives the file its name."""
-LINE = "bayeslora.posterior.store:DrawStore._append_line"
+OPEN = "pathlib:Path.open"
+LINE = "manifest.jsonl ab"
+"""What `OPEN` is told of a manifest that gets another line."""
+SYNC = "os:fsync"
+"""Where that line is on its way to the disk, whole."""
 CHAINS = "bayeslora.chains.runner:ChainRunner.run_all"
 STEP = "bayeslora.chains.module:SamplingModule.training_step"
 EVALUATION = "bayeslora.evaluate:evaluate"
@@ -40,7 +45,7 @@ class Stop:
         nth: which of the calls; in the middle of `at` (see `when`), which Python or C function called within.
         when: `before` or `after` the call; `half`, when half of what it writes is written; `within`, amid its work;
             `full`: no signal is sent, but the disk is full.
-        about: only calls of whose first argument the text holds this are counted.
+        about: only calls whose path and mode, file or first argument, as text, hold this are counted.
         number: of the signal.
     """
 
@@ -57,7 +62,7 @@ class Zygote:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "run.zygote"],
+            [sys.executable, "-m", "tests.run.zygote"],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ | ENVIRONMENT, cwd=folder,
         )  # fmt: skip
         self.calls = 0
@@ -195,14 +200,17 @@ def _plant(stop: Stop) -> None:
 
         def stopped(*args: Any, **kwargs: Any) -> Any:
             nonlocal left
-            left -= stop.about in str(args[0] if args else "")
-            if left != 0 or stop.about not in str(args[0] if args else ""):
+            counts = stop.about in _described(*args)
+            left -= counts
+            if left != 0 or not counts:
                 return original(*args, **kwargs)
             left = -1
             if stop.when == "full":
                 return original(*_on_a_full_disk(*args), **kwargs)
+            if stop.when == "half" and stop.at == OPEN:
+                return HalfWriter(*args)
             if stop.when == "half":
-                _write_half(*args)
+                args[0].write_bytes(args[1][: len(args[1]) // 2])
             result = original(*args, **kwargs) if stop.when == "after" else None
             os.kill(os.getpid(), stop.number)
             return result if stop.when == "after" else original(*args, **kwargs)
@@ -212,23 +220,25 @@ def _plant(stop: Stop) -> None:
     _replace(stop.at, make)
 
 
-def _write_half(target: Any, content: Any) -> None:
-    """What a killed process leaves of `Path.write_bytes`, or of a line of a `DrawStore`'s manifest."""
-    if isinstance(target, Path):
-        content, path, mode = content, target, "wb"
-    else:
-        content, path, mode = json.dumps(content).encode(), target.manifest, "ab"
-    with path.open(mode) as file:
-        file.write(content[: len(content) // 2])
+def _described(first: Any = "", *more: Any) -> str:
+    """The text in which `about` is looked for."""
+    if isinstance(first, int):
+        return str(Path(f"/proc/self/fd/{first}").readlink())
+    return f"{first} {more[0]}" if isinstance(first, Path) and more and isinstance(more[0], str) else str(first)
 
 
-def _on_a_full_disk(target: Any, content: Any) -> tuple[Any, Any]:
-    """The same write to the device on which there is never room."""
-    full = Path("/dev/full")
-    if isinstance(target, Path):
-        return full, content
-    target.manifest = full
-    return target, content
+class HalfWriter(io.FileIO):
+    """A file of which the process is killed when half of what it writes is written."""
+
+    def write(self, content: Any) -> int:
+        super().write(content[: len(content) // 2])
+        os.kill(os.getpid(), signal.SIGKILL)
+        return 0
+
+
+def _on_a_full_disk(target: Path, *more: Any) -> tuple[Any, ...]:
+    """The same call on the device on which there is never room."""
+    return Path("/dev/full"), *more
 
 
 def _counting(original: Callable[..., Any], nth: int, note: Path | None = None) -> Callable[..., Any]:

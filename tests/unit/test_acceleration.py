@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import pytest
-
 from bayeslora.engine.acceleration import Acceleration, Timing, choose
+from tests.cases import each
 
 OPEN = {"precision": "auto", "channels_last": "auto", "compile": "auto"}
 
@@ -34,7 +33,7 @@ def test_differences_within_the_noise_change_nothing() -> None:
     assert chosen(OPEN | {"compile": False}, seconds) == PLAIN
 
 
-@pytest.mark.parametrize(
+@each(
     ("asked", "kwargs", "tried"),
     [
         (OPEN | {"compile": False}, {"has_bf16": False, "images": False}, [PLAIN]),

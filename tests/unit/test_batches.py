@@ -16,6 +16,7 @@ from bayeslora.datasets.batches import Batches, bucketed, evaluation_batches
 from bayeslora.datasets.images import Normalise, RandomShift
 from bayeslora.errors import ConfigError
 from bayeslora.rng import generator
+from tests.cases import each
 
 N = 23
 
@@ -57,8 +58,8 @@ def test_normalise_equals_its_equation() -> None:
     torch.testing.assert_close(normalised.flatten(), torch.tensor([0.0, 0.5, 2.0]))
 
 
-@pytest.mark.parametrize("flip", [True, False])
-@pytest.mark.parametrize("padding", [0, 1, 2])
+@each("flip", [True, False])
+@each("padding", [0, 1, 2])
 def test_an_augmented_image_is_a_moved_original(padding: int, flip: bool) -> None:
     images = toy().train.inputs
     moved = RandomShift(padding, flip)(images, torch.Generator().manual_seed(0))
@@ -122,7 +123,7 @@ def test_every_example_is_equally_likely_at_any_place_of_an_epoch() -> None:
     assert ((counts - epochs * share).abs() < 5 * (epochs * share * (1 - share)) ** 0.5).all()
 
 
-@pytest.mark.parametrize(("seed", "chain"), [(0, 1), (1, 0)])
+@each(("seed", "chain"), [(0, 1), (1, 0)])
 def test_chains_and_seeds_have_their_own_batches_and_augmentation(seed: int, chain: int) -> None:
     one, other = Batches(toy(), 5, seed=0, chain=0), Batches(toy(), 5, seed=seed, chain=chain)
     assert not torch.equal(one(0)[1], other(0)[1])
@@ -159,7 +160,7 @@ def test_full_batches_are_augmented_anew_at_every_step() -> None:
     assert not torch.equal(batches(0)[0], batches(1)[0])
 
 
-@pytest.mark.parametrize("batch_size", [0, -1, N + 1])
+@each("batch_size", [0, -1, N + 1])
 def test_impossible_batch_sizes_are_refused_with_the_fix(batch_size: int) -> None:
     with pytest.raises(ConfigError, match=rf"batch_size={batch_size} must be from 1 to {N}.*or null"):
         Batches(toy(), batch_size, seed=0, chain=0)
@@ -183,13 +184,13 @@ def test_the_training_split_is_not_copied_where_it_is_already_on_the_device() ->
     assert Batches(data, 5, seed=0, chain=0).train.inputs.data_ptr() == data.train.inputs.data_ptr()
 
 
-@pytest.mark.parametrize("batch_size", [5, None])
+@each("batch_size", [5, None])
 def test_nothing_of_a_batch_stays_on_the_cpu(batch_size: int | None) -> None:
     batches = Batches(toy(RandomShift(1, flip=True)), batch_size, 0, 0, "meta")  # mixed devices would raise
     assert {tensor.device.type for tensor in batches(0)} == {"meta"}
 
 
-@pytest.mark.parametrize("batch_size", [1, 5, N, 100])
+@each("batch_size", [1, 5, N, 100])
 def test_evaluation_goes_through_a_split_once_in_order(batch_size: int) -> None:
     data = toy()
     batches: list[tuple[Tensor, Tensor]] = list(evaluation_batches(data.test, data.transform, batch_size))
@@ -234,7 +235,7 @@ def test_data_without_lengths_have_no_buckets() -> None:
     assert all(plain.indices(step).equal(bucketed_.indices(step)) for step in range(9))
 
 
-@pytest.mark.parametrize("bucket", [2, 3, 4, 9])
+@each("bucket", [2, 3, 4, 9])
 def test_a_group_of_batches_visits_the_examples_it_would_visit_unsorted(bucket: int) -> None:
     plain, sorted_ = (Batches(texts(), 5, seed=0, chain=0, bucket=size) for size in (1, bucket))
     for epoch in range(3):
@@ -254,7 +255,7 @@ def test_the_batches_of_a_group_do_not_overlap_in_length() -> None:
         assert all(before[1] < after[0] for before, after in pairwise(ranges))
 
 
-@pytest.mark.parametrize("bucket", [2, 3, 4])
+@each("bucket", [2, 3, 4])
 def test_buckets_leave_every_example_equally_likely_at_any_place(bucket: int) -> None:
     epochs = 3000
     batches = Batches(texts(), 5, seed=0, chain=0, bucket=bucket)

@@ -11,6 +11,7 @@ from torch import Tensor
 from bayeslora.diagnostics.calibration import TEMPERATURES, fit_temperature, scaled
 from bayeslora.diagnostics.metrics import metrics
 from bayeslora.errors import ConfigError, DivergedError
+from tests.cases import each
 
 
 def _log(*rows: tuple[float, ...]) -> Tensor:
@@ -35,7 +36,7 @@ def test_two_classes_by_hand() -> None:
     assert found.apply(_log((0.9, 0.1))).exp()[0].tolist() == pytest.approx([0.75, 0.25])
 
 
-@pytest.mark.parametrize("sharpness", [0.2, 1.0, 3.0, 20.0])
+@each("sharpness", [0.2, 1.0, 3.0, 20.0])
 def test_the_sharpness_of_a_model_is_undone(sharpness: float) -> None:
     """The standard error of t is about t / √(information in log t); 5 % covers 20,000 examples amply."""
     log_probs, targets = _sampled(20_000, sharpness)
@@ -111,7 +112,7 @@ def test_impossible_classes_that_do_not_occur_do_no_harm() -> None:
     assert found.apply(log_probs)[:, 2].tolist() == [-math.inf] * 4
 
 
-@pytest.mark.parametrize(
+@each(
     ("log_probs", "targets", "reason"),
     [
         (None, None, "no validation set"),

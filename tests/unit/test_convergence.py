@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from bayeslora.diagnostics.convergence import Convergence, convergence, to_inference_data
+from tests.cases import each
 
 CHAINS, DRAWS = 4, 2_000
 
@@ -61,7 +62,7 @@ def test_drifting_chains_have_a_large_rhat() -> None:
     assert (convergence([chain + np.linspace(0, 4, DRAWS) for chain in _normal()]).rhat or 0) > 1.1
 
 
-@pytest.mark.parametrize("rho", [0.5, 0.8])
+@each("rho", [0.5, 0.8])
 def test_ess_of_an_autoregression_is_as_computed_by_hand(rho: float) -> None:
     found = convergence(_autoregressive(rho, chains=4, draws=10_000))
     assert found.ess_bulk == pytest.approx(40_000 * (1 - rho) / (1 + rho), rel=0.12)
@@ -83,7 +84,7 @@ def test_chains_of_different_length_are_cut_to_the_shortest() -> None:
     assert cut.reason == "chains of 500 to 2000 draws were cut to the shortest"
 
 
-@pytest.mark.parametrize(
+@each(
     ("series", "words"),
     [
         ([], "no chains"),
@@ -108,7 +109,7 @@ def test_one_stuck_chain_among_moving_ones_does_not_pass() -> None:
     assert rhat is None or rhat > 1.1
 
 
-@pytest.mark.parametrize("draws", [4, 5, 6, 7])
+@each("draws", [4, 5, 6, 7])
 def test_few_draws_give_finite_numbers_or_a_reason(draws: int) -> None:
     found = convergence(_normal(draws=draws))
     values = (found.rhat, found.ess_bulk, found.ess_tail, found.mcse_mean)
@@ -146,7 +147,7 @@ def test_inference_data_replaces_an_older_file(tmp_path: Path) -> None:
     assert arviz.from_netcdf(str(path)).posterior.sizes["draw"] == 40
 
 
-@pytest.mark.parametrize("scalars", [{}, {"potential": [np.array([]), np.arange(4.0)]}, {"potential": []}])
+@each("scalars", [{}, {"potential": [np.array([]), np.arange(4.0)]}, {"potential": []}])
 def test_inference_data_without_draws_is_still_a_readable_file(
     scalars: dict[str, list[np.ndarray]], tmp_path: Path
 ) -> None:

@@ -7,13 +7,13 @@ from dataclasses import asdict
 from typing import Any
 
 import pytest
-from unit.report_tools import LIMITS, predictions, series
 
-from bayeslora.diagnostics.values import MeasuredTemperature
 from bayeslora.evaluation.classification import summarise
 from bayeslora.evaluation.criteria import CRITERIA, failed, judge
-from bayeslora.evaluation.results import Diagnostics, Results
+from bayeslora.evaluation.results import Results
 from bayeslora.settings import Criteria
+from tests.cases import each
+from tests.unit.report_tools import LIMITS, predictions, series
 
 GOOD: dict[str, float] = {
     "potential_rhat": 1.01,
@@ -24,7 +24,6 @@ GOOD: dict[str, float] = {
     "nll_above_map": -1e-9,
     "ece_above_map": -1e-9,
     "accuracy_below_map": 0.003,
-    "temperature": 0.0499,
 }
 """The least good value of each that meets its default limit."""
 BETTER = {name: (1 if name.endswith("ess") else -1) for name in GOOD}
@@ -38,9 +37,6 @@ def content(**values: float | None) -> dict[str, Any]:
     diagnostics: dict[str, Any] = {name: {key: wanted[f"{name}_rhat"]} for name, key in names.items()}
     for name in ("potential", "l2_norm"):
         diagnostics[name]["ess_bulk"] = wanted[f"{name}_ess"]
-    off = wanted["temperature"]
-    hot = {"ratio": None if off is None else 1 + off, "status": "not shown" if off is None else "measured"}
-    diagnostics["temperature"] = {"stem": {"ratio": 1.0, "status": "measured"}, "all": hot}
     ensemble = {"nll": wanted["nll_above_map"], "ece": wanted["ece_above_map"]}
     ensemble["accuracy"] = None if wanted["accuracy_below_map"] is None else -wanted["accuracy_below_map"]
     return {"map": {"nll": 0.0, "ece": 0.0, "accuracy": 0.0}, "ensemble": ensemble, "diagnostics": diagnostics}
@@ -59,7 +55,7 @@ def test_at_the_limits_all_are_met() -> None:
     assert failed(found) == []
 
 
-@pytest.mark.parametrize("name", GOOD)
+@each("name", GOOD)
 def test_beyond_its_limit_a_criterion_is_not_met_and_the_others_are(name: str) -> None:
     value = getattr(LIMITS, name) - BETTER[name] * 0.002
     found = judge(holding(**{name: value}), LIMITS)
@@ -68,20 +64,20 @@ def test_beyond_its_limit_a_criterion_is_not_met_and_the_others_are(name: str) -
     assert problem == f"{CRITERIA[name][0]} is {value:.4g} and must be {CRITERIA[name][2]} {getattr(LIMITS, name):g}"
 
 
-@pytest.mark.parametrize("name", ["nll_above_map", "ece_above_map"])
+@each("name", ["nll_above_map", "ece_above_map"])
 def test_as_good_as_map_is_not_better_than_map(name: str) -> None:
     assert judge(holding(**{name: 0.0}), LIMITS)[name].passed is False
 
 
-@pytest.mark.parametrize("value", [None, math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize("name", [name for name in GOOD if not name.endswith("_map")])
+@each("value", [None, math.nan, math.inf, -math.inf])
+@each("name", [name for name in GOOD if not name.endswith("_map")])
 def test_a_diagnostic_that_is_not_known_does_not_pass(name: str, value: float | None) -> None:
     found = judge(holding(**{name: value}), LIMITS)
     assert (found[name].value, found[name].passed) == (None, False)
     assert f"{CRITERIA[name][0]} is not known" in failed(found)[0]
 
 
-@pytest.mark.parametrize("missing", ["map", "ensemble", "diagnostics"])
+@each("missing", ["map", "ensemble", "diagnostics"])
 def test_without_its_part_of_the_metrics_nothing_passes(missing: str) -> None:
     whole = content()
     for metrics in (whole | {missing: None}, {key: part for key, part in whole.items() if key != missing}):
@@ -112,18 +108,4 @@ def test_the_values_are_those_of_a_summary() -> None:
         "nll_above_map": metrics["ensemble"]["nll"] - metrics["map"]["nll"],
         "ece_above_map": metrics["ensemble"]["ece"] - metrics["map"]["ece"],
         "accuracy_below_map": metrics["map"]["accuracy"] - metrics["ensemble"]["accuracy"],
-        "temperature": None,
     }
-
-
-def test_what_is_not_shown_or_pooled_does_not_pass_for_a_temperature() -> None:
-    def judged(**blocks: MeasuredTemperature) -> float | None:
-        results = Results(diagnostics=Diagnostics(temperature=blocks))
-        return judge(results, LIMITS)["temperature"].value
-
-    right, off = MeasuredTemperature(1.01, 0.01, status="measured"), MeasuredTemperature(0.7, 0.01, status="measured")
-    noisy, unknown = MeasuredTemperature(1.4, 0.3, status="pooled"), MeasuredTemperature(1.0, 0.03)
-    assert judged(stem=right, head=off) == pytest.approx(0.3)
-    assert judged(stem=right, noise=noisy, pooled=right) == pytest.approx(0.01)
-    assert judged(stem=right, head=unknown) is None
-    assert judged(stem=noisy) is None

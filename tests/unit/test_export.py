@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from data.text_models import SHAPES, TARGETS, tiny_checkpoint, tiny_model
 from peft import PeftModel
 from transformers import AutoModelForSequenceClassification
 
@@ -18,6 +17,7 @@ from bayeslora.models import LoraClassifier, load_base, lora_classifier, resnet_
 from bayeslora.posterior import DrawStore, Posterior
 from bayeslora.posterior.export import export_adapters, load_adapter
 from bayeslora.rng import seeded
+from tests.data.text_models import SHAPES, TARGETS, tiny_checkpoint, tiny_model
 
 Make = Callable[[int], LoraClassifier]
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from bayeslora.diagnostics.convergence import function_space, rank_counts
+from tests.cases import each
 
 CHAINS, DRAWS, EXAMPLES, CLASSES = 4, 400, 50, 2
 ENTRIES = EXAMPLES * CLASSES
@@ -42,7 +43,7 @@ def test_the_numbers_are_those_of_arviz_for_each_prediction() -> None:
     assert found.ess_q05 == pytest.approx(sorted(ess)[4])
 
 
-@pytest.mark.parametrize("apart", [3, 7])
+@each("apart", [3, 7])
 def test_the_share_that_agrees_is_counted_and_the_quantile_shows_more_than_five_percent(apart: int) -> None:
     found = function_space(chains(apart))
     assert found.fraction_below_1_05 == pytest.approx(1 - apart / ENTRIES)

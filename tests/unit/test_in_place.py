@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from bayeslora import samplers
 from bayeslora.rng import derive_seed, reseed
 from bayeslora.samplers import functional
+from tests.cases import each
 
 SHAPES = ((4, 3), (5,), (2, 2, 2))
 SIZE, KT, SEED = 25, 0.1, 7
@@ -165,9 +166,9 @@ class Steps:
         return value if self.sampler.stacked else value[0]
 
 
-@pytest.mark.parametrize("grouped", [False, True])
-@pytest.mark.parametrize("chain", [3, [0, 5, 2]])
-@pytest.mark.parametrize(("sampler_class", "rule", "settings"), RULES)
+@each("grouped", [False, True])
+@each("chain", [3, [0, 5, 2]])
+@each(("sampler_class", "rule", "settings"), RULES)
 def test_a_step_in_place_is_the_pure_function(sampler_class, rule, settings, chain, grouped):
     """To rounding: double precision, relative 1e-10 after four steps."""
     steps = Steps(sampler_class, settings, chain, grouped)
@@ -181,7 +182,7 @@ def test_a_step_in_place_is_the_pure_function(sampler_class, rule, settings, cha
         torch.testing.assert_close(steps.theta.detach(), theta, rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize(("sampler_class", "rule", "settings"), RULES)
+@each(("sampler_class", "rule", "settings"), RULES)
 def test_noise_drawn_ahead_is_the_same_noise(sampler_class, rule, settings):
     now, ahead = (Steps(sampler_class, settings, [0, 1], True, torch.float32) for _ in range(2))
     ahead.sampler.noise_ahead = True
@@ -192,7 +193,7 @@ def test_noise_drawn_ahead_is_the_same_noise(sampler_class, rule, settings):
         assert torch.equal(now.theta, ahead.theta)
 
 
-@pytest.mark.parametrize(("sampler_class", "rule", "settings"), RULES)
+@each(("sampler_class", "rule", "settings"), RULES)
 def test_late_checks_change_no_step_and_stop_at_the_first_that_is_not_finite(sampler_class, rule, settings):
     early, late = (Steps(sampler_class, settings, [0, 4], True, torch.float32) for _ in range(2))
     late.sampler.checks_late = True
@@ -216,7 +217,7 @@ def test_late_checks_change_no_step_and_stop_at_the_first_that_is_not_finite(sam
     assert caught.value.chains == [4]
 
 
-@pytest.mark.parametrize(("sampler_class", "rule", "settings"), RULES)
+@each(("sampler_class", "rule", "settings"), RULES)
 def test_a_step_that_checks_late_reads_no_number(sampler_class, rule, settings, monkeypatch):
     """On a GPU every read makes the host wait."""
     steps = Steps(sampler_class, settings, [0, 1], True, torch.float32)
@@ -231,7 +232,7 @@ def test_a_step_that_checks_late_reads_no_number(sampler_class, rule, settings, 
     assert reads == []
 
 
-@pytest.mark.parametrize(
+@each(
     ("sampler_class", "buffers"),
     [(samplers.SGLD, 1), (samplers.SGHMC, 2), (samplers.BAOAB, 2), (samplers.SGNHT, 2), (samplers.SAMSGLD, 2)],
 )

@@ -8,8 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from data.text_models import FAMILIES, SHAPES, TARGETS, tiny_checkpoint, tiny_model
-from data.text_tools import mrpc
 from torch import nn
 
 from bayeslora.chains.stack import Stack, StackedBatches
@@ -21,6 +19,8 @@ from bayeslora.errors import ConfigError, DataError
 from bayeslora.models import LoraClassifier, load_base, lora_classifier, set_sampling_mode
 from bayeslora.models.prefix import with_prefix
 from bayeslora.rng import seeded
+from tests.data.text_models import FAMILIES, SHAPES, TARGETS, tiny_checkpoint, tiny_model
+from tests.data.text_tools import mrpc
 
 CASES = [(family, "pair") for family in FAMILIES] + [("bert", "separate"), ("roberta", "separate")]
 

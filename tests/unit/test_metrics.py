@@ -11,6 +11,7 @@ from torch import Tensor
 
 from bayeslora.diagnostics.metrics import metrics, reliability
 from bayeslora.errors import ConfigError, DivergedError
+from tests.cases import each
 
 
 def _log(*rows: tuple[float, ...]) -> Tensor:
@@ -85,7 +86,7 @@ def test_reliability_and_metrics_agree_on_the_ece() -> None:
     assert sum(found.count) == len(targets)
 
 
-@pytest.mark.parametrize(
+@each(
     ("log_probs", "targets"),
     [
         (torch.zeros(3, 2), torch.zeros(2, dtype=torch.long)),
@@ -93,7 +94,7 @@ def test_reliability_and_metrics_agree_on_the_ece() -> None:
         (torch.zeros(0, 2), torch.zeros(0, dtype=torch.long)),
     ],
 )
-@pytest.mark.parametrize("function", [metrics, reliability])
+@each("function", [metrics, reliability])
 def test_shapes_that_do_not_fit_are_refused(
     function: Callable[[Tensor, Tensor], object], log_probs: Tensor, targets: Tensor
 ) -> None:
@@ -101,7 +102,7 @@ def test_shapes_that_do_not_fit_are_refused(
         function(log_probs, targets)
 
 
-@pytest.mark.parametrize("function", [metrics, reliability])
+@each("function", [metrics, reliability])
 def test_nan_is_refused(function: Callable[[Tensor, Tensor], object]) -> None:
     with pytest.raises(DivergedError, match="NaN"):
         function(torch.tensor([[math.nan, 0.0]]), torch.tensor([0]))

@@ -14,6 +14,7 @@ from bayeslora.errors import ConfigError
 from bayeslora.models import resnet18, resnet20, resnet_small, wide_resnet, wrn28_10
 from bayeslora.models.layers import FilterResponseNorm, group_norm
 from bayeslora.rng import seeded
+from tests.cases import each
 
 NORMS = ("batch", "group", "frn")
 SMALL: dict[str, Callable[..., nn.Module]] = {
@@ -38,7 +39,7 @@ def images(batch: int = 4, size: int = 8) -> Tensor:
     return torch.randn(batch, 1, size, size, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 
 
-@pytest.mark.parametrize(
+@each(
     ("model", "count"),
     [
         (lambda: resnet20(10), 274_042),
@@ -46,16 +47,15 @@ def images(batch: int = 4, size: int = 8) -> Tensor:
         (lambda: wrn28_10(100), 36_536_884),
         (lambda: resnet_small(10, in_channels=1), 38_682),
     ],
-    ids=["resnet20", "resnet18", "wrn28_10", "resnet_small"],
 )
 def test_parameter_count_is_the_published_one(model: Callable[[], nn.Module], count: int) -> None:
     with torch.device("meta"):
         assert sum(parameter.numel() for parameter in model().parameters()) == count
 
 
-@pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize("net", SMALL)
-@pytest.mark.parametrize("size", [8, 32])
+@each("norm", NORMS)
+@each("net", SMALL)
+@each("size", [8, 32])
 def test_logits_have_one_column_a_class_and_every_parameter_gets_a_gradient(net: str, norm: str, size: int) -> None:
     model = build(net, norm)
     logits = model(images(size=size))
@@ -66,7 +66,7 @@ def test_logits_have_one_column_a_class_and_every_parameter_gets_a_gradient(net:
         assert parameter.grad.isfinite().all(), name
 
 
-@pytest.mark.parametrize("norm", ["batch", "group"])
+@each("norm", ["batch", "group"])
 def test_without_affine_only_directions_of_convolutions_matter(norm: str) -> None:
     model = resnet_small(10, 1, norm=norm, width=4, affine=False, stem_stride=2).double()
     assert {name for name, p in model.named_parameters() if p.ndim < 2} == {"head.bias"}
@@ -88,9 +88,7 @@ def test_frn_without_affine_is_refused() -> None:
         resnet_small(10, 1, affine=False)
 
 
-@pytest.mark.parametrize(
-    "model", [resnet18, lambda n, c: wide_resnet(16, 2, n, in_channels=c)], ids=["resnet18", "wrn16_2"]
-)
+@each("model", [resnet18, lambda n, c: wide_resnet(16, 2, n, in_channels=c)])
 def test_large_nets_take_colour_images(model: Callable[[int, int], nn.Module]) -> None:
     assert model(7, 3)(torch.randn(2, 3, 32, 32)).shape == (2, 7)
 
@@ -137,7 +135,7 @@ def test_bf16_autocast_stays_near_fp32_and_gives_fp32_gradients() -> None:
     assert all(parameter.grad.dtype == torch.float32 for parameter in model.parameters() if parameter.grad is not None)
 
 
-@pytest.mark.parametrize(("channels", "groups"), [(16, 8), (12, 6), (20, 5), (7, 7), (11, 1)])
+@each(("channels", "groups"), [(16, 8), (12, 6), (20, 5), (7, 7), (11, 1)])
 def test_group_norm_has_eight_groups_or_the_largest_divisor(channels: int, groups: int) -> None:
     assert group_norm(channels).num_groups == groups
 
@@ -149,15 +147,15 @@ def test_group_norm_equals_its_equation() -> None:
     torch.testing.assert_close(group_norm(16)(x), expected)
 
 
-@pytest.mark.parametrize("norm", ["group", "frn"])
+@each("norm", ["group", "frn"])
 def test_examples_do_not_depend_on_each_other_without_batch_norm(norm: str) -> None:
     model, x = build("resnet_small", norm), images()
     torch.testing.assert_close(model(x)[:2], model(x[:2]))
 
 
-@pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize("net", SMALL)
+@each("training", [True, False])
+@each("norm", NORMS)
+@each("net", SMALL)
 def test_stacked_chains_equal_a_loop(net: str, norm: str, training: bool) -> None:
     models = [build(net, norm, seed).train(training) for seed in range(3)]
     params, buffers = stack_module_state(models)
@@ -176,8 +174,8 @@ def test_stacked_chains_equal_a_loop(net: str, norm: str, training: bool) -> Non
         torch.testing.assert_close(buffer, torch.stack([model.get_buffer(name) for model in models]))
 
 
-@pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize("net", SMALL)
+@each("norm", NORMS)
+@each("net", SMALL)
 def test_channels_last_gives_the_same_logits(net: str, norm: str) -> None:
     model = build(net, norm).eval()
     plain = model(images(size=16))
@@ -208,7 +206,7 @@ def test_initial_weights_are_a_function_of_the_seed() -> None:
         assert torch.equal(one.head.weight, other.head.weight) is same
 
 
-@pytest.mark.parametrize("model", [resnet_small, resnet20, resnet18, wrn28_10])
+@each("model", [resnet_small, resnet20, resnet18, wrn28_10])
 def test_unknown_norm_and_activation_are_reported_together_with_the_choices(model: Callable[..., nn.Module]) -> None:
     with pytest.raises(ConfigError) as caught:
         model(10, norm="layer", activation="gelu")
@@ -218,7 +216,7 @@ def test_unknown_norm_and_activation_are_reported_together_with_the_choices(mode
     ]
 
 
-@pytest.mark.parametrize(
+@each(
     ("model", "setting"),
     [
         (lambda: wide_resnet(12, 1, 10), "model.depth"),

@@ -16,6 +16,7 @@ from bayeslora.chains.stack import Stack
 from bayeslora.errors import ConfigError, DivergedError
 from bayeslora.potential import Potential, Prior
 from bayeslora.samplers import SGLD, schedules
+from tests.cases import each
 
 
 def module(model: nn.Module, **settings: object) -> SamplingModule:
@@ -40,7 +41,7 @@ def test_the_last_matching_factor_counts_and_order_is_kept():
     assert groups[2]["params"][0] is params["head.weight"]
 
 
-@pytest.mark.parametrize("factor", [0.0, -1.0, float("nan"), float("inf")])
+@each("factor", [0.0, -1.0, float("nan"), float("inf")])
 def test_impossible_factors_are_refused(factor: float):
     with pytest.raises(ConfigError, match=r"chain.lr_factors\[head\]"):
         parameter_groups({"head.weight": torch.zeros(1)}, {"head": factor})
@@ -136,7 +137,7 @@ def test_the_variance_that_a_cycle_leaves_to_the_prior_is_the_exact_recursions()
         biased(Plan(0, 0, 3, 20_000, cycles=1, exploration=0.2), schedule="cyclical").configure_optimizers()
 
 
-@pytest.mark.parametrize("step", [2, 6])  # in the warm-up, and of the sampler
+@each("step", [2, 6])  # in the warm-up, and of the sampler
 def test_checks_that_come_late_stop_a_chain_before_its_next_draw(step: int):
     """As on a GPU, where no step waits: the batch of one step has inputs that are not numbers."""
     kept: list[int] = []

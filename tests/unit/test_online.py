@@ -21,6 +21,7 @@ from bayeslora.diagnostics.online import (
     summary,
 )
 from bayeslora.errors import ConfigError
+from tests.cases import each
 
 RHOS = [0.0, 0.5, 0.9, 0.95]
 
@@ -59,7 +60,7 @@ def _same(one: OnlineSeries, other: OnlineSeries) -> bool:
 # -- against laws and arviz ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("rho", RHOS)
+@each("rho", RHOS)
 def test_time_of_an_autoregression_is_within_a_tenth(rho: float) -> None:
     """32 streams: their mean within 2 % and its error of the truth, and nearly all single ones within 10 %."""
     ratios = _times(_autoregressive(rho, 300_000, chains=32)) / _true_time(rho)
@@ -69,13 +70,13 @@ def test_time_of_an_autoregression_is_within_a_tenth(rho: float) -> None:
     assert np.mean(np.abs(ratios - 1) < 0.1) >= 0.85
 
 
-@pytest.mark.parametrize("rho", RHOS)
+@each("rho", RHOS)
 def test_a_million_updates_give_the_time_of_one_stream_within_a_tenth(rho: float) -> None:
     assert _times(_autoregressive(rho, 1_000_000, chains=1))[0] == pytest.approx(_true_time(rho), rel=0.1)
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
-@pytest.mark.parametrize("rho", RHOS)
+@each("rho", RHOS)
 def test_effective_number_agrees_with_arviz_on_the_same_streams(rho: float) -> None:
     """log(ESS / arviz's) over 16 streams: its mean is within its standard error and the bias above of 0."""
     import arviz
@@ -88,7 +89,7 @@ def test_effective_number_agrees_with_arviz_on_the_same_streams(rho: float) -> N
     assert np.abs(differences).max() < 0.25
 
 
-@pytest.mark.parametrize("rho", [0.5, 0.9])
+@each("rho", [0.5, 0.9])
 def test_standard_error_covers_the_true_mean(rho: float) -> None:
     """z = mean / mcse of 400 streams about the true mean 0 has standard deviation 1 (± 0.035)."""
     found = _estimates(_autoregressive(rho, 20_000, chains=400, seed=3))
@@ -137,7 +138,7 @@ def test_batches_grow_as_the_root_of_the_updates() -> None:
 # -- what cannot be computed -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
+@each(
     ("values", "words"),
     [
         (np.array([]), "two updates, not 0"),
@@ -164,7 +165,7 @@ def test_what_cannot_be_computed_is_none_with_a_reason(values: np.ndarray, words
     assert found.count == len(values)
 
 
-@pytest.mark.parametrize(("noise", "rho", "updates"), [(10, 0.99, 3_000), (10, 0.99, 100_000), (100, 0.999, 30_000)])
+@each(("noise", "rho", "updates"), [(10, 0.99, 3_000), (10, 0.99, 100_000), (100, 0.999, 30_000)])
 def test_noise_does_not_hide_a_slow_component(noise: int, rho: float, updates: int) -> None:
     """White noise of `noise` times the variance: short batches alone would find τ near 1 where it is about 20."""
     slow = _autoregressive(rho, updates, chains=16)
@@ -183,7 +184,7 @@ def test_one_bad_series_leaves_its_neighbour_alone() -> None:
     assert (good,) == alone
 
 
-@pytest.mark.parametrize("values", [1.0, [1.0, 2.0, 3.0]])
+@each("values", [1.0, [1.0, 2.0, 3.0]])
 def test_an_update_of_another_size_is_refused(values: float | list[float]) -> None:
     series = OnlineSeries(2)
     with pytest.raises(ConfigError, match="2 series"):
@@ -210,7 +211,7 @@ def test_one_at_a_time_equals_many_at_once_and_beside_others() -> None:
     assert alone.estimates() == whole.estimates()[2:]
 
 
-@pytest.mark.parametrize("saved", [0, 1, 100, CHUNK, 5 * CHUNK - 1, 2_001, 40_000])
+@each("saved", [0, 1, 100, CHUNK, 5 * CHUNK - 1, 2_001, 40_000])
 def test_a_resumed_stream_goes_on_bit_for_bit(saved: int) -> None:
     values = _autoregressive(0.9, 50_000, chains=2)
     through, before, after = OnlineSeries(2), OnlineSeries(2), OnlineSeries(2)
@@ -287,7 +288,7 @@ def test_summary_agrees_with_arviz_on_the_same_chains() -> None:
     assert found.mean == pytest.approx(values.mean(), abs=1e-12)
 
 
-@pytest.mark.parametrize("updates", [5_000, 500_000])
+@each("updates", [5_000, 500_000])
 def test_chains_at_different_places_have_a_large_rhat_however_long(updates: int) -> None:
     chains = _estimates(_autoregressive(0.5, updates, chains=4) + np.array([0, 0, 0, 2]))
     found = summary(chains)

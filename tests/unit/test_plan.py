@@ -7,6 +7,7 @@ import pytest
 from bayeslora.chains.plan import Plan
 from bayeslora.errors import ConfigError
 from bayeslora.samplers import schedules
+from tests.cases import each
 
 
 def test_phases_and_draws_fall_where_the_plan_says():
@@ -57,7 +58,7 @@ def test_schedules_are_what_their_equations_say():
     assert schedules.constant(3)(2) == 1
 
 
-@pytest.mark.parametrize(
+@each(
     ("name", "settings"),
     [
         ("polynomial", {"power": 0.4}),
@@ -71,7 +72,7 @@ def test_schedules_refuse_impossible_settings(name, settings):
         schedules.make(name, 10, **settings)
 
 
-@pytest.mark.parametrize("cycles", [0, 2])
+@each("cycles", [0, 2])
 def test_draws_by_a_step_are_those_kept_until_then(cycles: int) -> None:
     plan = Plan(3, 2, 4, 3, cycles=cycles, exploration=0.5)
     kept = 0

@@ -10,6 +10,7 @@ from torch.distributions import Normal
 
 from bayeslora.errors import ConfigError
 from bayeslora.potential import Potential, Prior, categorical_nll, matches
+from tests.cases import each
 
 
 def params() -> dict[str, torch.Tensor]:
@@ -30,7 +31,7 @@ def log_prior(theta: dict[str, torch.Tensor], variances: dict[str, float]) -> to
     return total
 
 
-@pytest.mark.parametrize(
+@each(
     ("prior", "variances"),
     [
         (Prior(0.2), {"conv.weight": 0.2, "conv.bias": 0.2, "head.weight": 0.2}),
@@ -83,7 +84,7 @@ def test_half_precision_logits_give_a_float32_potential():
     assert Potential(Prior(), 8)(nll, {"w": torch.ones(2)}).dtype == torch.float32
 
 
-@pytest.mark.parametrize(
+@each(
     "build",
     [
         lambda: Prior(variance=0.0),
@@ -106,7 +107,7 @@ def test_all_problems_of_a_prior_are_reported_at_once():
     assert len(caught.value.problems) == 3
 
 
-@pytest.mark.parametrize(
+@each(
     ("pattern", "meant"),
     [("lora_A", True), ("query.lora_A", True), ("weight", True), ("*.weight", True), ("lora", False),
      ("A.weight", False), ("*lora*", True), ("query.weight", False), ("encoder.query.lora_A.weight", True)],

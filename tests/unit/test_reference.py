@@ -15,6 +15,7 @@ from torch import Tensor
 
 from bayeslora.diagnostics.reference import Fidelity, MeanFidelity, Reference, fidelity, load_reference
 from bayeslora.errors import ConfigError, DataError, DivergedError
+from tests.cases import each
 
 CLASSES, SIZE = 10, 3000
 
@@ -115,7 +116,7 @@ def test_fidelity_refuses_what_is_not_of_the_split() -> None:
         _ = MeanFidelity(reference).fidelity
 
 
-@pytest.mark.parametrize("dtype", [np.float64, np.float32, np.float16])
+@each("dtype", [np.float64, np.float32, np.float16])
 def test_a_reference_is_read_and_normalised(tmp_path: Path, dtype: type) -> None:
     probs, targets = _calibrated()
     index = np.random.default_rng(0).permutation(SIZE)[:2000].astype(np.int32)
@@ -127,8 +128,8 @@ def test_a_reference_is_read_and_normalised(tmp_path: Path, dtype: type) -> None
     torch.testing.assert_close(found.probs.sum(1), torch.ones(2000, dtype=torch.float64), rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("scale", [0.0, 0.3, 5.0])
-@pytest.mark.parametrize("power", [0.3, 1.0, 10.0])
+@each("scale", [0.0, 0.3, 5.0])
+@each("power", [0.3, 1.0, 10.0])
 def test_weak_and_overconfident_references_are_accepted_by_their_labels(
     tmp_path: Path, scale: float, power: float
 ) -> None:
@@ -159,8 +160,8 @@ def _two_classes_swapped(probs: np.ndarray) -> np.ndarray:
     return probs[:, [0, 1, 2, 5, 4, 3, 6, 7, 8, 9]]
 
 
-@pytest.mark.parametrize("scale", [1.0, 5.0])
-@pytest.mark.parametrize(
+@each("scale", [1.0, 5.0])
+@each(
     ("spoil", "message"),
     [
         (_two_classes_swapped, "it has class 5 where this run has 3, 3 where this run has 5;"),
@@ -174,7 +175,7 @@ def test_another_order_of_classes_is_refused(
     assert message in _rejected(tmp_path, targets, **arrays | {"probs": spoil(arrays["probs"])})
 
 
-@pytest.mark.parametrize(
+@each(
     ("change", "message"),
     [
         ({"index": np.arange(SIZE) + 1}, "1 of 3000 rows in index are outside 0..2999, the first is 3000: it is a"),
@@ -229,7 +230,7 @@ def _garbled(file: Path) -> None:
     file.write_bytes(contents)
 
 
-@pytest.mark.parametrize(
+@each(
     ("write", "message"),
     [
         (lambda file: None, "does not exist; a reference is an .npz file with index"),
@@ -277,7 +278,7 @@ def test_the_hmc_posterior_of_cifar10_is_accepted(hmc: tuple[Path, Tensor]) -> N
 
 
 @pytest.mark.realdata
-@pytest.mark.parametrize(
+@each(
     ("spoil", "message"),
     [
         (lambda index, probs: (index + 5000, probs), "its labels differ from the split's"),

@@ -19,6 +19,7 @@ from bayeslora.likelihood import NOISE, Categorical, Gaussian, from_recorded
 from bayeslora.posterior.density import NormalMixture
 from bayeslora.potential import Prior
 from bayeslora.settings import Criteria
+from tests.cases import each
 
 SOURCE = torch.Generator().manual_seed(0)
 MEANS, SDS = torch.randn(3, 5, 2, generator=SOURCE), torch.rand(3, 5, 2, generator=SOURCE) + 0.5
@@ -32,7 +33,7 @@ def mixture() -> NormalMixture:
     return found
 
 
-@pytest.mark.parametrize("noise", [0.3, "learned", "per_example"])
+@each("noise", [0.3, "learned", "per_example"])
 def test_nll_is_that_of_scipy(noise: float | str) -> None:
     outputs = MEANS[0] if noise == 0.3 else torch.cat([MEANS[0], 2 * SDS[0].log()], dim=-1)
     sd = 0.3 if noise == 0.3 else SDS[0].numpy()
@@ -88,7 +89,7 @@ def test_a_far_target_has_a_finite_nll() -> None:
     assert found.nll.item() == pytest.approx(5e7, rel=1e-3)
 
 
-@pytest.mark.parametrize(("claimed", "coverage_90", "error"), [(1.0, 0.9, 0.0), (0.5, 0.589, 0.09), (2.0, 0.999, 0.09)])
+@each(("claimed", "coverage_90", "error"), [(1.0, 0.9, 0.0), (0.5, 0.589, 0.09), (2.0, 0.999, 0.09)])
 def test_coverage_and_calibration_tell_a_wrong_noise(claimed: float, coverage_90: float, error: float) -> None:
     """20,000 targets of sd 1 about a mean of 0, said to have sd `claimed`."""
     targets = torch.randn(20_000, 1, generator=torch.Generator().manual_seed(1))

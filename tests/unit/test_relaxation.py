@@ -11,12 +11,13 @@ from torch import nn
 from bayeslora.chains.plan import Plan
 from bayeslora.diagnostics.relaxation import relaxations, too_short
 from bayeslora.samplers import BAOAB, SGHMC, SGLD, SGLRW, SGNHT, EntropyMCMC
+from tests.cases import each
 
 N, VARIANCE, LR = 50, 0.4, 0.5
 """A prior of curvature 1/(Nσ²) = 0.05 on Ũ: 40 steps of SGLD."""
 
 
-@pytest.mark.parametrize(
+@each(
     ("sampler", "settings"),
     [(SGLD, {}), (SGLRW, {}), (SGHMC, {"momentum": 0.8}), (BAOAB, {"momentum": 0.8}), (EntropyMCMC, {"eta": 0.02})],
 )

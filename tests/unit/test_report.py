@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from unit.report_tools import Page, changed, predictions, report, series
 
 from bayeslora.diagnostics.convergence import convergence
 from bayeslora.report.data import ReportData
 from bayeslora.report.page import write_page
+from tests.cases import each
+from tests.unit.report_tools import Page, changed, predictions, report, series
 
 PNGS = {
     f"{name}.png"
@@ -118,15 +119,15 @@ def holding_nan(scalars: list[dict[str, np.ndarray]]) -> None:
 
 
 ODD: list[Any] = [
-    pytest.param([30], None, ["R-hat compares chains and there is only one", "ranks compare chains"], id="one chain"),
-    pytest.param([1, 1], None, ["fewer than 4 draws a chain (the shortest has 1)"], id="one draw a chain"),
-    pytest.param([1], None, ["fewer than 4 draws", "there is only one"], id="one draw in all"),
-    pytest.param([40, 40], constant, ["the series is constant in every chain"], id="constant series"),
-    pytest.param([40, 40], holding_nan, ["the series holds NaN or infinite values", "Not drawn: 1 values"], id="NaN"),
+    ([30], None, ["R-hat compares chains and there is only one", "ranks compare chains"]),
+    ([1, 1], None, ["fewer than 4 draws a chain (the shortest has 1)"]),
+    ([1], None, ["fewer than 4 draws", "there is only one"]),
+    ([40, 40], constant, ["the series is constant in every chain"]),
+    ([40, 40], holding_nan, ["the series holds NaN or infinite values", "Not drawn: 1 values"]),
 ]
 
 
-@pytest.mark.parametrize(("lengths", "spoil", "words"), ODD)
+@each(("lengths", "spoil", "words"), ODD)
 def test_what_cannot_be_computed_is_null_with_its_reason_and_passes_nothing(
     lengths: list[int], spoil: Any, words: list[str], tmp_path: Path
 ) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor
 from bayeslora.diagnostics.uncertainty import Entropy
 from bayeslora.report.classes import class_rows, worst_and_best
 from bayeslora.report.gallery import LONGEST, Shown, confident_errors, data_address, most_uncertain
+from tests.cases import each
 
 PROBS = torch.tensor(
     [
@@ -134,7 +135,7 @@ def test_texts_are_shown_with_their_sentences_cut_where_they_are_long() -> None:
     assert len(example.texts[1]) <= LONGEST + 2
 
 
-@pytest.mark.parametrize(
+@each(
     ("more", "words"),
     [
         ({"inputs": torch.zeros(4, 7)}, "neither grey or colour images nor texts"),

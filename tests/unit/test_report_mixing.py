@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from unit.report_tools import changed, predictions, report, series
 
 from bayeslora.diagnostics.convergence import autocorrelation, convergence, growth, rank_counts
 from bayeslora.evaluation.results import Fidelity, FidelityCurve, Results, Selective
 from bayeslora.report import figures, mixing, plots
+from tests.cases import each
+from tests.unit.report_tools import changed, predictions, report, series
 
 
 def normal(chains: int, draws: int, seed: int = 0) -> list[np.ndarray]:
@@ -34,7 +35,7 @@ def test_growth_ends_with_the_whole_and_begins_with_the_fewest_draws() -> None:
     assert found["ess_bulk"][1] == convergence([chain[:53] for chain in chains]).ess_bulk
 
 
-@pytest.mark.parametrize("chains", [[], [np.arange(3.0)], [np.arange(9.0), np.arange(2.0)]])
+@each("chains", [[], [np.arange(3.0)], [np.arange(9.0), np.arange(2.0)]])
 def test_too_few_draws_do_not_grow(chains: list[np.ndarray]) -> None:
     assert growth(chains) == {"draws": [], "ess_bulk": [], "ess_tail": [], "mcse_mean": []}
 

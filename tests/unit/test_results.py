@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from unit.report_tools import predictions, report, series
 
 from bayeslora.errors import DataError
 from bayeslora.evaluation.results import (
@@ -23,6 +22,8 @@ from bayeslora.evaluation.results import (
     RegressionScores,
     Results,
 )
+from tests.cases import each
+from tests.unit.report_tools import predictions, report, series
 
 SCORES = ClassificationScores(accuracy=0.5, nll=1.0, ece=0.25, brier=0.75)
 
@@ -61,7 +62,7 @@ def test_numbers_that_are_not_finite_are_null() -> None:
     assert (content["ensemble"]["nll"], content["ensemble"]["ece"]) == (None, None)
 
 
-@pytest.mark.parametrize(
+@each(
     ("content", "message"),
     [
         (None, "has not been evaluated: python -m bayeslora.evaluate run_dir="),

@@ -24,6 +24,7 @@ from bayeslora.samplers import (
     EntropyMCMC,
     functional,
 )
+from tests.cases import each
 
 SAMPLERS = [
     (SGLD, {}),
@@ -91,7 +92,7 @@ def test_map_is_torch_sgd_with_nesterov_momentum_bit_for_bit():
     assert torch.equal(flat(ours), flat(theirs))
 
 
-@pytest.mark.parametrize(("sampler_class", "settings"), SAMPLERS)
+@each(("sampler_class", "settings"), SAMPLERS)
 def test_stacked_chains_equal_the_same_chains_run_alone(sampler_class, settings):
     starts = [tensors(seed) for seed in range(3)]
     stacked = [torch.nn.Parameter(torch.stack([s[i].detach() for s in starts])) for i in range(3)]
@@ -105,7 +106,7 @@ def test_stacked_chains_equal_the_same_chains_run_alone(sampler_class, settings)
         torch.testing.assert_close(torch.cat([p[k].detach().flatten() for p in stacked]), flat(alone))
 
 
-@pytest.mark.parametrize(("sampler_class", "settings"), SAMPLERS)
+@each(("sampler_class", "settings"), SAMPLERS)
 def test_parameter_groups_have_their_own_step_size(sampler_class, settings):
     params = tensors()
     before = flat(params)
@@ -116,7 +117,7 @@ def test_parameter_groups_have_their_own_step_size(sampler_class, settings):
     assert 0 < moved[:12].max() < 5e-3 < moved[12:].max()  # rank-one couples groups: by the root of both step sizes
 
 
-@pytest.mark.parametrize(("sampler_class", "settings"), SAMPLERS)
+@each(("sampler_class", "settings"), SAMPLERS)
 def test_state_dict_continues_to_the_same_states(sampler_class, settings):
     params = tensors()
     sampler = sampler_class(params, lr=0.05, kT=0.1, seed=7, chain=1, **settings)
@@ -151,7 +152,7 @@ def test_zero_gradient_skips_the_ascent():
     assert torch.equal(functional.sam_ascent(torch.zeros(2, 5), 0.5), torch.zeros(2, 5))
 
 
-@pytest.mark.parametrize(
+@each(
     ("sampler_class", "settings"),
     [
         (SGLD, {"lr": -0.1}),
@@ -191,8 +192,8 @@ def test_half_precision_parameters_are_refused_with_the_way_out():
         SGLD([torch.nn.Parameter(torch.zeros(2, dtype=torch.bfloat16))], lr=0.1, kT=1.0, seed=0)
 
 
-@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-@pytest.mark.parametrize(("sampler_class", "settings"), SAMPLERS)
+@each("bad", [float("nan"), float("inf")])
+@each(("sampler_class", "settings"), SAMPLERS)
 def test_a_non_finite_gradient_stops_before_anything_moves(sampler_class, settings, bad):
     params = tensors()
     sampler = sampler_class(params, lr=0.1, kT=1.0, seed=0, **settings)
@@ -284,7 +285,7 @@ def test_a_step_without_closure_says_what_is_needed():
         SGLD(tensors(), lr=0.1, kT=1.0, seed=0).step(None)
 
 
-@pytest.mark.parametrize(("sampler_class", "settings"), SAMPLERS)
+@each(("sampler_class", "settings"), SAMPLERS)
 def test_a_step_size_may_be_an_integer(sampler_class, settings):
     states = []
     for lr in (1, 1.0):
@@ -296,7 +297,7 @@ def test_a_step_size_may_be_an_integer(sampler_class, settings):
     assert torch.equal(*states)
 
 
-@pytest.mark.parametrize(("sampler_class", "settings"), [(PSGLD, {}), (SAMSGLDR1, {"sigma": 1.0})])
+@each(("sampler_class", "settings"), [(PSGLD, {}), (SAMSGLDR1, {"sigma": 1.0})])
 def test_what_learns_in_burn_in_is_refused_without_one(sampler_class, settings):
     params = tensors()
     sampler = sampler_class(params, lr=0.1, kT=1.0, seed=0, **settings)
@@ -334,7 +335,7 @@ def test_entropy_mcmc_keeps_its_coupling_while_it_explores():
     torch.testing.assert_close(sampler.memory["guide"].flatten(), guide + 0.01 * pull)
 
 
-@pytest.mark.parametrize(("sampler_class", "variance"), [(SGHMC, 2 / 1.8), (BAOAB, 1.0)])
+@each(("sampler_class", "variance"), [(SGHMC, 2 / 1.8), (BAOAB, 1.0)])
 def test_momenta_have_the_variance_of_their_docstring(sampler_class, variance):
     """On a flat potential p is an AR(1) with variance 2kT/(1 + μ), of BAOAB kT."""
     params = [torch.nn.Parameter(torch.zeros(40_000))]

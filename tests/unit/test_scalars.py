@@ -7,9 +7,10 @@ import torch
 
 from bayeslora.chains import scalars
 from bayeslora.chains.scalars import block_norms, block_of, projections
+from tests.cases import each
 
 
-@pytest.mark.parametrize(
+@each(
     ("name", "block"),
     [
         ("blocks.2.conv1.weight", "blocks.2"),
@@ -33,7 +34,7 @@ def test_block_norms_add_up_to_the_norm_of_all():
     assert stacked["a.0"].tolist() == [13.0, 26.0]
 
 
-@pytest.mark.parametrize("limit", [1000, 5])
+@each("limit", [1000, 5])
 def test_projections_are_linear_fixed_and_of_unit_scale(limit: int, monkeypatch: pytest.MonkeyPatch):
     """Of a standard normal θ each is standard normal, up to the norm of its direction."""
     monkeypatch.setattr(scalars, "COORDINATES", limit)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 
-import pytest
 import torch
 from torch import Tensor, nn
 
 from bayeslora.chains.stack import Stack
 from bayeslora.models import frozen_statistics, resnet18, resnet20, resnet_small, wide_resnet
 from bayeslora.potential import categorical_nll
+from tests.cases import each
 
 NETS: dict[str, Callable[[str], nn.Module]] = {
     "resnet_small": lambda norm: resnet_small(10, norm=norm, width=4),
@@ -29,8 +29,8 @@ def models(make: Callable[[], nn.Module], size: int = 2) -> list[nn.Module]:
     return made
 
 
-@pytest.mark.parametrize("norm", ["batch", "group", "frn"])
-@pytest.mark.parametrize("net", NETS)
+@each("norm", ["batch", "group", "frn"])
+@each("net", NETS)
 def test_each_chain_is_its_own_model(net: str, norm: str):
     alone = models(lambda: NETS[net](norm))
     stack = Stack(models(lambda: NETS[net](norm)))
@@ -106,7 +106,7 @@ class Adapted(nn.Module):
         return self.head((y.tanh() * x["mask"][..., None]).sum(-2))
 
 
-@pytest.mark.parametrize("shared", [False, True])
+@each("shared", [False, True])
 def test_adapters_go_through_the_frozen_model_as_one_batch(shared: bool):
     alone = models(Adapted, 3)
     for model in alone[1:]:  # frozen parts are shared, so they must be equal

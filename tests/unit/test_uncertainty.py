@@ -10,6 +10,7 @@ from torch import Tensor
 
 from bayeslora.diagnostics.uncertainty import EntropySplit, detection, predictive_entropy, risk_coverage
 from bayeslora.errors import ConfigError, DataError, DivergedError
+from tests.cases import each
 
 
 def _log(*rows: tuple[float, ...]) -> Tensor:
@@ -116,7 +117,7 @@ def test_detection_is_perfect_one_way_round_only() -> None:
     assert detection(high, low)["auroc"] == 0.0
 
 
-@pytest.mark.parametrize(
+@each(
     ("score_in", "score_out", "message"),
     [
         (torch.zeros(0), torch.zeros(3), r"score_in must be \[N\], N at least 1, not \[0\]"),

@@ -1,1 +1,0 @@
-"""Callbacks that accompany a chain through Lightning's loop."""
