@@ -373,7 +373,7 @@ def test_a_spoilt_draw_is_named_and_the_advice_helps(
 
 def test_a_step_size_that_is_far_too_large_ends_with_3(command: Command, tmp_path: Path) -> None:
     result = command("train", *TINY, "sampler.lr=1e9", f"run_dir={tmp_path / 'run'}")
-    words = ("chain 0 diverged in step ", ": potential ", "Make sampler.lr smaller or the warm-up longer")
+    words = ("chain 0 diverged in step ", ": potential_per_example ", "Make sampler.lr smaller or the warm-up longer")
     assert refused(result, *words, "chain 1 diverged in", "other settings need another run_dir", code=3)
     assert (tmp_path / "run" / "map.safetensors").exists()
 
@@ -450,7 +450,10 @@ def test_a_warm_up_that_ends_in_nonsense_leaves_no_baseline(command: Command, tm
     warmup = ("chain.warmup.steps=1", "chain.warmup.optimizer.lr=1e30")
     result = command("train", *TINY, *warmup, f"run_dir={tmp_path / 'run'}")
     refused(
-        result, "chain 0 diverged in step 1 (warm-up): potential ", "Make chain.warmup.optimizer.lr smaller;", code=3
+        result,
+        "chain 0 diverged in step 1 (warm-up): potential_per_example ",
+        "Make chain.warmup.optimizer.lr smaller;",
+        code=3,
     )
     assert not (tmp_path / "run" / "map.safetensors").exists()
 
