@@ -21,7 +21,7 @@ from bayeslora.chains.stack import StackedBatches
 from bayeslora.codec import decode
 from bayeslora.config import CONF_DIR, Form, check_precision, instantiate
 from bayeslora.datasets.base import Data, Split, Transform
-from bayeslora.datasets.batches import Batches, evaluation_batches
+from bayeslora.datasets.batches import Batches, FreshBatches, evaluation_batches
 from bayeslora.datasets.text import TokenCounts, token_counts
 from bayeslora.diagnostics.convergence import MAX_ENTRIES
 from bayeslora.diagnostics.relaxation import Relaxation, relaxations, too_short
@@ -159,12 +159,17 @@ class Setup:
             likelihood=self.likelihood,
         )
 
-    def batches(self, chain: int | Sequence[int]) -> BatchAt:
-        """Training batches of one chain, or of several side by side, as a function of the step."""
+    def batches(self, chain: int | Sequence[int], fresh: bool = False) -> BatchAt:
+        """Training batches of one chain, or of several side by side, as a function of the step.
+
+        Args:
+            chain: its number, or those of the chains of a stack.
+            fresh: batches that are independent of those by which the chain moves.
+        """
         cfg = self.cfg
         on_device = replace(self.data, train=self.data.train.to(self.device))
         make = partial(
-            Batches,
+            FreshBatches if fresh else Batches,
             on_device,
             cfg.chain.batch_size,
             cfg.seed,

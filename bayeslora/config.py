@@ -7,7 +7,7 @@ import difflib
 import inspect
 import json
 import pkgutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from types import NoneType, UnionType
@@ -103,7 +103,10 @@ PARTS = ("dataset", "model", "sampler", "prior", "likelihood")
 IN_PYTHON = "bayeslora.datasets.examples.InPython"
 """The dataset that runs of `bayeslora.sample` record."""
 
-INJECTED = {"num_classes", "num_outputs", "in_channels", "in_features", "params", "kT", "seed", "chain", "fan_ins"}
+INJECTED = {
+    "num_classes", "num_outputs", "in_channels", "in_features", "params", "kT", "seed", "chain", "fan_ins", "batches",
+    "num_data",
+}  # fmt: skip
 """Arguments that the application fills in where a target takes them."""
 
 
@@ -119,7 +122,7 @@ def _form_problems(cfg: DictConfig) -> Iterator[tuple[str, str]]:
         if path != "likelihood" or cfg.get("likelihood") is not None:
             yield from ((path, problem) for problem in check_target(OmegaConf.select(cfg, path), path))
     for group in ("logger", "callbacks"):
-        for name, node in (OmegaConf.select(cfg, group) or {}).items():
+        for name, node in members(OmegaConf.select(cfg, group)).items():
             yield from ((group, problem) for problem in check_target(node, f"{group}.{name}"))
 
 
@@ -267,6 +270,11 @@ def instantiate(node: DictConfig, **kwargs: Any) -> Any:
         if isinstance(error.__cause__, ConfigError):
             raise error.__cause__ from None
         raise ConfigError(f"{node['_target_']}: {first_line(error.__cause__ or error)}") from error
+
+
+def members(group: Mapping[Any, Any] | None) -> dict[str, DictConfig]:
+    """The nodes of a group of named ones (`callbacks`, `logger`), without those that are null, which are turned off."""
+    return {str(name): node for name, node in (group or {}).items() if node is not None}
 
 
 def accepted(node: DictConfig, **kwargs: Any) -> dict[str, Any]:

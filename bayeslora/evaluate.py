@@ -44,6 +44,7 @@ def evaluate(run: RunDirectory, setup: Setup) -> Results:
     from bayeslora.evaluation.rechecks import check_recorded_nll
     from bayeslora.evaluation.regression import evaluate_reals
     from bayeslora.evaluation.series import scalar_series
+    from bayeslora.evaluation.temperature import with_temperatures
     from bayeslora.loggers import log_evaluation
     from bayeslora.posterior import Posterior
 
@@ -55,6 +56,7 @@ def evaluate(run: RunDirectory, setup: Setup) -> Results:
         series = scalar_series(posterior)
         of_task = evaluate_classes if setup.data.real is None else evaluate_reals
         predictions, results = of_task(posterior, setup, series)
+        results = replace(results, diagnostics=with_temperatures(results.diagnostics, posterior, setup, series))
         results = replace(results, provenance=provenance(run, setup, results, series))
         results = replace(results, criteria=judge(results, setup.evaluation.criteria))
         run.write_metrics(results.to_json())

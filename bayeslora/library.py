@@ -99,7 +99,7 @@ def sample(
         sampler=_sampler(sampler, lr, sampler_settings), prior=_described(given, vars(given)),
         likelihood=_described(chosen, vars(chosen)), model=_described_model(model),
         dataset={"_target_": IN_PYTHON, "examples": digest(vars(data.train))[:16]},
-        callbacks=_callbacks() if progress else None,
+        callbacks=_callbacks(progress),
         trainer={"accelerator": "cpu" if str(device) == "cpu" else "gpu"},
     )  # fmt: skip
     run = RunDirectory(folder)
@@ -219,10 +219,11 @@ def _warmup(steps: int, lr: float) -> dict[str, Any]:
     return {"steps": steps, "optimizer": optimizer}
 
 
-def _callbacks() -> dict[str, Any]:
+def _callbacks(progress: bool) -> dict[str, Any]:
+    """The default callbacks; without those that print, if they are not wanted."""
     node = OmegaConf.to_container(OmegaConf.load(Path(CONF_DIR) / "callbacks" / "default.yaml"))
     assert isinstance(node, dict)
-    return {str(key): value for key, value in node.items()}
+    return {str(key): value for key, value in node.items() if progress or key == "thermometer"}
 
 
 def _composed(**settings: Any) -> DictConfig:

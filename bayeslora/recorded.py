@@ -27,7 +27,7 @@ PLACES = {
     "likelihood": ("bayeslora.likelihood",),
     "chain.warmup.optimizer": ("torch.optim",),
     "logger": ("bayeslora.loggers", "lightning.pytorch.loggers"),
-    "callbacks": ("bayeslora.chains",),
+    "callbacks": ("bayeslora.chains", "bayeslora.engine.callbacks"),
 }
 """Packages whose classes (of models: functions too) a recorded configuration may name, by the node that names them."""
 

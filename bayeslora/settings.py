@@ -21,6 +21,7 @@ class Criteria:
     nll_above_map: float | None = 0.0
     ece_above_map: float | None = 0.0
     accuracy_below_map: float | None = 0.003
+    temperature: float | None = 0.05
 
 
 @dataclass(frozen=True)

@@ -21,13 +21,21 @@ Probe = Callable[[], Iterable[tuple[Tensor, Tensor]]]
 """Starts a pass over the probe set: (inputs, targets) batches, not augmented."""
 
 
+class DrawScalars:
+    """What adds scalars of its own to every draw: a callback that reads the state which is kept."""
+
+    def draw_scalars(self, trainer: Trainer, module: SamplingModule) -> dict[str, Tensor]:
+        """Scalars, or [K] in a stack, of the present states by name; leaves them as they are."""
+        raise NotImplementedError
+
+
 class DrawCollector(Callback):
     """Keeps a draw of every chain wherever the plan says so, with its scalars, and the MAP baseline after the warm-up.
 
     Scalars of a draw: `potential` (U in nats, its data term estimated on the probe set), `nll` (mean over the probe
     set, nats), `prior` (prior energy, nats), `l2_norm` (‖θ‖), `lr` (ε), what the sampler says of itself, norms by block
-    (`norm/…`), ten random projections (`projection/…`), and scores on the validation set, if there is one
-    (`validation/…`).
+    (`norm/…`), ten random projections (`projection/…`), scores on the validation set, if there is one (`validation/…`),
+    and what `sources` add.
 
     Args:
         stores: where the draws go, one store a chain, in the module's order.
@@ -36,6 +44,7 @@ class DrawCollector(Callback):
         map_step: after how many steps the state is the MAP baseline.
         validation: held-out examples on which every draw is scored, or None.
         loggers: to whom every draw's scalars go too, or None.
+        sources: what else gives scalars of a draw.
     """
 
     def __init__(
@@ -44,9 +53,12 @@ class DrawCollector(Callback):
         probe: Probe,
         map_file: Path | None = None,
         map_step: int = 0,
+        *,
         validation: Probe | None = None,
         loggers: ChainLoggers | None = None,
+        sources: Sequence[DrawScalars] = (),
     ) -> None:
+        self.sources = list(sources)
         self.stores, self.probe, self.validation = list(stores), probe, validation
         self.map_file, self.map_step = map_file, map_step
         self.loggers = loggers or ChainLoggers()
@@ -102,6 +114,9 @@ class DrawCollector(Callback):
             **{f"projection/{i}": value for i, value in enumerate(directions)},
             **validation,
         }
+        if module.plan.draw_after(module.steps_taken) is not None:
+            for source in self.sources:
+                columns |= source.draw_scalars(trainer, module)
         chains = len(self.stores)
         rows = {name: torch.as_tensor(column).expand(chains).tolist() for name, column in columns.items()}
         scalars = [{name: row[place] for name, row in rows.items()} for place in range(chains)]

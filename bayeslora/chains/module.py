@@ -307,6 +307,42 @@ class SamplingModule(LightningModule):
         held = self.padding.prior_energy(self.potential.prior, self.params, self.chain_axes)
         return self.potential(nll, self.params) - held / self.potential.num_data
 
+    @torch.no_grad()
+    def force(self, sampler: Sampler, batches: Sequence[Batch], step: int, num_data: int) -> dict[str, Tensor]:
+        """A sampler's own force at the present state by name; θ, `grad` and running statistics stay as they are.
+
+        For a thermometer: likelihood, prior and N are put together here anew, not as `potential` does for the steps.
+
+        Args:
+            sampler: over the sampled parameters.
+            batches: equal shares of one minibatch that does not depend on the state; each chain's own in a stack.
+            step: of the plan; what the force draws at random is a function of it.
+            num_data: N, training examples.
+        """
+
+        def evaluate() -> tuple[Tensor, list[Tensor]]:
+            self.padding.restore(self.params)
+            total, gradient = torch.zeros(()), [torch.zeros_like(p) for p in sampler.theta]
+            for inputs, targets in batches:
+                with torch.enable_grad(), frozen_statistics(self.network):
+                    nll = self.likelihood.nll(self._train_forward(inputs), targets)
+                    energy = nll.to(torch.promote_types(nll.dtype, torch.float32)).mean(-1)
+                    share = (energy + self.prior_energy() / num_data) / len(batches)
+                    torch._foreach_add_(gradient, torch.autograd.grad(share.sum(), sampler.theta))
+                total = total.to(share.device) + share.detach()
+            self.padding.drop(self.by_name(sampler, gradient))
+            return total, gradient
+
+        try:
+            return self.by_name(sampler, sampler.force(evaluate, step))
+        finally:
+            sampler.come_back()
+
+    def by_name(self, sampler: Sampler, tensors: Iterable[Tensor]) -> dict[str, Tensor]:
+        """One tensor a parameter, in a sampler's order, by the parameters' names in the order of `params`."""
+        places = {id(p): tensor for p, tensor in zip(sampler.theta, tensors, strict=True)}
+        return {name: places[id(p)] for name, p in self.params.items()}
+
     def logits(self, inputs: Any) -> Tensor:
         """Logits of inputs [B, …] that all chains share: [B, C], or [K, B, C] in a stack."""
         return self._forward(inputs, shared_inputs=True) if isinstance(self.model, Stack) else self._forward(inputs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -45,10 +46,23 @@ class PaddingRows(nn.Module):
 
     def drop_gradient(self, params: Mapping[str, Tensor]) -> None:
         """Set the rows' gradient to 0, which under `vmap` torch does for the first chain alone."""
+        self.drop({name: p.grad for name, p in params.items() if p.grad is not None})
+
+    def drop(self, tensors: Mapping[str, Tensor]) -> None:
+        """Set the rows to 0 in tensors of the parameters' shapes, by name; what is missing is passed over."""
         for name, (axis, index) in self._each():
-            gradient = params[name].grad
-            if gradient is not None:
-                gradient.select(axis, index).zero_()
+            if name in tensors:
+                tensors[name].select(axis, index).zero_()
+
+    def sizes(self, params: Mapping[str, Tensor], chain_axes: int) -> dict[str, int]:
+        """Coordinates of each parameter of one chain that are sampled: all but those of these rows."""
+        found = {name: math.prod(p.shape[chain_axes:]) for name, p in params.items()}
+        for name, places in self.places.items():
+            sampled = torch.ones(params[name].shape[chain_axes:], dtype=torch.bool)
+            for axis, index in places:
+                sampled.select(axis, index).zero_()
+            found[name] = int(sampled.sum())
+        return found
 
     def prior_energy(self, prior: Prior, params: Mapping[str, Tensor], chain_axes: int) -> Tensor | float:
         """What a prior over the whole tensors says of these rows, in nats: scalar, or [K]; 0 where there are none."""

@@ -18,7 +18,7 @@ from bayeslora.posterior.store import read_baseline
 if TYPE_CHECKING:
     from lightning import Callback
 
-    from bayeslora.build import Setup
+    from bayeslora.build import BatchAt, Setup
     from bayeslora.loggers import ChainLoggers
     from bayeslora.rundir import RunDirectory
 
@@ -130,21 +130,17 @@ class ChainRunner:
         from lightning.pytorch.strategies import DDPStrategy
 
         from bayeslora.build import Steps
-        from bayeslora.chains.ranks import SharedBatches
         from bayeslora.loggers import make_loggers, quiet_lightning
 
         setup, cfg = self.setup, self.setup.cfg
         start = self.start(chains)
         step = start[0].step if start else 0
-        which = chains[0] if len(chains) == 1 else chains
-        module = setup.module(which)
+        module = setup.module(_which(chains))
         module.lr_scale = self._scale(chains[0], 0)
         quiet_lightning()
         loggers = make_loggers(cfg, chains, step)
         callbacks: list[Callback] = [Restore(start)] if self.rank else self._callbacks(chains, start, loggers)
-        devices, batches = cfg.trainer.devices, setup.batches(which)
-        if isinstance(batches, Batches) and devices > 1:
-            batches = SharedBatches(batches, self.rank, devices)
+        devices, batches = cfg.trainer.devices, self._shares(chains)[self.rank]
         trainer = Trainer(
             accelerator=cfg.trainer.accelerator,
             devices=1,
@@ -174,22 +170,29 @@ class ChainRunner:
 
     def _callbacks(self, chains: list[int], start: list[Snapshot], loggers: ChainLoggers) -> list[Callback]:
         """What accompanies chains: first what puts them where they were, last what writes their resume points."""
-        from bayeslora.chains.collector import DrawCollector
+        from bayeslora.chains.collector import DrawCollector, DrawScalars
         from bayeslora.chains.timing import Timing
-        from bayeslora.config import accepted, instantiate
+        from bayeslora.config import accepted, instantiate, members
 
         setup, cfg = self.setup, self.setup.cfg
         folders = [self.run.chain(chain) for chain in chains]
-        offered = {"num_chains": cfg.chain.num_chains, "loggers": loggers, "folders": folders}
-        own = [instantiate(node, **accepted(node, **offered)) for node in (cfg.callbacks or {}).values()]
+        offered = {
+            "num_chains": cfg.chain.num_chains,
+            "loggers": loggers,
+            "folders": folders,
+            "batches": self._shares(chains, fresh=True),
+            "num_data": len(setup.data.train),
+        }
+        own = [instantiate(node, **accepted(node, **offered)) for node in members(cfg.callbacks).values()]
         extras = [callback for callback in own if isinstance(callback, Extra)]
         collector = DrawCollector(
             [self.run.store(chain) for chain in chains],
             setup.probe(),
             self.run.map_file if chains[0] == 0 else None,
             setup.map_step,
-            setup.validation_probe(),
-            loggers,
+            validation=setup.validation_probe(),
+            loggers=loggers,
+            sources=[callback for callback in own if isinstance(callback, DrawScalars)],
         )
         keep = KeepResumePoints(
             [self.points(chain) for chain in chains],
@@ -200,6 +203,15 @@ class ChainRunner:
         )
         timing = Timing([folder / "timing.jsonl" for folder in folders])
         return [Restore(start, extras), collector, timing, *own, keep]
+
+    def _shares(self, chains: list[int], fresh: bool = False) -> list[BatchAt]:
+        """The batches of one chain, or several stacked, as each device's share; `fresh` as `Setup.batches` has it."""
+        from bayeslora.chains.ranks import SharedBatches
+
+        devices, batches = self.setup.cfg.trainer.devices, self.setup.batches(_which(chains), fresh)
+        if devices == 1 or not isinstance(batches, Batches):
+            return [batches]
+        return [SharedBatches(batches, rank, devices) for rank in range(devices)]
 
     @property
     def _advice(self) -> str:
@@ -239,6 +251,11 @@ class ChainRunner:
         store.note({"event": "retry", "step": step, "from": good, "lr_scale": scale})
         print(f"chain {chain + 1}: {error}. Trying again from step {good:,} at {scale:g} of the step size", flush=True)  # noqa: T201
         return True
+
+
+def _which(chains: list[int]) -> int | list[int]:
+    """A chain by its number, or several, which are stacked."""
+    return chains[0] if len(chains) == 1 else chains
 
 
 def exit_signal(code: int) -> str:

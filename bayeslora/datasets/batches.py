@@ -42,6 +42,8 @@ class Batches:
         ConfigError: the batch size is below 1 or above N, or the bucket is below 1.
     """
 
+    augment_purpose = "augment"
+
     def __init__(
         self,
         data: Data,
@@ -84,7 +86,7 @@ class Batches:
         batch = self.train if self.batch_size is None else self.train.take(self.indices(step))
         inputs = batch.inputs
         if self.augment is not None:
-            inputs = self.augment(inputs, generator(self.seed, self.chain, step, "augment"))
+            inputs = self.augment(inputs, generator(self.seed, self.chain, step, self.augment_purpose))
         return inputs, batch.targets
 
     def indices(self, step: int) -> Tensor:
@@ -104,6 +106,23 @@ class Batches:
             return order
         random = generator(self.seed, 0, epoch, "buckets")
         return bucketed(order[: self.steps_per_epoch * batch_size], self.lengths, batch_size, self.bucket, random)
+
+
+class FreshBatches(Batches):
+    """Batches that do not depend on those a chain moves by: B of the N examples anew at every step, without an epoch.
+
+    The state of a chain knows which examples of the present epoch are still to come, so the gradient on its own next
+    batch is not independent of it; on one of these it is. Augmentation is as in training. No buckets.
+    """
+
+    augment_purpose = "thermometer/augment"
+
+    def indices(self, step: int) -> Tensor:
+        """The examples of a step: a uniformly random subset of the size of a training batch."""
+        if self.batch_size is None:
+            return super().indices(step)
+        order = torch.randperm(len(self.train), generator=generator(self.seed, self.chain, step, "thermometer"))
+        return order[: self.batch_size].to(self.train.targets.device)
 
 
 def bucketed(order: Tensor, lengths: Tensor, batch_size: int, bucket: int, random: torch.Generator) -> Tensor:

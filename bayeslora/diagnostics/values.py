@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from typing import Literal
 
 
 @dataclass(frozen=True)
@@ -37,3 +38,25 @@ class Fidelity:
     def to_json(self) -> dict[str, float | None]:
         """The fields as `metrics.json` holds them."""
         return asdict(self)
+
+
+@dataclass(frozen=True)
+class MeasuredTemperature:
+    """What the readings of a block say of the temperature that it is sampled at.
+
+    Attributes:
+        ratio: measured temperature in units of the one asked for; None where there is no number.
+        se: standard error of `ratio`, from the effective number of readings.
+        reason: why it is not known, or why it decides only with others; of `pooled`: whose it is.
+        status: `"measured"`: it decides. `"pooled"`: too noisy alone for so few coordinates and draws, it decides with
+            others, as `pooled`. `"not shown"`: it is not known, or not to be relied on, which is not a pass.
+        c: the center of the readings: `"0"`, or `"other chains"`, the mean of the other chains' draws.
+        size: D_b, coordinates.
+    """
+
+    ratio: float | None = None
+    se: float | None = None
+    reason: str | None = None
+    status: Literal["measured", "pooled", "not shown"] = "not shown"
+    c: Literal["0", "other chains"] | None = None
+    size: int | None = None

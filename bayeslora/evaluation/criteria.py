@@ -19,6 +19,15 @@ def _against_map(name: str, sign: float = 1.0) -> Callable[[Results], float | No
     return difference
 
 
+def _off_temperature(results: Results) -> float | None:
+    """How far the block that is furthest from the temperature asked for is; None where one is not shown."""
+    found = results.diagnostics.temperature.values()
+    if any(one.status == "not shown" for one in found):
+        return None
+    off = [abs(one.ratio - 1) for one in found if one.status == "measured" and one.ratio is not None]
+    return max(off) if off and all(map(math.isfinite, off)) else None
+
+
 CRITERIA: dict[str, tuple[str, Callable[[Results], float | None], str]] = {
     "potential_rhat": ("R-hat of the potential", lambda r: r.diagnostics.of("potential").rhat, "at most"),
     "function_space_rhat": (
@@ -32,6 +41,7 @@ CRITERIA: dict[str, tuple[str, Callable[[Results], float | None], str]] = {
     "nll_above_map": ("NLL, ensemble less MAP", _against_map("nll"), "below"),
     "ece_above_map": ("ECE, ensemble less MAP", _against_map("ece"), "below"),
     "accuracy_below_map": ("Accuracy, MAP less ensemble", _against_map("accuracy", -1.0), "at most"),
+    "temperature": ("Measured temperature of a block off T, by T", _off_temperature, "at most"),
 }
 """By name: the criterion in words, its value, and how the value must lie to its limit."""
 

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from bayeslora.codec import FLAT, OPTIONAL, decode, encode
 from bayeslora.diagnostics.convergence import Convergence, FunctionSpace
-from bayeslora.diagnostics.values import Fidelity, RiskCoverage
+from bayeslora.diagnostics.values import Fidelity, MeasuredTemperature, RiskCoverage
 from bayeslora.errors import DataError
 
 Number = float | None
@@ -193,23 +193,18 @@ class Efficiency:
 
 
 @dataclass(frozen=True)
-class MeasuredTemperature:
-    """Measured temperature of a block by the temperature asked for, its standard error, or why there is none."""
-
-    ratio: Number = None
-    se: Number = None
-    reason: str | None = None
-
-
-@dataclass(frozen=True)
 class Diagnostics:
-    """Convergence of the chains: of each scalar of the draws by its name, of predictions, and between ensembles."""
+    """Convergence of the chains: of each scalar of the draws by its name, of predictions, and between ensembles.
+
+    `temperature` has what each block's temperature is by its positions, `kinetic` by its momenta.
+    """
 
     function_space: FunctionSpace | None = None
     prefixes: Prefixes | None = None
     agreement: Agreement | None = None
     efficiency: Efficiency | None = None
     temperature: dict[str, MeasuredTemperature] = field(default_factory=dict, metadata=OPTIONAL)
+    kinetic: dict[str, MeasuredTemperature] = field(default_factory=dict, metadata=OPTIONAL)
     scalars: dict[str, Convergence] = field(default_factory=dict, metadata=FLAT)
 
     def of(self, name: str) -> Convergence:

@@ -15,6 +15,8 @@ SHARES = (0.25, 0.5, 0.75, 1.0)
 """Parts of every chain, from its first draw, of which R-hat is reported."""
 NOT_RANDOM = ("lr", "clipped")
 """Scalars that are no random quantity of the chain: step size, share of clipped forces."""
+GROUPS_OF_READINGS = ("temperature", "kinetic")
+"""Groups of scalars of which the mean counts, reported as `Diagnostics.temperature`, and not their R-hat."""
 Series = Sequence[Mapping[str, np.ndarray]]
 """Scalars of the kept draws, [draws] by name and `step`, one mapping a chain."""
 
@@ -54,7 +56,8 @@ def diagnose(probes: Sequence[np.ndarray], series: Series, agreement: Agreement,
             parts[name].append(_of_scalar([s[:end] for s, end in zip(scalars[name], ends, strict=True)]).rhat)
         part = function if share == 1 else _of_predictions([p[:end] for p, end in zip(probes, ends, strict=True)], 500)
         parts["function_space"].append(part.rhat_median)
-    converged = {name: _of_scalar(chains) for name, chains in scalars.items() if name not in NOT_RANDOM}
+    left_out = (*NOT_RANDOM, *GROUPS_OF_READINGS)
+    converged = {name: _of_scalar(chains) for name, chains in scalars.items() if name.partition("/")[0] not in left_out}
     ess = converged["potential"].ess_bulk
     return Diagnostics(
         function_space=function,

@@ -38,7 +38,7 @@ _GROWTH = Panel(
 )
 _FIGURES = (
     "cumulative", "reliability", "selective", "trace_potential", "trace_l2_norm", "rank_potential", "rank_l2_norm",
-    "ess_growth", "autocorrelation", "corruptions", "fidelity",
+    "ess_growth", "autocorrelation", "temperature", "corruptions", "fidelity",
 )  # fmt: skip
 _PLOTS = Panel(
     "Report",
@@ -166,6 +166,15 @@ KEYS: dict[str, Panel] = {
     "draw/projection/*": Panel(
         "Draws", "Random projections", "θ in fixed random directions.", "Bands of the chains that overlap."
     ),
+    "draw/temperature/*": Panel(
+        "Draws",
+        "Temperature by block",
+        "N⟨θ_b, g_b⟩/(D_b·T) on a fresh batch: in units of the temperature asked for, at each draw.",
+        "Scatter about 1. Above: heat from minibatches or too large a step. Below: not burnt in.",
+    ),
+    "draw/kinetic/*": Panel(
+        "Draws", "Kinetic temperature by block", "The same from the momenta, where there are any.", "Scatter about 1."
+    ),
     "draw/validation/*": Panel(
         "Draws",
         "Single draws on the validation set",
@@ -177,6 +186,13 @@ KEYS: dict[str, Panel] = {
         "Draws", "Share clipped (SGLRW)", "Coordinates whose force was clipped.", "Below 1 %; beyond, the law is off."
     ),
     **dict(_evaluation_keys()),
+    "evaluation/diagnostics/temperature/*/ratio": Panel(
+        "Evaluation",
+        "Measured temperature",
+        "The temperature at which each block, the pool of small blocks and the whole net are sampled, in units of T.",
+        "1 within 5 %. Above: smaller steps or larger batches. Below: a longer burn-in.",
+        "bar",
+    ),
     "evaluation/diagnostics/agreement/total_variation": _AGREEMENT,
     "evaluation/diagnostics/agreement/same_top": _AGREEMENT,
     "evaluation/provenance/ess_per_second": _EFFICIENCY,

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from omegaconf import DictConfig, OmegaConf
 
-from bayeslora.config import accepted, instantiate
+from bayeslora.config import accepted, instantiate, members
 from bayeslora.loggers.wandb import WandbRun, has_wandb_account
 from bayeslora.rundir import RunDirectory
 
@@ -67,7 +67,7 @@ class ChainLoggers:
 
 def make_loggers(cfg: DictConfig, chains: Sequence[int], step: int = 0) -> ChainLoggers:
     """The configured loggers of each of these chains, from a step on. Earlier logs of a chain stay as they are."""
-    nodes = cfg.logger or {}
+    nodes = members(cfg.logger)
 
     def of(chain: int) -> list[Logger]:
         part = f"chain_{chain}"
@@ -83,10 +83,11 @@ def log_evaluation(cfg: DictConfig, run: RunDirectory, results: Results) -> None
     All loggers get the final scalars, W&B also the tables, the plots, the report and the posterior.
     """
     here = OmegaConf.create({"name": cfg.name, "run_dir": str(run.root), "logger": relocated(cfg, run.root).logger})
-    if not here.logger:
+    nodes = members(here.logger)
+    if not nodes:
         return
     quiet_lightning()
-    loggers = [_make(node, here, "evaluation", "evaluation") for node in here.logger.values()]
+    loggers = [_make(node, here, "evaluation", "evaluation") for node in nodes.values()]
     with ChainLoggers({0: loggers}) as opened:
         for draws, values in _growth(results):
             opened.log(0, values, draws)
@@ -126,6 +127,9 @@ def final_scalars(results: Results) -> dict[str, float]:
             value = value.get(name) if isinstance(value, Mapping) else None
         if isinstance(value, int | float):
             found[key] = float(value)
+    for block, one in results.diagnostics.temperature.items():
+        if one.ratio is not None:
+            found[f"evaluation/diagnostics/temperature/{block}/ratio"] = one.ratio
     return found
 
 

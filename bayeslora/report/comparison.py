@@ -17,6 +17,7 @@ from rich.text import Text
 
 from bayeslora.evaluation.results import Criterion, DrawScore, Results, TemperedMap
 from bayeslora.report.table import Cell, Column, columns, entry, score_cells
+from bayeslora.report.temperature import temperature_cell
 from bayeslora.report.words import MISSING, finite_or_none, number
 
 if TYPE_CHECKING:
@@ -102,7 +103,8 @@ def marks(count: int) -> list[str]:
 
 def grids(runs: Sequence[Compared]) -> list[Grid]:
     """All tables of a comparison that have rows."""
-    tables = [*score_grids(runs), convergence_grid(runs), criteria_grid(runs), settings_grid(runs)]
+    tables = [*score_grids(runs), convergence_grid(runs), temperature_grid(runs), criteria_grid(runs)]
+    tables.append(settings_grid(runs))
     return [table for table in tables if table.rows]
 
 
@@ -126,6 +128,18 @@ def convergence_grid(runs: Sequence[Compared]) -> Grid:
         cells.append([Cell(text) for text in (*numbers, str(sum(run.draws.values())), str(len(run.draws)))])
     headings = [*(heading for heading, _ in DIAGNOSTICS.values()), "Draws", "Chains"]
     return Grid("Convergence", headings, [run.mark for run in runs], cells)
+
+
+def temperature_grid(runs: Sequence[Compared]) -> Grid:
+    """The temperature of each block that any run measured, in units of the one asked for."""
+    measured = [run.results.diagnostics.temperature for run in runs]
+    cells = {
+        block: [temperature_cell(one.get(block)) for one in measured]
+        for block in dict.fromkeys(name for one in measured for name in one)
+    }
+    shown = {block: [Cell(cell or MISSING) for cell in row] for block, row in cells.items() if any(row)}
+    title = "Measured temperature ± standard error, by T (in brackets: does not decide)"
+    return Grid(title, [run.mark for run in runs], list(shown), list(shown.values()))
 
 
 def criteria_grid(runs: Sequence[Compared]) -> Grid:

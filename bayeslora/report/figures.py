@@ -16,6 +16,7 @@ from bayeslora.report.data import ReportData
 from bayeslora.report.shift_rows import corruption_curves
 from bayeslora.report.style import Curve, finite, png
 from bayeslora.report.table import ALL_COLUMNS
+from bayeslora.report.temperature import temperature_figure
 from bayeslora.report.words import listed
 
 SCALARS = {"potential": ("Potential", "potential (nats)"), "l2_norm": ("Parameter norm", "parameter norm")}
@@ -45,7 +46,7 @@ def figures(data: ReportData) -> dict[str, list[Plot]]:
     """All figures by section."""
     return {
         "predictions": [_cumulative(data), _reliability(data)],
-        "convergence": [*_traces(data), *_ranks(data), _growth(data), _autocorrelation(data)],
+        "convergence": [*_traces(data), *_ranks(data), _growth(data), _autocorrelation(data), _temperature(data)],
         "uncertainty": [_selective(data)],
         "corruptions": [_corruptions(data)],
         "reference": [_fidelity(data)],
@@ -162,6 +163,22 @@ def _autocorrelation(data: ReportData) -> Plot:
         f"{left_out}",
         mixing.autocorrelations(series, data.chain_numbers),
         _reason(data.series.get("potential")),
+    )
+
+
+def _temperature(data: ReportData) -> Plot:
+    found = data.results.diagnostics.temperature
+    about = {one.c for one in found.values()} - {None}
+    center = " with θ taken about the mean of the other chains' draws" if about == {"other chains"} else ""
+    reasons = [one.reason for one in found.values() if one.reason]
+    return _plot(
+        "temperature",
+        "The temperature of each block",
+        "N⟨θ, g⟩/(D·T) over the draws, g the sampler's force on a fresh batch"
+        f"{center}: 1 where a block of D coordinates is sampled at the temperature asked for. Right of the line: heated"
+        " by minibatch noise or too large a step; left: not burnt in, or not mixed.",
+        temperature_figure(data.results),
+        reasons[0] if reasons else "the draws hold no readings",
     )
 
 

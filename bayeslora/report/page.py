@@ -12,6 +12,7 @@ from bayeslora.files import write_atomically
 from bayeslora.report import chain_rows, classes, shift_rows, table, verdict
 from bayeslora.report.data import ReportData
 from bayeslora.report.figures import Plot, figures
+from bayeslora.report.temperature import measured_temperature_verdict
 from bayeslora.report.words import provenance_pairs
 
 
@@ -54,6 +55,7 @@ def _page(data: ReportData, plots: Mapping[str, list[Plot]]) -> str:
         verdict.verdict(results, data.draws),
         verdict.tempered_verdict(results),
         verdict.convergence_verdict(results),
+        measured_temperature_verdict(results),
         verdict.temperature_verdict(results, data.temperature),
     ]
     headings, parts = chain_rows.part_rows(results)

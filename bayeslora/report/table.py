@@ -163,6 +163,9 @@ def criterion_reason(results: Results, name: str) -> str | None:
     scalar = name.rsplit("_", 1)[0]
     if scalar == "function_space":
         return (results.diagnostics.function_space or FunctionSpace()).reason
+    if scalar == "temperature":
+        unknown = {b: one.reason for b, one in results.diagnostics.temperature.items() if one.status == "not shown"}
+        return "; ".join(f"{block}: {reason}" for block, reason in unknown.items()) or "draws without readings"
     return results.diagnostics.of(scalar).reason
 
 

@@ -29,6 +29,10 @@ class BAOAB(Underdamped):
     Source: Leimkuhler & Matthews (2013), Rational construction of stochastic numerical methods.
     """
 
+    def momentum_variance(self) -> float:
+        """kT, also at a finite ε on a quadratic: a step ends half a kick after the friction, where p is θ's own."""
+        return self.kT
+
     def move(self, p: Tensor, gradient: Tensors) -> None:
         xi, mu = self.noise(), self.momentum
         parts = self.parts(p), gradient, None if xi is None else self.parts(xi)

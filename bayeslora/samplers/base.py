@@ -279,6 +279,21 @@ class Sampler(Optimizer):
         """What the sampler can say of its own health, by name: scalars, or [K]; recorded with every draw."""
         return {}
 
+    def force(self, evaluate: Evaluate, step: int) -> Tensors:  # noqa: ARG002
+        """−kT·∇ log π at θ, of the law π that is sampled as ε → 0, estimated on a minibatch; not preconditioned.
+
+        For a thermometer, so the minibatch must be independent of the past of θ. Leaves θ and `memory` as they are.
+
+        Args:
+            evaluate: gives (Ũ, g) on one minibatch at the present parameters; g is free to be changed.
+            step: what is drawn at random is a function of (seed, chain, step, "thermometer").
+        """
+        return evaluate()[1]
+
+    def standard_momentum(self) -> Tensors | None:
+        """The momenta in the unit in which they are N(0, I) at kT, one tensor a parameter; None without momenta."""
+        return None
+
     def check_finite(self) -> None:
         """Raise `DivergedError` if a step since the last call was not finite; on a GPU the host waits for it here."""
         if self._finite is not None and not self._finite.all():

@@ -22,6 +22,12 @@ class EntropyMCMC(Sampler):
     the guide is the posterior smoothed by N(0, η), which weights flat regions. On a quadratic the pair's discretised
     law is exact in `bayeslora.laws.linear.entropy_mcmc`; minibatch noise heats θ as in SGLD. One gradient a step.
 
+    The force by which a thermometer reads θ is g alone, without the pull of the guide, since draws hold the marginal of
+    θ. Both would do at the pair's law: integrating by parts over θ at a fixed guide gives
+    E⟨θ − c, g + (kT/η)(θ − θₐ)⟩ = D·kT, and E[θ − θₐ | θ] = 0, as θₐ given θ is N(θ, η), so that the second term is 0
+    on average. Without it the reading is less noisy, and it also shows a guide that has not come to its law: θ at a
+    fixed guide has the first expectation whatever the guide is.
+
     Args:
         params, lr, kT, seed, chain: as `Sampler`.
         eta: η > 0, variance of θ around its guide, in units of θ².

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bayeslora.samplers.base import Evaluate, Sampler, require_non_negative
+from bayeslora.samplers.base import Evaluate, Sampler, Tensors, require_non_negative
 
 
 class FSGLD(Sampler):
@@ -58,10 +58,19 @@ class FSGLD(Sampler):
         require_non_negative("sigma", self.sigma, "SGLD")
 
     def update(self, evaluate: Evaluate) -> Tensor:
-        z = self.parts(self.draw(self.buffer("perturbation"), purpose="perturbation"))
-        self.leave()
-        torch._foreach_add_(self.theta, z, alpha=self.sigma)
-        potential, gradient = evaluate()
-        self.come_back()
+        potential, gradient = self._perturbed(evaluate, "perturbation", self.steps)
         self.langevin(gradient)
         return potential
+
+    def force(self, evaluate: Evaluate, step: int) -> Tensors:
+        """∇Ũ(θ + σz) with a z of its own: unbiased for the gradient of the smoothed potential that is sampled."""
+        return self._perturbed(evaluate, "thermometer", step)[1]
+
+    def _perturbed(self, evaluate: Evaluate, purpose: str, step: int) -> tuple[Tensor, Tensors]:
+        """(Ũ, g) at θ + σz, z the draw of a purpose and step; θ is then where it was."""
+        z = self.parts(self.draw(self.buffer("perturbation"), purpose=purpose, step=step))
+        self.leave()
+        torch._foreach_add_(self.theta, z, alpha=self.sigma)
+        found = evaluate()
+        self.come_back()
+        return found

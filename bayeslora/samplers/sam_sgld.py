@@ -60,6 +60,11 @@ class SAMSGLD(Sampler):
         self.langevin(uphill)
         return potential
 
+    def force(self, evaluate: Evaluate, step: int) -> Tensors:  # noqa: ARG002
+        """g⁺, the gradient at the ascended point, whose law is exp(−(Ũ + ρ‖∇Ũ‖)/kT) to first order in ρ."""
+        _, gradient = evaluate()
+        return self.uphill(self.unit(gradient), evaluate)
+
     def unit(self, gradient: Tensors) -> Tensors:
         """g/‖g‖ in place of g, one norm a chain; zero for a chain whose gradient is zero."""
         norm = self.per_chain(gradient).sqrt()

@@ -53,6 +53,18 @@ class Underdamped(Sampler):
         """Move p, [D] or [K, D], and θ in place."""
         raise NotImplementedError
 
+    def momentum_variance(self) -> Tensor | float:
+        """E p² after a step at kT as ε → 0: a number, or [K, 1]. Where the noise comes with the kick, 2kT/(1 + μ)."""
+        return 2 * self.kT / (1 + self.momentum)
+
+    def standard_momentum(self) -> Tensors | None:
+        if "momentum" not in self.memory or self.kT == 0:
+            return None
+        momenta = [p.clone() for p in self.parts(self.memory["momentum"])]
+        variance = torch.as_tensor(self.momentum_variance()).to(momenta[0]).reshape(-1)
+        self.scale(momenta, variance.rsqrt().expand(len(self.chains)))
+        return momenta
+
 
 class SGHMC(Underdamped):
     """Stochastic-gradient Hamiltonian Monte Carlo: p ← μ p − √ε g + √(2(1 − μ)·kT) ξ; θ ← θ + √ε p.

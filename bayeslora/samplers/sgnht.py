@@ -47,6 +47,10 @@ class SGNHT(Underdamped):
             rate = sizes / p.shape[-1]  # ε, on average over the coordinates
             self.memory["friction"] = friction + rate * ((1 - friction / 2) * kinetic / self.kT - 1)
 
+    def momentum_variance(self) -> Tensor | float:
+        """kT/(1 − αₜ/2), [K, 1]: at kT the friction settles where that is E p²."""
+        return self.kT / (1 - self.memory["friction"] / 2)
+
     def diagnostics(self) -> dict[str, Tensor]:
         """`friction`: αₜ; it settles where the kinetic energy is right."""
         return {"friction": self.memory["friction"].squeeze(-1)} if "friction" in self.memory else {}

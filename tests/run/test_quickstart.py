@@ -68,6 +68,7 @@ def test_the_run_directory_holds_what_the_design_says(finished: Path) -> None:
         assert [record["step"] for record in records] == STEPS
         blocks = {f"norm/{block}" for block in ("stem.0", "stem.1", "blocks.0", "blocks.1", "blocks.2", "head")}
         names = {"potential", "nll", "prior", "l2_norm", "lr"} | blocks | {f"projection/{i}" for i in range(10)}
+        names |= {"temperature/all"} | {name.replace("norm/", "temperature/") for name in blocks}
         assert all(set(record["scalars"]) == names for record in records)
         assert (finished / "logs" / f"chain_{chain}" / "metrics.csv").read_text().count("\n") > 5
     assert not list(finished.rglob("*.tmp"))

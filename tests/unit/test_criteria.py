@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
+from bayeslora.diagnostics.values import MeasuredTemperature
 from bayeslora.evaluation.classification import summarise
 from bayeslora.evaluation.criteria import CRITERIA, failed, judge
-from bayeslora.evaluation.results import Results
+from bayeslora.evaluation.results import Diagnostics, Results
 from bayeslora.settings import Criteria
 from tests.cases import each
 from tests.unit.report_tools import LIMITS, predictions, series
@@ -24,6 +25,7 @@ GOOD: dict[str, float] = {
     "nll_above_map": -1e-9,
     "ece_above_map": -1e-9,
     "accuracy_below_map": 0.003,
+    "temperature": 0.0499,
 }
 """The least good value of each that meets its default limit."""
 BETTER = {name: (1 if name.endswith("ess") else -1) for name in GOOD}
@@ -37,6 +39,9 @@ def content(**values: float | None) -> dict[str, Any]:
     diagnostics: dict[str, Any] = {name: {key: wanted[f"{name}_rhat"]} for name, key in names.items()}
     for name in ("potential", "l2_norm"):
         diagnostics[name]["ess_bulk"] = wanted[f"{name}_ess"]
+    off = wanted["temperature"]
+    hot = {"ratio": None if off is None else 1 + off, "status": "not shown" if off is None else "measured"}
+    diagnostics["temperature"] = {"stem": {"ratio": 1.0, "status": "measured"}, "all": hot}
     ensemble = {"nll": wanted["nll_above_map"], "ece": wanted["ece_above_map"]}
     ensemble["accuracy"] = None if wanted["accuracy_below_map"] is None else -wanted["accuracy_below_map"]
     return {"map": {"nll": 0.0, "ece": 0.0, "accuracy": 0.0}, "ensemble": ensemble, "diagnostics": diagnostics}
@@ -108,4 +113,18 @@ def test_the_values_are_those_of_a_summary() -> None:
         "nll_above_map": metrics["ensemble"]["nll"] - metrics["map"]["nll"],
         "ece_above_map": metrics["ensemble"]["ece"] - metrics["map"]["ece"],
         "accuracy_below_map": metrics["map"]["accuracy"] - metrics["ensemble"]["accuracy"],
+        "temperature": None,
     }
+
+
+def test_what_is_not_shown_or_pooled_does_not_pass_for_a_temperature() -> None:
+    def judged(**blocks: MeasuredTemperature) -> float | None:
+        results = Results(diagnostics=Diagnostics(temperature=blocks))
+        return judge(results, LIMITS)["temperature"].value
+
+    right, off = MeasuredTemperature(1.01, 0.01, status="measured"), MeasuredTemperature(0.7, 0.01, status="measured")
+    noisy, unknown = MeasuredTemperature(1.4, 0.3, status="pooled"), MeasuredTemperature(1.0, 0.03)
+    assert judged(stem=right, head=off) == pytest.approx(0.3)
+    assert judged(stem=right, noise=noisy, pooled=right) == pytest.approx(0.01)
+    assert judged(stem=right, head=unknown) is None
+    assert judged(stem=noisy) is None

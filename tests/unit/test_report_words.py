@@ -266,7 +266,7 @@ def test_a_criterion_whose_value_is_not_known_is_not_met_and_says_why() -> None:
     outcomes = {name: outcome for name, _, _, outcome in table.criteria_rows(of(values))}
     assert outcomes["R-hat of the potential"] == "not known: there is only one chain"
     assert outcomes["NLL, ensemble less MAP"] == "not known: there is no MAP baseline"
-    assert verdict.criteria_verdict(of(values))[1] == "0 of 8 criteria met"
+    assert verdict.criteria_verdict(of(values))[1] == "0 of 9 criteria met"
 
 
 @each(("failing", "lines"), [(0, 1), (1, 2), (3, 4), (4, 4), (8, 4)])

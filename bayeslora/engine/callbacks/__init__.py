@@ -1,0 +1,1 @@
+"""Callbacks that accompany a chain through Lightning's loop."""

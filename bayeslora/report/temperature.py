@@ -1,0 +1,115 @@
+"""At what temperature a run sampled: a sentence for the verdict, and the figure of its blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+
+from bayeslora.diagnostics.thermometer import ALL, POOLED, TOLERANCE
+from bayeslora.diagnostics.values import MeasuredTemperature
+from bayeslora.evaluation.results import Criterion, Results
+from bayeslora.report.style import INK, PALETTE, QUIET, STYLE, legend, new_figure
+from bayeslora.report.words import percent
+
+MAX_NAMED = 4
+"""Blocks that a sentence names."""
+
+
+def measured_temperature_verdict(results: Results) -> str | None:
+    """A sentence on the blocks' temperatures; None where nothing was read."""
+    found = results.diagnostics.temperature
+    if not found:
+        return None
+    tolerance, limit = _tolerance(results), percent(_tolerance(results), 0)
+    off = {b: one.ratio for b, one in found.items() if one.status == "measured" and one.ratio is not None}
+    hot = sorted((b for b in off if abs(off[b] - 1) > tolerance and b != ALL), key=lambda b: -abs(off[b] - 1))
+    unknown = {_name(b): one.reason for b, one in found.items() if one.status == "not shown"}
+    if hot:
+        words = [f"{_name(block)} runs {_by(off[block])}" for block in hot[:MAX_NAMED]]
+        more = f" and {len(hot) - MAX_NAMED} more are off" if len(hot) > MAX_NAMED else ""
+        return f"The run does not sample at its temperature: {', '.join(words)}{more}; {limit} are allowed."
+    if unknown:
+        first, reason = next(iter(unknown.items()))
+        more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
+        return f"The temperature of {first}{more} is not shown to be right ({reason or 'no reason was recorded'})."
+    worst = max(off, key=lambda block: abs(off[block] - 1))
+    return f"Every block samples within {limit} of its temperature (at most {_by(off[worst])}, {_name(worst)})."
+
+
+def temperature_figure(results: Results) -> Figure | None:
+    """Blocks by temperature in units of T, ± 2 standard errors, with the line at T; None if there is none."""
+    found = {b: one for b, one in results.diagnostics.temperature.items() if one.ratio is not None}
+    if not found:
+        return None
+    tolerance = _tolerance(results)
+    names = [*(b for b in found if b not in (ALL, POOLED)), *(b for b in (POOLED, ALL) if b in found)]
+    kinetic = {b: one for b, one in results.diagnostics.kinetic.items() if b in names}
+    with rc_context(STYLE):
+        figure = new_figure(min(12.0, 1.3 + 0.24 * len(names)))
+        panel = figure.subplots()
+        panel.axvspan(1 - tolerance, 1 + tolerance, color=PALETTE[2], alpha=0.15, linewidth=0)
+        panel.axvline(1, color=INK, linewidth=1)
+        _draw(panel, found, names, 0.0, "o")
+        _draw(panel, kinetic, names, 0.28, "D")
+        ratios = [one.ratio for one in (*found.values(), *kinetic.values()) if one.ratio is not None]
+        if min(ratios) > 0 and max(ratios) > 3:
+            panel.set_xscale("log")
+        panel.set_yticks(range(len(names)), [_label(b, found[b]) for b in names])
+        panel.set(ylim=(len(names) - 0.5, -0.5), xlabel="temperature, in units of the one asked for")
+        handles = [
+            Line2D([], [], color=PALETTE[0], marker="o", linestyle="", ms=4, label="± 2 standard errors"),
+            Line2D([], [], color=QUIET, marker="o", linestyle="", ms=4, label="does not decide"),
+            Patch(color=PALETTE[2], alpha=0.15, label=f"T ± {percent(tolerance, 0)}"),
+        ]
+        if kinetic:
+            handles.insert(1, Line2D([], [], color=PALETTE[1], marker="D", linestyle="", ms=3, label="from momenta"))
+        legend(figure, handles)
+    return figure
+
+
+def temperature_cell(one: MeasuredTemperature | None) -> str | None:
+    """A block's temperature with its standard error, in brackets where it does not decide; None if there is none."""
+    if one is None or one.ratio is None or one.se is None:
+        return None
+    shown = f"{one.ratio:.3g} ± {one.se:.1g}"
+    return shown if one.status == "measured" else f"({shown})"
+
+
+def _draw(panel: Axes, of: Mapping[str, MeasuredTemperature], names: list[str], offset: float, marker: str) -> None:
+    for place, block in enumerate(names):
+        one = of.get(block)
+        if one is None or one.ratio is None:
+            continue
+        color = PALETTE[1] if marker == "D" else PALETTE[0] if one.status == "measured" else QUIET
+        panel.errorbar(
+            one.ratio, place + offset, xerr=2 * (one.se or 0.0), fmt=marker, color=color, ms=4 if offset == 0 else 3,
+            capsize=2, linewidth=1,
+        )  # fmt: skip
+
+
+def _tolerance(results: Results) -> float:
+    """The run's criterion, or the usual one."""
+    limit = results.criteria.get("temperature", Criterion()).limit
+    return TOLERANCE if limit is None else limit
+
+
+def _by(ratio: float) -> str:
+    """How far a temperature is off."""
+    if ratio >= 3:
+        return f"{ratio:.2g} times too hot"
+    return f"{percent(abs(ratio - 1), 0)} too {'hot' if ratio > 1 else 'cold'}"
+
+
+def _name(block: str) -> str:
+    return {ALL: "the whole net", POOLED: "the pool of small blocks"}.get(block, block)
+
+
+def _label(block: str, one: MeasuredTemperature) -> str:
+    """A block with its coordinates."""
+    size = "" if one.size is None else f" ({one.size:,})"
+    return {ALL: "whole net", POOLED: "small blocks"}.get(block, block) + size

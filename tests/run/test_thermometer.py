@@ -1,0 +1,72 @@
+"""The temperature of whole runs: read without a trace in the draws, evaluated, and red where a run is wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from bayeslora.build import build
+from bayeslora.evaluation.results import Results
+from bayeslora.evaluation.temperature import readings_about
+from bayeslora.posterior import Posterior
+from bayeslora.rundir import RunDirectory
+from tests.run.tools import OWN, composed, digests, manifest, run
+
+QUIET = ("logger=none", "dataset.limit_test=10")
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ("sampler=sam_sgld", "model.norm=batch"),
+        ("sampler=sghmc", "chain.parallel=stacked"),
+        ("sampler=fsgld", "dataset.augment=true"),
+        ("sampler=sgld", "sampler.integrator=leimkuhler_matthews", "chain.batch_size=null"),
+    ],
+    ids=["batch norm and an ascent", "stacked with momenta", "perturbed and augmented", "full batch"],
+)
+def test_reading_leaves_no_trace_in_the_draws(settings: tuple[str, ...], tmp_path: Path) -> None:
+    for name, overrides in (("on", ()), ("off", ("callbacks.thermometer=null",))):
+        run(tmp_path / name, *QUIET, *settings, *overrides, base=OWN)
+    assert digests(tmp_path / "on") == digests(tmp_path / "off")
+    blocks = {name.partition("/")[2] for name in manifest(tmp_path / "on", 0)[0]["scalars"] if name.startswith("norm/")}
+    for record in manifest(tmp_path / "on", 1):
+        read = {name: value for name, value in record["scalars"].items() if name.startswith("temperature/")}
+        assert {name.partition("/")[2] for name in read} == blocks | {"all"}
+        assert np.isfinite([*read.values()]).all()
+    assert not any("temperature/" in name for name in manifest(tmp_path / "off", 0)[0]["scalars"])
+    (off,) = Results.read(tmp_path / "off" / "metrics.json").diagnostics.temperature.values()
+    assert "callbacks.thermometer" in str(off.reason)
+
+
+@pytest.mark.parametrize("sampler", ["sam_sgld", "fsgld"])
+def test_an_evaluation_takes_the_very_forces_of_the_thermometer(sampler: str, tmp_path: Path) -> None:
+    settings = (*QUIET, f"sampler={sampler}", f"run_dir={tmp_path / 'run'}")
+    run(tmp_path / "run", *settings, base=OWN)
+    root = RunDirectory(tmp_path / "run")
+    setup = build(composed(*OWN, *settings))
+    posterior = Posterior.load(root.root, setup.model(), setup.likelihood)
+    zero = {name: torch.zeros(()) for name in setup.module(0).params}
+    for record, again in zip(manifest(root.root, 1), readings_about(posterior, setup, 1, zero), strict=True):
+        for block, value in again.items():
+            assert value == pytest.approx(record["scalars"][f"temperature/{block}"], rel=1e-4)
+    found = Results.read(root.metrics_file).diagnostics.temperature
+    assert {one.c for one in found.values()} == {"other chains"}
+
+
+def test_a_single_chain_reads_about_zero_and_map_has_no_temperature(tmp_path: Path) -> None:
+    run(tmp_path / "one", *QUIET, "chain.num_chains=1", "sampler=sgld", base=OWN)
+    found = Results.read(tmp_path / "one" / "metrics.json").diagnostics.temperature
+    read = np.array([record["scalars"]["temperature/all"] for record in manifest(tmp_path / "one", 0)])
+    assert found["all"].ratio == pytest.approx(read.mean())
+    assert found["all"].c == "0"
+    run(tmp_path / "map", *QUIET, "temperature=0", "sampler=sgld", base=OWN)
+    results = Results.read(tmp_path / "map" / "metrics.json")
+    (cold,) = results.diagnostics.temperature.values()
+    assert cold.ratio is None
+    assert "T = 0" in str(cold.reason)
+    assert not results.criteria["temperature"].passed
+    assert not any(name.startswith("temperature/") for name in manifest(tmp_path / "map", 0)[0]["scalars"])

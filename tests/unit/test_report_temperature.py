@@ -1,0 +1,59 @@
+"""What the report and a comparison say of measured temperatures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from bayeslora.diagnostics.values import MeasuredTemperature as Measured
+from bayeslora.evaluation.results import Criterion, Diagnostics, Results
+from bayeslora.loggers.others import final_scalars
+from bayeslora.report.comparison import Compared, temperature_grid
+from bayeslora.report.figures import figures
+from bayeslora.report.temperature import measured_temperature_verdict
+from tests.unit.report_tools import predictions, report, series
+
+
+def of(**blocks: Measured) -> Results:
+    limit = {"temperature": Criterion(limit=0.05)}
+    return Results(diagnostics=Diagnostics(temperature=blocks), criteria=limit)
+
+
+def known(ratio: float, status: str = "measured", reason: str | None = None) -> Measured:
+    return Measured(ratio, 0.01, reason, status, "other chains", 72)  # type: ignore[arg-type]
+
+
+SAID: list[tuple[dict[str, Measured], str]] = [
+    ({"stem": known(1.63), "head": known(1.02), "all": known(1.1)}, "stem runs 63 % too hot; 5 % are allowed"),
+    ({"stem": known(4.2), "head": known(0.8)}, "stem runs 4.2 times too hot, head runs 20 % too cold"),
+    ({"stem": known(1.01), "all": known(1.0, "not shown", "few")}, "the whole net is not shown to be right (few)"),
+    ({"stem": known(1.02), "pooled": known(0.97)}, "(at most 3 % too cold, the pool of small blocks)"),
+    ({"all": Measured(reason="T = 0")}, "the whole net is not shown to be right (T = 0)"),
+]
+
+
+@pytest.mark.parametrize(("blocks", "said"), SAID)
+def test_one_sentence_says_which_block_is_off(blocks: dict[str, Measured], said: str) -> None:
+    assert said in str(measured_temperature_verdict(of(**blocks))).replace("\N{NO-BREAK SPACE}", " ")
+
+
+def test_there_is_a_figure_where_there_is_a_number_and_else_the_reason() -> None:
+    data = report(predictions([10, 10]), series([10, 10]))
+    for results, missing in ((of(stem=known(1.6), all=known(1.1)), ""), (of(all=Measured(reason="T = 0")), "T = 0")):
+        data.results = results
+        plot = next(plot for plot in figures(data)["convergence"] if plot.name == "temperature")
+        assert (plot.png is None) == bool(missing)
+        assert not missing or plot.missing == missing
+    assert measured_temperature_verdict(Results()) is None
+
+
+def test_runs_are_compared_block_by_block_and_loggers_get_them() -> None:
+    runs = [
+        Compared(mark, mark, Path(mark), {"chain": {}}, results, {0: 1})
+        for mark, results in (("A", of(stem=known(1.6), noise=known(1.2, "pooled"))), ("B", of(stem=known(1.0))))
+    ]
+    grid = temperature_grid(runs)
+    assert grid.rows == ["stem", "noise"]
+    assert [[cell.text for cell in row] for row in grid.cells] == [["1.6 ± 0.01", "1 ± 0.01"], ["(1.2 ± 0.01)", "–"]]
+    assert final_scalars(runs[0].results)["evaluation/diagnostics/temperature/stem/ratio"] == 1.6
