@@ -43,7 +43,7 @@ def export(cfg: DictConfig) -> list[Path]:
         cfg.last is None or (type(cfg.last) is int and cfg.last >= 1),
         f"last={cfg.last} must be a number of draws of every chain, at least 1, or null for all",
     )
-    chosen = OmegaConf.to_container(cfg)["chains"]
+    chosen = OmegaConf.to_container(cfg.chains) if OmegaConf.is_list(cfg.chains) else cfg.chains
     chains = chosen if chosen is None or isinstance(chosen, list) else [chosen]
     require(
         chains is None or (chains != [] and all(type(chain) is int for chain in chains)),

@@ -134,7 +134,9 @@ class Handler(BaseHTTPRequestHandler):
                 server.files[value["path"]] = base64.b64decode(value["content"])
             elif line["key"] == "lfsFile":
                 server.files[value["path"]] = server.objects[value["oid"]]
-        return self.answer({"success": True, "commitUrl": f"{server.address}/c", "commitOid": "0" * 40})
+        return self.answer(
+            {"success": True, "commitUrl": f"{server.address}/me/posterior/commit/{'0' * 40}", "commitOid": "0" * 40}
+        )
 
 
 @pytest.fixture
@@ -174,9 +176,15 @@ def test_it_uploads_what_it_wrote(sampled: Path, tmp_path: Path, hub: StandIn) -
     settings = [f"run_dir={sampled}", f"out_dir={tmp_path / 'out'}", "last=1", "push_to_hub=me/posterior"]
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "private.txt").write_text("not an adapter")
+    settings_of_hub = {
+        "HF_ENDPOINT": hub.address,
+        "HF_TOKEN": "hf_test",
+        "HF_HUB_OFFLINE": "0",
+        "HF_HUB_DISABLE_XET": "1",
+    }
     ended = subprocess.run(
         [sys.executable, "-m", "bayeslora.export", *settings],
-        env=os.environ | {"HF_ENDPOINT": hub.address, "HF_TOKEN": "hf_test", "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"},
+        env=os.environ | settings_of_hub,
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert ended.returncode == 0, ended.stderr
