@@ -44,7 +44,7 @@ def main() -> bayeslora.Posterior:
     posterior = bayeslora.sample(
         lambda: lora_classifier(len(names), model, targets=("query", "value"), rank=4, cache_prefix=False),
         (tokens, torch.tensor([names.index(label) for label in labels])),
-        prior=bayeslora.Prior(0.01), lr=0.01, chains=2, draws=options.draws, burn_in=options.burn_in, thin=5,
+        "sgld", prior=bayeslora.Prior(0.01), lr=0.01, chains=2, draws=options.draws, burn_in=options.burn_in, thin=5,
         warmup=options.burn_in, class_names=names, parallel="stacked", batch_size=16,
     )  # fmt: skip
     for text, p in zip(texts[:2], posterior.predict(tokens[:2]).exp(), strict=True):

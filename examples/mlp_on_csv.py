@@ -42,7 +42,7 @@ def main() -> bayeslora.Posterior:
     posterior = bayeslora.sample(
         lambda: nn.Sequential(nn.Linear(x.shape[1], 32), nn.Tanh(), nn.Linear(32, 1)),  # each chain its own start
         (x[~held_out], y[~held_out]), "sghmc", test_dataset=(x[held_out], y[held_out]), lr=0.003, batch_size=None,
-        parallel="stacked", draws=options.draws, burn_in=options.burn_in, warmup_lr=0.01,
+        prior=1.0, parallel="stacked", draws=options.draws, burn_in=options.burn_in, warmup_lr=0.01,
     )  # fmt: skip
     said = posterior.predict(x[held_out][:3])
     for m, s, truth in zip(said.mean[:, 0], said.sd[:, 0], y[held_out][:3, 0], strict=True):

@@ -160,6 +160,10 @@ class SamplingModule(LightningModule):
         )
         for group in sampler.param_groups:
             group["lr"] *= group["factor"]
+        if self.padding.places:
+            sampled = self.padding.sampled(self.params)
+            names = {id(p): name for name, p in self.params.items()}
+            sampler.hold([sampled[names[id(p)]] for p in sampler.theta])
         optimizers = [self._make_warmup(list(self.params.values())), sampler]
         self._base_rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
         self._warn_of_bias(sampler)

@@ -64,6 +64,13 @@ class PaddingRows(nn.Module):
             found[name] = int(sampled.sum())
         return found
 
+    def sampled(self, params: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Tensors of the parameters' shapes by name: 0 in these rows, else 1."""
+        found = {name: torch.ones_like(p, requires_grad=False) for name, p in params.items()}
+        for name, (axis, index) in self._each():
+            found[name].select(axis, index).zero_()
+        return found
+
     def prior_energy(self, prior: Prior, params: Mapping[str, Tensor], chain_axes: int) -> Tensor | float:
         """What a prior over the whole tensors says of these rows, in nats: scalar, or [K]; 0 where there are none."""
         total: Tensor | float = 0.0

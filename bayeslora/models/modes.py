@@ -12,14 +12,21 @@ from torch.nn.modules.batchnorm import _BatchNorm
 def set_sampling_mode(model: nn.Module) -> None:
     """Evaluation mode, in which nothing is dropped at random, but for BatchNorm, which normalises by the batch.
 
-    Dropout would change the potential at every step. Many models look at their own mode when they drop (attention
-    does), so it is not enough to quieten the dropout layers. A BatchNorm that its owner froze, with no parameter to
-    sample and in evaluation mode, stays in it: it normalises by its running statistics, which do not move.
+    Recurrent layers without dropout, which compute the same in both modes, are in training mode, as cuDNN asks. Dropout
+    would change the potential at every step. Many models look at their own mode when they drop (attention does), so it
+    is not enough to quieten the dropout layers. A BatchNorm that its owner froze, with no parameter to sample and in
+    evaluation mode, stays in it: it normalises by its running statistics, which do not move.
     """
     batch_norms = normalise_by_batch(model)
     model.eval()
-    for module in batch_norms:
+    for module in [*batch_norms, *_recurrent(model)]:
         module.train()
+
+
+def _recurrent(model: nn.Module) -> list[nn.Module]:
+    """Recurrent layers of torch that drop nothing: in evaluation mode cuDNN runs them forward only, not backward."""
+    kinds = (nn.RNN, nn.LSTM, nn.GRU)
+    return [m for m in model.modules() if isinstance(m, kinds) and type(m) in kinds and m.dropout == 0]
 
 
 def normalise_by_batch(model: nn.Module) -> list[_BatchNorm]:

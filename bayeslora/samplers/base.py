@@ -56,6 +56,8 @@ class Sampler(Optimizer):
             stacked chains. Each chain's noise depends on (seed, chain, step) alone.
 
     Attributes:
+        sampled: 1 of the coordinates that are sampled, 0 of those that `hold` named, [D] or [K, D]; None: all are.
+        dim: number of those that are sampled, of one chain.
         noise_free: while true, steps are taken without noise and otherwise as at kT: how cycles explore.
         checks_late: look at what is not finite in `check_finite` only, not in every step (on a GPU).
         noise_ahead: draw the next step's noise on a second thread while this step's gradient is computed: the same
@@ -105,6 +107,8 @@ class Sampler(Optimizer):
         self._origin: Tensors | None = None
         self._finite: Tensor | None = None
         self.checks_late = self.theta[0].device.type != "cpu"
+        self.sampled: Tensor | None = None
+        self.dim = sum(map(self._size, self.theta))
         self._sources: dict[str, torch.Generator] = {}
         self._drawing: dict[int, Future[Tensor]] = {}
         self._thread: ThreadPoolExecutor | None = None
@@ -269,6 +273,16 @@ class Sampler(Optimizer):
     def freeze(self) -> None:
         """Stop adapting: called once, when burn-in ends and draws are kept. Samplers that adapt nothing ignore it."""
         self.memory["frozen"] = True
+
+    def hold(self, sampled: Tensors) -> None:
+        """Say which coordinates are held where they are: their gradient is 0, and no mean over coordinates counts them.
+
+        Args:
+            sampled: one tensor a parameter, in the order of `theta`: 1 of what is sampled, 0 of what is held.
+        """
+        self.sampled = self._new()
+        torch._foreach_copy_(self.parts(self.sampled), sampled)
+        self.dim = int(self.sampled.view(len(self.chains), -1)[0].count_nonzero())
 
     @property
     def frozen(self) -> bool:

@@ -76,7 +76,7 @@ class SGLRW(Sampler):
             for lr, _, g_ in self.by_group(gradient):
                 limit = (2 * self.kT / lr) ** 0.5
                 total = total + sum(g.abs().gt(limit).reshape(rows, -1).count_nonzero(1) for g in g_)
-            seen = total / sum(map(self._size, self.theta))
+            seen = total / self.dim
             self.memory["clipping"] = self.memory.get("clipping", 0) + (seen if self.stacked else seen[0])
         if counted < self.WINDOW:
             return

@@ -43,7 +43,9 @@ class SGNHT(Underdamped):
             torch._foreach_add_(theta, p_, alpha=lr**0.5)  # θ ← θ + √ε p
             sizes += lr * sum(map(self._size, theta))
         if self.noisy:
-            kinetic = torch.linalg.vector_norm(p, dim=-1, keepdim=True).square() / p.shape[-1]
+            if self.sampled is not None:
+                p.mul_(self.sampled)  # what is held has no momentum
+            kinetic = torch.linalg.vector_norm(p, dim=-1, keepdim=True).square() / self.dim
             rate = sizes / p.shape[-1]  # ε, on average over the coordinates
             self.memory["friction"] = friction + rate * ((1 - friction / 2) * kinetic / self.kT - 1)
 

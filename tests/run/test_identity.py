@@ -20,7 +20,7 @@ Y = X[:, :3].argmax(1)
 
 def sample(model: Any, **settings: Any) -> Posterior:
     plan = {"chains": 2, "draws": 2, "thin": 2, "burn_in": 20, "warmup": 150, "warmup_lr": 0.02, "batch_size": 60}
-    return bayeslora.sample(model, (X, Y), "sgld", **{**plan, "progress": False, **settings})
+    return bayeslora.sample(model, (X, Y), "sgld", **{**plan, "prior": 1.0, "progress": False, **settings})
 
 
 def net(act: type[nn.Module] = nn.Tanh) -> nn.Module:

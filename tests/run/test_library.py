@@ -244,12 +244,13 @@ def test_a_device_is_what_runs_or_is_refused(device: str) -> None:
 
 def test_a_burn_in_too_short_is_warned_of_once_with_block_and_steps() -> None:
     with pytest.warns(UserWarning, match=r"block [02], it forgets its start in N·σ²/ε = 4,000 steps") as caught:
-        sampled(lr=0.01)
+        sampled(sampler="sgld", prior=1.0, lr=0.01)
     assert len([one for one in caught if "burn-in" in str(one.message)]) == 1
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
-        sampled(lr=0.1, prior=0.01, burn_in=13)
+        sampled(sampler="sgld", lr=0.1, prior=0.01, burn_in=13)
         sampled(sampler="map")
+        bayeslora.sample(net(), (X, CLASSES), chains=1, draws=2, thin=2, warmup=5, progress=False)  # as documented
 
 
 def test_what_diverges_before_the_first_step_is_not_blamed_on_the_step_size() -> None:

@@ -353,6 +353,36 @@ def test_momenta_have_the_variance_of_their_docstring(sampler_class, variance):
     assert abs(measured / variance - 1) < 4 * (2 / 40_000) ** 0.5
 
 
+@pytest.mark.parametrize("chain", [3, [3, 5]])
+def test_what_is_held_counts_in_no_mean_over_coordinates(chain):
+    """Beside what is held, SGNHT's friction and SGLRW's clipped share are those of the sampled coordinates alone."""
+    rows = () if isinstance(chain, int) else (2,)
+    held = torch.arange(40).reshape(8, 5) < 30  # six rows of eight
+
+    def run(sampler_class, lr: float, steps: int):
+        p = torch.nn.Parameter(torch.zeros(*rows, 8, 5))
+        sampler = sampler_class([p], lr=lr, kT=1.0, seed=0, chain=chain)
+        sampler.hold([(~held).float().expand(p.shape)])
+
+        def closure() -> torch.Tensor:
+            loss = (3.0 * p).masked_fill(held, 0.0).reshape(*rows, -1).sum(-1)
+            loss.sum().backward()
+            return loss.detach()
+
+        for _ in range(steps):
+            sampler.step(closure)
+        return sampler
+
+    thermostat = run(SGNHT, 0.01, 1)
+    p = thermostat.memory["momentum"].reshape(*rows, 8, 5)
+    kinetic = (p * ~held).square().sum((-2, -1)) / 10
+    friction = 1 - thermostat.momentum
+    expected = friction + 0.01 * ((1 - friction / 2) * kinetic - 1)
+    torch.testing.assert_close(thermostat.memory["friction"].squeeze(-1), expected.reshape(rows or ()))
+    with pytest.warns(RuntimeWarning, match="SGLRW clips 100.0%"):  # |g| = 3 beyond √(2 kT/ε) = 2
+        run(SGLRW, 0.5, 100)
+
+
 def test_streams_differ_where_only_the_upper_half_of_a_seed_does():
     """`manual_seed` alone reads 32 bits on a CPU: 10⁵ streams would hold equal ones."""
     streams = [torch.rand(8, generator=reseed(torch.Generator(), seed)) for seed in (7, 7 + (1 << 32), 7 + (5 << 32))]
