@@ -136,7 +136,7 @@ def test_regression_is_evaluated_in_its_own_terms(
     noise: Any, outputs: int, sampled_noise: bool, tmp_path: Path
 ) -> None:
     posterior = sampled(
-        net(outputs), (X, REALS), likelihood=Gaussian(noise), test_dataset=(X[:20], REALS[:20]),
+        net(outputs), (X, REALS), likelihood=Gaussian(noise), lr=0.002, test_dataset=(X[:20], REALS[:20]),
         val_dataset=(X[20:], REALS[20:]), run_dir=tmp_path / "run",
     )  # fmt: skip
     assert all((NOISE in draw.tensors) == sampled_noise for draw in posterior.draws())

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from data.text_models import tiny_checkpoint
 from torch import Tensor, nn
 
 import bayeslora
 from bayeslora.errors import ConfigError
 from bayeslora.models import lora_classifier, set_sampling_mode
+from tests.data.text_models import tiny_checkpoint
 
 N, FEATURES, CLASSES = 24, 4, 3
 ROWS = torch.randn(N, FEATURES, generator=torch.Generator().manual_seed(0))
