@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bayeslora.cli import run_command
+from bayeslora.app.cli import run_command
 from bayeslora.errors import ConfigError, CriteriaError, DataError, require
 from bayeslora.evaluation.results import Results, Scores, score
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from rich.table import Table
     from torch import Tensor
 
-    from bayeslora.build import Setup
+    from bayeslora.experiment import Experiment
     from bayeslora.rundir import RunDirectory
 
 KEYS = {"run_dir", "out_dir", "keep_time", "bootstrap", "limits", "strict", "trust", "dataset"}
@@ -54,25 +54,27 @@ def bias_check(cfg: DictConfig) -> dict[str, Any]:
         CriteriaError: `cfg.strict` and a change is not small, or cannot be told from chance; all is written before.
     """
     _check(cfg)
+    from omegaconf import OmegaConf
     from rich.console import Console
 
+    from bayeslora.app.compose import recorded_settings, to_experiment
+    from bayeslora.engine.run import run_experiment
     from bayeslora.files import write_atomically
-    from bayeslora.recorded import names
     from bayeslora.rundir import RunDirectory
-    from bayeslora.train import train
 
     run = RunDirectory(cfg.run_dir)
     before = _finished_results(run)
     other = RunDirectory(cfg.out_dir or f"{run.root}_half_step")
-    recorded = run.recorded(names(cfg.trust), cfg.dataset.path)
-    changed = half_step(recorded, other.root, before.provenance.split or "test", cfg.keep_time)
-    after = train(changed)
+    settings = recorded_settings(run, cfg.trust, cfg.dataset.path)
+    changed = half_step(settings, other.root, before.provenance.split or "test", cfg.keep_time)
+    experiment = to_experiment(OmegaConf.create(changed), other)
+    after = run_experiment(experiment, other)
     assert after is not None  # it ran every chain
     found: dict[str, Any] = compare(before, after, cfg.limits)
     if cfg.bootstrap:
-        for name, error in _example_errors(run, other, changed, cfg.bootstrap).items():
+        for name, error in _example_errors(run, other, experiment, cfg.bootstrap).items():
             found[name]["test_se"] = error
-    found |= {"run_dir": str(other.root), "lr": [2 * changed.sampler.lr, changed.sampler.lr]}
+    found |= {"run_dir": str(other.root), "lr": [settings["sampler"]["lr"], changed["sampler"]["lr"]]}
     where = write_atomically(run.root / "bias.json", (json.dumps(found, indent=2, allow_nan=False) + "\n").encode())
     console = Console()
     if not console.is_terminal:
@@ -85,11 +87,11 @@ def bias_check(cfg: DictConfig) -> dict[str, Any]:
     return found
 
 
-def half_step(recorded: DictConfig, folder: Path, split: str, keep_time: bool = True) -> DictConfig:
-    """The configuration of a run at half the step size; seeds, warm-up and number of draws stay.
+def half_step(recorded: dict[str, Any], folder: Path, split: str, keep_time: bool = True) -> dict[str, Any]:
+    """The settings of a run at half the step size; seeds, warm-up and number of draws stay.
 
     Args:
-        recorded: the run's configuration.
+        recorded: the run's settings.
         folder: where the new run goes.
         split: what it is evaluated on.
         keep_time: twice the steps, so that the chains cover the same time.
@@ -97,25 +99,25 @@ def half_step(recorded: DictConfig, folder: Path, split: str, keep_time: bool = 
     Raises:
         ConfigError: the sampler has no step size, or samples nothing (temperature 0).
     """
-    from bayeslora.loggers import relocated
+    from bayeslora.rundir import relocated
 
-    lr = recorded.sampler.get("lr")
+    sampler, chain = recorded["sampler"], recorded["chain"] | {"index": None}
+    lr = sampler.get("lr")
     require(isinstance(lr, int | float), "bias_check halves sampler.lr, and the run's sampler has none")
-    cold = recorded.temperature == 0 or str(recorded.sampler._target_).rsplit(".", 1)[-1] == "MAP"
+    cold = recorded["temperature"] == 0 or sampler["_target_"].rsplit(".", 1)[-1] == "MAP"
     require(not cold, "the run is at temperature 0: it samples no distribution that a step size could bias")
-    cfg = relocated(recorded, folder)
-    cfg.run_dir, cfg.resume, cfg.chain.index = str(folder), False, None
-    cfg.sampler.lr = lr / 2
-    cfg.evaluate.split = split
-    if "strict" in cfg.evaluate:
-        cfg.evaluate.strict = False
     if keep_time:
-        chain = cfg.chain
-        chain.burn_in, chain.thin = 2 * chain.burn_in, 2 * chain.thin
-        set_here = {"offset": 1.0} if chain.schedule == "polynomial" else {}
-        set_here |= chain.get("schedule_settings") or {}
-        chain.schedule_settings = set_here | {name: 2 * set_here[name] for name in IN_STEPS if name in set_here}
-    return cfg
+        settings = {"offset": 1.0} if chain["schedule"] == "polynomial" else {}
+        settings |= chain.get("schedule_settings") or {}
+        settings |= {name: 2 * settings[name] for name in IN_STEPS if name in settings}
+        chain |= {"burn_in": 2 * chain["burn_in"], "thin": 2 * chain["thin"], "schedule_settings": settings}
+    return relocated(recorded, folder) | {
+        "run_dir": str(folder),
+        "resume": False,
+        "chain": chain,
+        "sampler": sampler | {"lr": lr / 2},
+        "evaluate": recorded["evaluate"] | {"split": split, "strict": False},
+    }
 
 
 def compare(before: Results, after: Results, limits: Mapping[str, float]) -> dict[str, Any]:
@@ -277,34 +279,31 @@ def _finished_results(run: RunDirectory) -> Results:
     return results
 
 
-def _example_errors(run: RunDirectory, other: RunDirectory, changed: DictConfig, resamples: int) -> dict[str, float]:
+def _example_errors(run: RunDirectory, other: RunDirectory, experiment: Experiment, resamples: int) -> dict[str, float]:
     """`bootstrap` of the ensembles of two runs, which are predicted once more."""
-    from bayeslora.build import build
-
-    setup: Setup = build(changed)
-    of_a_run = _class_scores if setup.data.real is None else _density_scores
-    one, other_one = (of_a_run(folder, setup) for folder in (run, other))
-    names = METRICS["classification" if setup.data.real is None else "regression"]
-    return bootstrap(one, other_one, names, len(setup.evaluation_split()), resamples, changed.seed)
+    of_a_run = _class_scores if experiment.data.real is None else _density_scores
+    one, other_one = (of_a_run(folder, experiment) for folder in (run, other))
+    names = METRICS["classification" if experiment.data.real is None else "regression"]
+    return bootstrap(one, other_one, names, len(experiment.evaluation_split()), resamples, experiment.seed)
 
 
-def _class_scores(run: RunDirectory, setup: Setup) -> Scoring:
+def _class_scores(run: RunDirectory, experiment: Experiment) -> Scoring:
     """Metrics of a classifier's ensemble on some of the examples."""
     from bayeslora.diagnostics.metrics import metrics
     from bayeslora.posterior import Posterior
 
-    split = setup.evaluation_split()
+    split = experiment.evaluation_split()
     targets = split.targets.cpu()
-    log_probs = Posterior.load(run.root, setup.model(), setup.likelihood).predict(setup.loader(split))
+    log_probs = Posterior.load(run.root, experiment.model(), experiment.likelihood).predict(experiment.loader(split))
     return lambda index: metrics(log_probs[index], targets[index])
 
 
-def _density_scores(run: RunDirectory, setup: Setup) -> Scoring:
+def _density_scores(run: RunDirectory, experiment: Experiment) -> Scoring:
     """Metrics of a regression's ensemble on some of the examples."""
     from bayeslora.evaluation.regression import calibration_error, run_through
     from bayeslora.posterior import Posterior
 
-    mixture = run_through(Posterior.load(run.root, setup.model(), setup.likelihood), setup).whole
+    mixture = run_through(Posterior.load(run.root, experiment.model(), experiment.likelihood), experiment).whole
     nll, pit = mixture.nll, mixture.pit
     return lambda index: {"nll": nll[index].mean().item(), "calibration_error": calibration_error(pit[index])}
 

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bayeslora.cli import run_command
+from bayeslora.app.cli import run_command
 from bayeslora.errors import ConfigError, DataError, Problems, require
 from bayeslora.files import user_path
 from bayeslora.recorded import read_config

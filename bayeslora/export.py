@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from bayeslora.cli import run_command
+from bayeslora.app.cli import run_command
 from bayeslora.errors import ConfigError, DataError, require
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from omegaconf import DictConfig
 
-    from bayeslora.build import Setup
+    from bayeslora.experiment import Experiment
     from bayeslora.rundir import RunDirectory
 
 KEYS = {"run_dir", "out_dir", "chains", "last", "push_to_hub", "trust", "dataset"}
@@ -53,22 +53,21 @@ def export(cfg: DictConfig) -> list[Path]:
 
     if cfg.push_to_hub is not None:
         check_upload(cfg.push_to_hub)
-    from bayeslora.build import build
+    from bayeslora.app.compose import recorded
     from bayeslora.files import user_path
     from bayeslora.posterior import Posterior
     from bayeslora.posterior.export import HEAD, export_adapters
-    from bayeslora.recorded import names
     from bayeslora.rundir import RunDirectory
 
     run = RunDirectory(cfg.run_dir)
-    setup = build(run.recorded(names(cfg.trust), cfg.dataset.path))
-    posterior = Posterior.load(run.root, setup.model(), setup.likelihood)
+    experiment = recorded(run, cfg.trust, cfg.dataset.path)
+    posterior = Posterior.load(run.root, experiment.model(), experiment.likelihood)
     stores = [store for store in posterior.stores if chains is None or store.chain in chains]
     lacking = sorted(set(chains or ()) - {store.chain for store in stores})
     if lacking or not stores:
         raise DataError(f"{run.root} holds no draws{f' of chain {lacking[0]}' if lacking else ''}")
     draws = (store.load(record) for store in stores for record in store.records()[-(cfg.last or 0) :])
-    described = facts(run, setup)
+    described = facts(run, experiment)
     folders = export_adapters(posterior.model, draws, user_path(cfg.out_dir), described)
     onto = "AutoModel" if (folders[0] / HEAD).is_file() else "AutoModelForSequenceClassification"
     print(f"{len(folders)} adapters for {onto} in {cfg.out_dir}; each one's README.md says how to load it", flush=True)  # noqa: T201
@@ -77,12 +76,12 @@ def export(cfg: DictConfig) -> list[Path]:
     return folders
 
 
-def facts(run: RunDirectory, setup: Setup) -> dict[str, str]:
+def facts(run: RunDirectory, experiment: Experiment) -> dict[str, str]:
     """The lines of an adapter's model card: what was sampled, how, and what came of it."""
     from bayeslora.evaluation.results import Results
     from bayeslora.report.words import run_settings, run_title
 
-    lines = {"title": run_title(setup)} | dict(run_settings(setup))
+    lines = {"title": run_title(experiment)} | dict(run_settings(experiment))
     if run.metrics_file.is_file():
         results = Results.read(run.metrics_file)
         for label, scores in (("MAP", results.map), ("Ensemble of all draws", results.ensemble)):

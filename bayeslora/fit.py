@@ -1,67 +1,152 @@
-"""Whether model, data and likelihood fit each other, and the model made for them."""
+"""Whether an experiment's model, data, likelihood and settings fit each other."""
 
 from __future__ import annotations
 
 import copy
-import logging
-from typing import Any
+import inspect
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import is_lazy
 
-from bayeslora.chains.ranks import require_shares
-from bayeslora.config import accepted, first_line, instantiate
 from bayeslora.datasets.base import Data
+from bayeslora.datasets.batches import Batches
 from bayeslora.errors import ConfigError, Problems, require
+from bayeslora.factories import first_line, naming, offer, settings_of, target_of
 from bayeslora.likelihood import NOISE, Categorical, Gaussian, Likelihood
 from bayeslora.models.modes import evaluation_mode
 from bayeslora.potential import matches
 
-log = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from bayeslora.experiment import Experiment
 
 TAKES = {"in_channels": "images", "in_features": "tables", "name_or_path": "texts"}
 """Arguments of this package's models that say what kind of data they take."""
 
 
-def make_likelihood(cfg: DictConfig) -> Likelihood:
-    """The likelihood that a configuration names; classes where it names none."""
-    node = cfg.get("likelihood")
-    made: Likelihood = Categorical() if node is None else instantiate(node)
-    return made
+def check_sampler(make_sampler: Callable[..., Any], seed: int = 0) -> None:
+    """Make a sampler of a dummy parameter, so that its settings are checked."""
+    with naming("sampler"):
+        make_sampler([nn.Parameter(torch.zeros(1))], kT=1.0, seed=seed, chain=0)
 
 
-def load_data(dataset: Any) -> Data:
-    """What a dataset's target gives: `Data`, or something with `load()` that does; or map-style datasets in its place.
+def check_warmup(make_warmup: Callable[..., Any]) -> None:
+    """Make the warm-up's optimizer of a dummy parameter, so that its settings are checked."""
+    lr = settings_of(make_warmup).get("lr", 1.0)
+    valid = isinstance(lr, int | float) and 0 < lr < float("inf")
+    require(valid, f"chain.warmup.optimizer.lr={lr} must be a positive finite number")
+    with naming("chain.warmup.optimizer"):
+        make_warmup([nn.Parameter(torch.zeros(1))])
+
+
+def check_model_settings(make_model: Callable[..., Any], target: str) -> None:
+    """Make a model of this package, without memory, so that its settings are checked."""
+    if is_own(make_model):
+        with naming(target), torch.device("meta"):
+            offer(make_model, num_classes=10, num_outputs=10, in_features=10)
+
+
+def is_own(make_model: Callable[..., Any]) -> bool:
+    """Whether a model's factory is of this package: it can then be made without memory, for its checks and shapes."""
+    return target_of(make_model).__module__.startswith("bayeslora.models.")
+
+
+def check_fit(experiment: Experiment) -> None:
+    """Check what can be said only with the data in memory.
 
     Raises:
-        DataError: it gives something else, or the data are wrong.
+        ConfigError: every problem of batches, splits, likelihood, model and settings by parameter name.
     """
-    from bayeslora.datasets.examples import from_examples
-
-    found = dataset.load() if hasattr(dataset, "load") else dataset
-    data = found if isinstance(found, Data) else from_examples(found, name=type(dataset).__name__)
-    for note in data.notes:
-        log.info("%s: %s", data.name, note)
-    return data.with_scale_notes()
-
-
-def build_model(node: DictConfig, data: Data, likelihood: Likelihood | None = None) -> nn.Module:
-    """The model, told its numbers of outputs and inputs where it takes them, with the likelihood's parameters."""
-    likelihood = likelihood or Categorical()
-    outputs = likelihood.outputs(data.num_classes)
-    sizes = {"in_channels": data.in_channels, "in_features": data.in_features}
-    model = instantiate(node, **accepted(node, num_classes=outputs, num_outputs=outputs, **sizes))
-    check_kind(model)
-    return likelihood.attach(model, data.num_classes)
+    problems, data, chain = Problems(), experiment.data, experiment.chain
+    with problems.collect():
+        Batches(data, chain.batch_size, experiment.seed, 0, bucket=chain.bucket)
+    if experiment.control_variates and data.augment is not None:
+        problems.add("sampler.control_variates needs the gradient of all the data: set dataset.augment=false")
+    if experiment.evaluation.split == "validation" and not len(data.validation):
+        problems.add("evaluate.split=validation needs a validation set: train with dataset.validation_size=…")
+    with problems.collect():
+        check_task(data, experiment.likelihood)
+        _check_model(experiment)
+    problems.raise_if_any()
 
 
-def try_model(node: DictConfig) -> None:
-    """Build a model of this package, without memory, for the sake of the checks it makes of its settings."""
-    if node._target_.startswith("bayeslora."):
-        with torch.device("meta"):
-            instantiate(node, **accepted(node, num_classes=10, num_outputs=10, in_features=10))
+def check_task(data: Data, likelihood: Likelihood) -> None:
+    """Raise `ConfigError` for classes with a likelihood of real numbers, or the other way round."""
+    if isinstance(likelihood, Categorical) and data.real is not None:
+        raise ConfigError(f"likelihood: the targets of {data.name} are real numbers; choose likelihood=gaussian")
+    if isinstance(likelihood, Gaussian) and data.real is None:
+        raise ConfigError(
+            f"likelihood: the targets of {data.name} are {data.num_classes} classes; choose likelihood=categorical"
+            " (or dataset.task=regression, where the dataset has that setting)"
+        )
+
+
+def _check_model(experiment: Experiment) -> None:
+    """Raise `ConfigError` unless the model can be made for the data, takes them, and has what settings name."""
+    own = is_own(experiment.make_model)
+    if own:
+        _check_takes(experiment)
+    model = experiment.structure()
+    names = [name for name, p in model.named_parameters() if p.requires_grad]
+    require(bool(names), "model: no parameter requires a gradient: none to sample")
+    problems = Problems()
+    for key, patterns in (
+        ("chain.lr_factors", experiment.chain.lr_factors),
+        ("prior.overrides", experiment.prior.overrides),
+    ):
+        for pattern in patterns:
+            if not any(matches(name, pattern) for name in names):
+                problems.add(f"{key}: no sampled parameter is called {pattern}; they are {', '.join(names[:6])}, …")
+    problems.raise_if_any()
+    _check_shares(experiment, model)
+    if not own:
+        _check_outputs(experiment, model)
+
+
+def _check_takes(experiment: Experiment) -> None:
+    """Raise `ConfigError` for a model of this package that takes another kind of data."""
+    parameters, data = inspect.signature(experiment.make_model).parameters, experiment.data
+    kinds = [kind for key, kind in TAKES.items() if key in parameters]
+    if "tables" in kinds:
+        kinds.append("images")  # a row of numbers, as they lie
+    require(
+        data.kind in kinds,
+        f"model: {experiment.record['model']['_target_']} takes {' or '.join(sorted({*kinds}))} and {data.name} holds"
+        f" {data.kind}; choose another model or dataset",
+    )
+
+
+def _check_shares(experiment: Experiment, model: nn.Module) -> None:
+    """Raise `ConfigError` unless a batch can be shared out among the devices without a change to the potential."""
+    devices, batch_size, num_data = experiment.trainer.devices, experiment.chain.batch_size, len(experiment.data.train)
+    problems = Problems()
+    if (batch_size or num_data) % devices:
+        what = f"chain.batch_size={batch_size}" if batch_size else f"the {num_data} examples"
+        problems.add(f"{what} cannot be shared out among trainer.devices={devices}; choose a multiple")
+    if devices > 1 and any(isinstance(module, _BatchNorm) for module in model.modules()):
+        problems.add(
+            f"batch norm would see a share of each batch alone with trainer.devices={devices}, which is another"
+            " potential: choose model.norm=frn or group"
+        )
+    problems.raise_if_any()
+
+
+def _check_outputs(experiment: Experiment, model: nn.Module) -> None:
+    """Raise `ConfigError` unless the model takes two examples of the data and gives what the likelihood needs."""
+    data, name = experiment.data, f"model: {experiment.record['model']['_target_']}"
+    try:
+        with torch.no_grad(), evaluation_mode(model):
+            shape = list(model(data.transform(data.train.inputs[:2])).shape)
+    except (RuntimeError, TypeError, IndexError, AttributeError, ValueError) as error:
+        raise ConfigError(f"{name} does not take {data.name}: {first_line(error)}") from error
+    wanted = experiment.likelihood.outputs(data.num_classes)
+    if hasattr(model, NOISE) and len(shape) == 2:
+        shape[1] //= 2  # the sampled noise is there too
+    told = "logits " * (data.real is None) + f"[2, {wanted}]"
+    require(shape == [2, wanted], f"{name} gives {shape} for two examples of {data.name}; it must give {told}")
 
 
 def check_kind(model: Any) -> None:
@@ -104,76 +189,3 @@ def copied(module: nn.Module) -> nn.Module:
             f"model: {type(module).__name__} cannot be copied ({first_line(error)}); give a function that makes the"
             " model instead of the module"
         ) from error
-
-
-def check_fit(cfg: DictConfig, data: Data, likelihood: Likelihood) -> None:
-    """Raise `ConfigError` unless likelihood and data, model and data, and settings by parameter name fit."""
-    check_task(data, likelihood)
-    _check_model(cfg, data, likelihood)
-
-
-def check_task(data: Data, likelihood: Likelihood) -> None:
-    """Raise `ConfigError` for classes with a likelihood of real numbers, or the other way round."""
-    if isinstance(likelihood, Categorical) and data.real is not None:
-        raise ConfigError(f"likelihood: the targets of {data.name} are real numbers; choose likelihood=gaussian")
-    if isinstance(likelihood, Gaussian) and data.real is None:
-        raise ConfigError(
-            f"likelihood: the targets of {data.name} are {data.num_classes} classes; choose likelihood=categorical"
-            " (or dataset.task=regression, where the dataset has that setting)"
-        )
-
-
-def _check_model(cfg: DictConfig, data: Data, likelihood: Likelihood) -> None:
-    """Raise `ConfigError` unless the model can be made for these data and takes them."""
-    node = cfg.model
-    if node._target_.startswith("bayeslora."):
-        _check_kind(node, data)
-        with torch.device("meta"):
-            _check_parts(cfg, build_model(node, data, likelihood), data)
-        return
-    model = build_model(node, data, likelihood)
-    _check_parts(cfg, model, data)
-    check_outputs(model, data, likelihood, f"model: {node._target_}")
-
-
-def _check_parts(cfg: DictConfig, model: nn.Module, data: Data) -> None:
-    """Raise `ConfigError` for a setting by a name that no sampled parameter has, or what devices cannot share."""
-    check_names(cfg, model)
-    require_shares(cfg, model, len(data.train))
-
-
-def check_outputs(model: nn.Module, data: Data, likelihood: Likelihood, name: str) -> None:
-    """Raise `ConfigError` unless the model takes two examples of the data and gives what the likelihood needs."""
-    try:
-        with torch.no_grad(), evaluation_mode(model):
-            shape = list(model(data.transform(data.train.inputs[:2])).shape)
-    except (RuntimeError, TypeError, IndexError, AttributeError, ValueError) as error:
-        raise ConfigError(f"{name} does not take {data.name}: {first_line(error)}") from error
-    wanted = likelihood.outputs(data.num_classes)
-    if hasattr(model, NOISE) and len(shape) == 2:
-        shape[1] //= 2  # the sampled noise is there too
-    told = "logits " * (data.real is None) + f"[2, {wanted}]"
-    require(shape == [2, wanted], f"{name} gives {shape} for two examples of {data.name}; it must give {told}")
-
-
-def _check_kind(node: DictConfig, data: Data) -> None:
-    """Raise `ConfigError` for a model of this package that takes another kind of data."""
-    kinds = [kind for key, kind in TAKES.items() if key in node or accepted(node, **{key: 0})]
-    if "tables" in kinds:
-        kinds.append("images")  # a row of numbers, as they lie
-    require(
-        data.kind in kinds,
-        f"model: {node._target_} takes {' or '.join(sorted({*kinds}))} and {data.name} holds {data.kind}; choose"
-        " another model or dataset",
-    )
-
-
-def check_names(cfg: DictConfig, model: nn.Module) -> None:
-    """Raise `ConfigError` for a setting by parameter name that no sampled parameter has."""
-    names = [name for name, p in model.named_parameters() if p.requires_grad]
-    problems = Problems()
-    for key in ("chain.lr_factors", "prior.overrides"):
-        for pattern in OmegaConf.select(cfg, key) or {}:
-            if not any(matches(name, pattern) for name in names):
-                problems.add(f"{key}: no sampled parameter is called {pattern}; they are {', '.join(names[:6])}, …")
-    problems.raise_if_any()

@@ -2,41 +2,49 @@
 
 from __future__ import annotations
 
+import inspect
 import tempfile
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from bayeslora.build import Setup, check_values, plain
+from bayeslora.chains.online import Online
 from bayeslora.chains.plan import Plan
-from bayeslora.chains.trial import try_step
-from bayeslora.config import CONF_DIR, IN_PYTHON, RootConfig, check_target, instantiate
+from bayeslora.chains.progress import Progress
+from bayeslora.chains.runner import ChainRunner
+from bayeslora.codec import decode, encode
 from bayeslora.datasets.base import Data
-from bayeslora.datasets.batches import Batches
-from bayeslora.datasets.examples import from_examples
-from bayeslora.errors import ConfigError, DivergedError, Problems, require
+from bayeslora.datasets.examples import InPython, from_examples
+from bayeslora.engine.callbacks.thermometer import Thermometer
+from bayeslora.engine.run import prepared
+from bayeslora.errors import DivergedError, Problems, require
+from bayeslora.evaluation.rechecks import check_recorded_nll
+from bayeslora.evaluation.run import evaluate
+from bayeslora.experiment import Experiment, check_temperature
+from bayeslora.factories import check_arguments, described, settings_of, target_of
 from bayeslora.files import digest, user_path
-from bayeslora.fit import check_kind, check_names, check_outputs, check_task, copied
+from bayeslora.fit import check_fit, check_kind, check_sampler, check_task, copied
 from bayeslora.likelihood import LIKELIHOODS, Categorical, Gaussian, Likelihood
 from bayeslora.posterior import Posterior
-from bayeslora.potential import Potential, Prior
+from bayeslora.potential import Prior
 from bayeslora.rundir import RunDirectory
+from bayeslora.samplers import BY_NAME, Sampler
+from bayeslora.settings import ChainSettings, Evaluation, TrainerSettings
 
 DEVICES = ("cpu", "cuda", "cuda:0")
 
 
 def sample(
-    model: nn.Module | Callable[[], nn.Module], dataset: Any, sampler: str = "sghmc", *,
+    model: nn.Module | Callable[[], nn.Module], dataset: Any, sampler: str | Callable[..., Sampler] = "sghmc", *,
     likelihood: str | Likelihood | None = None, prior: Prior | float = 0.1, temperature: float = 1.0,
     lr: float | None = None, chains: int = 4, draws: int = 100, thin: int = 40, burn_in: int = 1000,
-    warmup: int = 500, warmup_lr: float = 1e-3,
+    warmup: int = 500, warmup_lr: float = 1e-3, plan: Plan | None = None,
     batch_size: int | None = 128, val_dataset: Any = None, test_dataset: Any = None,
     class_names: tuple[str, ...] | None = None, seed: int = 0, parallel: str = "sequential", device: str = "cpu",
     run_dir: Path | str | None = None, name: str = "sample", progress: bool = True,
@@ -51,15 +59,18 @@ def sample(
         dataset: map-style, of (input, target) items, or a pair of tensors (inputs, targets). Whole-number targets are
             classes, floats are real numbers, which take the model's precision, float32 or float64. Read into memory
             once, so random augmentation in it happens once.
-        sampler: a file in `conf/sampler`: `sgld`, `sghmc`, `baoab`, `psgld`, `map`, ….
+        sampler: by name (`sgld`, `sghmc`, `baoab`, `psgld`, `map`, …: `bayeslora.samplers.BY_NAME`), or what makes one,
+            such as `SGHMC` or `partial(SGHMC, momentum=0.8)`.
         likelihood: `"categorical"`, `"gaussian"` (one sampled noise a target), an object such as
             `Gaussian(noise=0.1)`; None: by the targets.
         prior: a `Prior`, or the variance of N(0, ·) on every parameter.
         temperature: 1 is the Bayes posterior.
-        lr: step size ε on the mean loss; None: that of `conf/sampler/<sampler>.yaml`. With the defaults of sampler,
-            prior and lr a burn-in of 1,000 steps is enough for up to 1,600 examples; a warning says what others need.
+        lr: step size ε on the mean loss; None: the sampler's own (`bayeslora.samplers.BY_NAME`, or what makes it). With
+            the defaults of sampler, prior and lr a burn-in of 1,000 steps is enough for up to 1,600 examples; a warning
+            says what others need.
         chains, draws, thin, burn_in: chains, draws kept of each, steps a draw, steps before the first.
         warmup, warmup_lr: steps of AdamW (without weight decay) to the MAP baseline, from which burn-in begins.
+        plan: the phases in one, in the place of `draws`, `thin`, `burn_in` and `warmup`.
         batch_size: None for all the data at every step.
         val_dataset, test_dataset: further examples: every draw is scored on the first; on the second the posterior is
             evaluated (`posterior.metrics`, and a report in the run directory).
@@ -71,7 +82,7 @@ def sample(
             the posterior.
         name: of the run, in reports.
         progress: print how chains come on.
-        sampler_settings, chain_settings: further keys of `conf/sampler/<sampler>.yaml` and `conf/chain/default.yaml`.
+        sampler_settings, chain_settings: further arguments of the sampler, and keys of `conf/chain/default.yaml`.
 
     Returns:
         A `Posterior`, which predicts, iterates over draws, saves.
@@ -90,108 +101,127 @@ def sample(
             " chosen by CUDA_VISIBLE_DEVICES=1 in the environment")  # fmt: skip
     parts = (dataset, test_dataset, val_dataset)
     data = from_examples(*parts, name=name, class_names=class_names, precision=_precision(model))
-    chosen = _likelihood(likelihood, data)
-    given = prior if isinstance(prior, Prior) else Prior(float(prior))
+    size = batch_size if batch_size is None else min(int(batch_size), len(data.train))
+    phases = {"num_draws": draws, "thin": thin, "burn_in": burn_in, "warmup": {"steps": warmup}}
+    if plan is not None:
+        phases = vars(plan) | {"warmup": {"steps": plan.warmup}}
+    chain = phases | {"num_chains": chains, "batch_size": size, "parallel": parallel} | dict(chain_settings or {})
     folder, keeps = (user_path(run_dir), None) if run_dir is not None else _temporary()
-    size = batch_size if batch_size is None else min(batch_size, len(data.train))
-    lengths = {"num_chains": chains, "num_draws": draws, "thin": thin, "burn_in": burn_in, "batch_size": size}
-    chain = lengths | {"parallel": parallel, "warmup": _warmup(warmup, warmup_lr)} | dict(chain_settings or {})
-    cfg = _composed(
-        name=name, seed=seed, temperature=temperature, run_dir=str(folder), chain=chain,
-        sampler=_sampler(sampler, lr, sampler_settings), prior=_described(given, vars(given)),
-        likelihood=_described(chosen, vars(chosen)), model=_described_model(model),
-        dataset={"_target_": IN_PYTHON, "examples": digest(vars(data.train))[:16]},
-        callbacks=_callbacks(progress),
-        trainer={"accelerator": "cpu" if str(device) == "cpu" else "gpu"},
-    )  # fmt: skip
     run = RunDirectory(folder)
-    posterior = _sampled(_setup(cfg, data, chosen, given, model, run), run, evaluated=test_dataset is not None)
+    experiment = prepared(
+        _experiment(
+            _plain(chain),
+            make_model=_model(model),
+            make_sampler=_sampler(sampler, _plain(lr), _plain(dict(sampler_settings or {}))),
+            make_warmup=_warmup(_plain(warmup_lr)),
+            data=data,
+            likelihood=_likelihood(likelihood, data),
+            prior=prior if isinstance(prior, Prior) else Prior(float(prior)),
+            callbacks={"thermometer": Thermometer} | ({"online": Online, "progress": Progress} if progress else {}),
+            trainer=TrainerSettings(accelerator="cpu" if str(device) == "cpu" else "gpu"),
+            run=run,
+            **_plain({"name": name, "seed": seed, "temperature": temperature}),
+        ),
+        run,
+    )
+    if (short := experiment.short_burn_in()) is not None:
+        warnings.warn(short, stacklevel=2)
+    stopped = ChainRunner(experiment, run).run_all(experiment.chains)
+    if stopped:
+        raise DivergedError("; ".join(stopped.values()), list(stopped))
+    posterior = Posterior.load(run.root, experiment.model(), experiment.likelihood)
+    posterior.transform = data.transform
+    if test_dataset is not None:
+        posterior.metrics = evaluate(run, experiment)
+    else:
+        check_recorded_nll(posterior, experiment)
     posterior._keeps = keeps
     return posterior
 
 
-@dataclass
-class OwnSetup(Setup):
-    """The parts of a run whose model is anyone's object."""
-
-    own: nn.Module | Callable[[], nn.Module] | None = None
-
-    def make(self) -> nn.Module:
-        """A copy of the module, or a new one."""
-        made = copied(self.own) if isinstance(self.own, nn.Module) else self.own()  # type: ignore[misc]
-        check_kind(made)
-        return self.likelihood.attach(made, self.data.num_classes)
-
-    def structure(self) -> nn.Module:
-        return self.model()
-
-
-def _setup(
-    cfg: DictConfig,
-    data: Data,
-    likelihood: Likelihood,
-    prior: Prior,
-    model: nn.Module | Callable[[], nn.Module],
-    run: RunDirectory,
-) -> OwnSetup:
-    """All parts, checked; every problem is reported at once."""
-    problems = Problems()
-    unknown = list(check_target(cfg.sampler, "sampler"))
-    problems.add(*unknown)
-    check_values(cfg, problems)
-    if cfg.chain.parallel == "processes":
+def _experiment(
+    chain: dict[str, Any], *, make_model: partial[nn.Module], make_sampler: partial[Sampler],
+    make_warmup: partial[torch.optim.AdamW], data: Data, likelihood: Likelihood, prior: Prior, trainer: TrainerSettings,
+    callbacks: dict[str, Callable[..., Any]], run: RunDirectory, name: str, seed: int, temperature: float,
+) -> Experiment:  # fmt: skip
+    """All parts, checked, with what `config.yaml` records; every problem is reported at once."""
+    problems, settings = Problems(), ChainSettings()
+    problems.add(*check_arguments(make_sampler.func, make_sampler.keywords, "sampler"))
+    if not problems.found:
+        with problems.collect():
+            check_sampler(make_sampler, seed)
+    optimizer = described(make_warmup.func, _partial_=True, **make_warmup.keywords)
+    with problems.collect():
+        settings = decode(ChainSettings, chain | {"warmup": {"optimizer": optimizer} | chain["warmup"]}, "chain")
+    if settings.parallel == "processes":
         problems.add("parallel=processes needs a configuration; choose sequential or stacked")
-    chain = cfg.chain
     with problems.collect():
-        run.check(plain(cfg))
+        check_temperature(temperature)
+    evaluation = Evaluation()
+    record = _plain(
+        {
+            "name": name,
+            "seed": seed,
+            "temperature": temperature,
+            "run_dir": str(run.root),
+            "resume": False,
+            "dataset": described(InPython, examples=digest(vars(data.train))[:16]),
+            "model": _described_model(make_model.args[0]),
+            "sampler": described(make_sampler.func, _partial_=True, **make_sampler.keywords),
+            "prior": described(type(prior), **vars(prior)),
+            "likelihood": described(type(likelihood), **vars(likelihood)),
+            "chain": encode(settings),
+            "trainer": encode(trainer),
+            "logger": None,
+            "callbacks": {key: described(make) for key, make in callbacks.items()} or None,
+            "evaluate": encode(evaluation),
+        }
+    )
     with problems.collect():
-        Batches(data, chain.batch_size, cfg.seed, 0)
-    with problems.collect():
-        plan = Plan(chain.warmup.steps, chain.burn_in, chain.num_draws, chain.thin, chain.cycles, chain.exploration)
+        run.check(record)
     with problems.collect():
         check_task(data, likelihood)
-    if not unknown:
-        with problems.collect():
-            make_sampler = instantiate(cfg.sampler)
-            make_sampler([nn.Parameter(torch.zeros(1))], kT=1.0, seed=cfg.seed, chain=0)
     problems.raise_if_any()
-    potential = Potential(likelihood.extend(prior), len(data.train))
-    where = torch.device("cuda", 0) if cfg.trainer.accelerator == "gpu" else torch.device("cpu")
-    warmup = instantiate(chain.warmup.optimizer)
-    setup = OwnSetup(cfg, data, potential, plan, make_sampler, warmup, where, likelihood, own=model)
-    made = setup.model().cpu()
-    require(any(p.requires_grad for p in made.parameters()), "model: no parameter requires a gradient: none to sample")
-    check_names(cfg, made)
-    check_outputs(made, data, likelihood, f"model: {type(made).__name__}")
-    setup.identify(run)
-    try_step(setup)
-    return setup
+    experiment = Experiment(
+        name, seed, temperature, make_model, partial(_given, data), likelihood, prior, make_sampler, make_warmup,
+        settings, trainer, evaluation, record, callbacks=callbacks,
+    ).holding(data)  # fmt: skip
+    check_fit(experiment)
+    return experiment
 
 
-def _sampled(setup: Setup, run: RunDirectory, evaluated: bool) -> Posterior:
-    """Run the chains to their ends, and perhaps evaluate what they found.
+def _given(data: Data) -> Data:
+    return data
 
-    Raises:
-        DivergedError: some did not reach theirs.
-    """
-    from bayeslora.chains.runner import ChainRunner
-    from bayeslora.evaluate import evaluate
-    from bayeslora.evaluation.rechecks import check_draws, check_recorded_nll
 
-    run.open(plain(setup.cfg), setup.fingerprint, setup.fixed)
-    if (short := setup.short_burn_in()) is not None:
-        warnings.warn(short, stacklevel=3)
-    check_draws(run, setup)
-    stopped = ChainRunner(setup, run).run_all(setup.chains)
-    if stopped:
-        raise DivergedError("; ".join(stopped.values()), list(stopped))
-    posterior = Posterior.load(run.root, setup.model(), setup.likelihood)
-    posterior.transform = setup.data.transform
-    if evaluated:
-        posterior.metrics = evaluate(run, setup)
-    else:
-        check_recorded_nll(posterior, setup)
-    return posterior
+def _made(model: nn.Module | Callable[[], nn.Module]) -> nn.Module:
+    """A copy of the module, or a new one."""
+    return copied(model) if isinstance(model, nn.Module) else model()
+
+
+def _model(model: nn.Module | Callable[[], nn.Module]) -> partial[nn.Module]:
+    """The model's factory."""
+    require(callable(model), f"model must be a module, or a function that makes one, not {type(model).__name__}")
+    return partial(_made, model)
+
+
+def _sampler(sampler: str | Callable[..., Sampler], lr: float | None, settings: dict[str, Any]) -> partial[Sampler]:
+    """The sampler's factory, with all its settings."""
+    if isinstance(sampler, str):
+        require(sampler in BY_NAME, f"sampler={sampler} is unknown; choose one of {', '.join(sorted(BY_NAME))}")
+        sampler = BY_NAME[sampler]
+    require(callable(sampler), f"sampler must be a name or a class of samplers, not {type(sampler).__name__}")
+    target, own = target_of(sampler), _plain(settings_of(sampler))
+    usual = {target_of(make): {"lr": settings_of(make)["lr"]} for make in BY_NAME.values()}
+    parameters = inspect.signature(target).parameters.values()
+    left = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is not p.empty}
+    given = {} if lr is None else {"lr": lr}
+    return partial(target, **left | usual.get(target, {}) | own | given | settings)
+
+
+def _warmup(lr: float) -> partial[torch.optim.AdamW]:
+    require(lr > 0, f"warmup_lr={lr} must be a positive number")
+    return partial(torch.optim.AdamW, lr=lr, weight_decay=0.0)
 
 
 def _likelihood(likelihood: str | Likelihood | None, data: Data) -> Likelihood:
@@ -205,50 +235,12 @@ def _likelihood(likelihood: str | Likelihood | None, data: Data) -> Likelihood:
     return made
 
 
-def _sampler(name: str, lr: float | None, settings: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The node of `conf/sampler/<name>.yaml` with a step size, if one is given, and further settings."""
-    file = Path(CONF_DIR) / "sampler" / f"{name}.yaml"
-    known = ", ".join(sorted(other.stem for other in file.parent.glob("*.yaml")))
-    require(file.is_file(), f"sampler={name} is unknown; choose one of {known}")
-    node = OmegaConf.to_container(OmegaConf.load(file))
-    assert isinstance(node, dict)
-    return {str(key): value for key, value in node.items()} | ({} if lr is None else {"lr": lr}) | dict(settings or {})
-
-
-def _warmup(steps: int, lr: float) -> dict[str, Any]:
-    require(lr > 0, f"warmup_lr={lr} must be a positive number")
-    optimizer = {"_target_": "torch.optim.AdamW", "_partial_": True, "lr": lr, "weight_decay": 0.0}
-    return {"steps": steps, "optimizer": optimizer}
-
-
-def _callbacks(progress: bool) -> dict[str, Any]:
-    """The default callbacks; without those that print, if they are not wanted."""
-    node = OmegaConf.to_container(OmegaConf.load(Path(CONF_DIR) / "callbacks" / "default.yaml"))
-    assert isinstance(node, dict)
-    return {str(key): value for key, value in node.items() if progress or key == "thermometer"}
-
-
-def _composed(**settings: Any) -> DictConfig:
-    """A configuration as the commands compose it, of these settings and the defaults of the rest."""
-    from omegaconf.errors import OmegaConfBaseException
-
-    from bayeslora.config import first_line
-
-    try:
-        merged = OmegaConf.merge(OmegaConf.structured(RootConfig), OmegaConf.create(_python(settings)))
-    except OmegaConfBaseException as error:
-        raise ConfigError(first_line(error)) from error
-    cfg = OmegaConf.create(OmegaConf.to_container(merged))
-    assert isinstance(cfg, DictConfig)
-    return cfg
-
-
-def _python(value: Any) -> Any:
+def _plain(value: Any) -> Any:
     """Settings with NumPy's and torch's numbers as Python's."""
     if isinstance(value, Mapping):
-        return {key: _python(entry) for key, entry in value.items()}
+        return {key: _plain(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
-        return [_python(entry) for entry in value]
+        return [_plain(entry) for entry in value]
     is_number = isinstance(value, np.generic) or (isinstance(value, torch.Tensor) and value.ndim == 0)
     return value.item() if is_number else value
 
@@ -260,19 +252,12 @@ def _precision(model: nn.Module | Callable[[], nn.Module]) -> torch.dtype:
     return torch.float64 if torch.float64 in kinds else torch.float32
 
 
-def _described(what: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """An object as a node of a configuration."""
-    kind = type(what)
-    return {"_target_": f"{kind.__module__}.{kind.__qualname__}", **settings}
-
-
 def _described_model(model: nn.Module | Callable[[], nn.Module]) -> dict[str, Any]:
     """A model's name and, of a module, its state: other weights are another run."""
     if not isinstance(model, nn.Module):
-        require(callable(model), f"model must be a module, or a function that makes one, not {type(model).__name__}")
         return {"_target_": f"{getattr(model, '__module__', '')}.{getattr(model, '__qualname__', 'model')}"}
     check_kind(model)
-    return _described(model, {"state": digest(model.state_dict())[:16]})
+    return described(type(model), state=digest(model.state_dict())[:16])
 
 
 def _temporary() -> tuple[Path, Any]:

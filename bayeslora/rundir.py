@@ -15,11 +15,9 @@ from typing import Any
 
 import torch
 import yaml
-from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from bayeslora.config import differences
-from bayeslora.errors import ConfigError, DataError, StorageError, require
+from bayeslora.errors import ConfigError, DataError, StorageError
 from bayeslora.files import locked, remove_leftovers, user_path, write_atomically
 from bayeslora.identity import Fingerprint, named
 from bayeslora.posterior.store import DrawStore, read_tensors, serialise
@@ -83,27 +81,19 @@ class RunDirectory:
         """
         return read_config(self.config_file)
 
-    def recorded(self, trusted: Sequence[str] = (), data_path: str | None = None) -> DictConfig:
-        """The recorded configuration as it was composed, to build the parts from; on the CPU if there is no GPU.
+    def trusted(self, trusted: Sequence[str] = ()) -> dict[str, Any]:
+        """The recorded configuration without what a run adds to it, to build the parts from.
 
         Args:
             trusted: packages, modules or classes not of bayeslora that it may name.
-            data_path: where the dataset lies now; None: where the run found it.
 
         Raises:
-            ConfigError: a path for a dataset that has none.
             DataError: there is none; or a link leads out of the folder; or it names or points to what it should not.
         """
         check_contained(self.root)
         config = {key: value for key, value in self.config.items() if key not in ("provenance", "fingerprint")}
         check_trusted(config, self.config_file, trusted)
-        cfg = OmegaConf.create(config)
-        if not torch.cuda.is_available() and isinstance(cfg.get("trainer"), DictConfig):
-            cfg.trainer.accelerator = "cpu"  # a run from elsewhere
-        if data_path is not None:
-            require("path" in cfg.dataset, f"dataset.path={data_path}: {cfg.dataset._target_} is read from no path")
-            cfg.dataset.path = str(user_path(data_path))
-        return cfg
+        return config
 
     @property
     def fingerprint(self) -> Fingerprint | None:
@@ -238,6 +228,32 @@ def fixed(config: dict[str, Any]) -> dict[str, Any]:
     kept = {key: value for key, value in config.items() if key not in FREE_TO_CHANGE}
     free = {key.removeprefix("chain.") for key in FREE_TO_CHANGE if key.startswith("chain.")} | {"num_draws"}
     return kept | {"chain": {key: value for key, value in config["chain"].items() if key not in free}}
+
+
+def differences(ours: dict[str, Any], theirs: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    """Dotted names of the settings in which two plain configurations differ, with both values."""
+    for key in sorted({*ours, *theirs}):
+        a, b = ours.get(key), theirs.get(key)
+        if isinstance(a, dict) and isinstance(b, dict):
+            yield from differences(a, b, f"{prefix}{key}.")
+        elif a != b:
+            yield f"{prefix}{key} (here {a!r}, there {b!r})"
+
+
+def relocated(config: dict[str, Any], folder: Path | str) -> dict[str, Any]:
+    """A configuration whose run lies in `folder`: whatever of loggers and callbacks lies in its run directory moves."""
+    before = Path(config["run_dir"])
+
+    def moved(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: moved(entry) for key, entry in value.items()}
+        if isinstance(value, list):
+            return [moved(entry) for entry in value]
+        if isinstance(value, str) and Path(value).is_relative_to(before):
+            return str(Path(folder, Path(value).relative_to(before)))
+        return value
+
+    return config | {key: moved(config[key]) for key in ("logger", "callbacks", "run_dir") if key in config}
 
 
 def provenance() -> dict[str, Any]:

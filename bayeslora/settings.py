@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from bayeslora.errors import Problems
+from bayeslora.chains.plan import Plan
+from bayeslora.errors import Problems, require
+
+AUTO = "auto"
+"""The value of a setting that a short measurement chooses."""
+PRECISIONS = ("32-true", "bf16-mixed")
+PARALLEL = ("sequential", "stacked", "processes")
+ON_DIVERGENCE = ("stop", "retry")
+STRATEGIES = ("auto", "ddp")
+SCHEDULES = ("constant", "cosine", "linear", "polynomial", "exponential", "cyclical")
+"""The names of `samplers.schedules.SCHEDULES`, whose import would take seconds."""
 
 
 @dataclass(frozen=True)
@@ -53,37 +63,176 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
+class WarmupSettings:
+    """`chain.warmup`: steps, the optimizer (a node with `_target_`) and its schedule; `ChainSettings` checks them."""
+
+    steps: int = 0
+    optimizer: Any = None
+    schedule: str = "cosine"
+    schedule_settings: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ChainSettings:
+    """`chain`: how many chains, their phases in steps, the batch size.
+
+    Raises:
+        ConfigError: values are impossible.
+    """
+
+    num_chains: int = 4
+    parallel: str = "sequential"
+    index: Any = None
+    batch_size: int | None = 128
+    bucket: int = 1
+    warmup: WarmupSettings = field(default_factory=WarmupSettings)
+    burn_in: int = 2000
+    num_draws: int = 100
+    thin: int = 200
+    schedule: str = "constant"
+    schedule_settings: dict[str, Any] = field(default_factory=dict)
+    lr_factors: dict[str, float] = field(default_factory=dict)
+    cycles: int = 0
+    exploration: float = 0.8
+    probe_size: int = 1000
+    on_divergence: str = "stop"
+    max_potential: float = 1e6
+    resume_every: float = 60.0
+
+    def __post_init__(self) -> None:
+        problems = Problems()
+        with problems.collect():
+            _ = self.plan
+        for key, name in (("chain.schedule", self.schedule), ("chain.warmup.schedule", self.warmup.schedule)):
+            if name not in SCHEDULES:
+                problems.add(f"{key}={name} is unknown; choose one of {', '.join(SCHEDULES)}")
+        if self.parallel not in PARALLEL:
+            problems.add(f"chain.parallel={self.parallel} is unknown; choose one of {', '.join(PARALLEL)}")
+        if self.on_divergence not in ON_DIVERGENCE:
+            problems.add(f"chain.on_divergence={self.on_divergence} is unknown; choose {' or '.join(ON_DIVERGENCE)}")
+        if not self.max_potential > 0:
+            problems.add(f"chain.max_potential={self.max_potential} must be positive")
+        if not self.resume_every >= 0:
+            problems.add(f"chain.resume_every={self.resume_every} must be at least 0 (seconds)")
+        for key in ("num_chains", "probe_size"):
+            if getattr(self, key) < 1:
+                problems.add(f"chain.{key}={getattr(self, key)} must be at least 1")
+        problems.add(*self._index_problems())
+        problems.raise_if_any()
+
+    def _index_problems(self) -> Iterator[str]:
+        chosen, count = [self.index] if isinstance(self.index, int) else self.index, self.num_chains
+        if chosen is None:
+            return
+        if not isinstance(chosen, list | tuple) or not all(isinstance(one, int) for one in chosen) or not chosen:
+            yield f"chain.index={self.index} must be the number of a chain, or a list of such, or null for all"
+        elif not all(0 <= one < count for one in chosen) or len(set(chosen)) < len(chosen):
+            yield f"chain.index={self.index} names chains from 0 to {count - 1}, each once (chain.num_chains={count})"
+
+    @property
+    def plan(self) -> Plan:
+        """The phases in steps."""
+        return Plan(self.warmup.steps, self.burn_in, self.num_draws, self.thin, self.cycles, self.exploration)
+
+    @property
+    def chosen(self) -> list[int]:
+        """Numbers of the chains to run: `index`, or all."""
+        if self.index is None:
+            return list(range(self.num_chains))
+        return [self.index] if isinstance(self.index, int) else list(self.index)
+
+
+@dataclass(frozen=True)
+class TrainerSettings:
+    """`trainer`: where and how the steps run.
+
+    Raises:
+        ConfigError: values are impossible, or the machine has no such device.
+    """
+
+    accelerator: str = "cpu"
+    strategy: str = "auto"
+    devices: int = 1
+    precision: str = "32-true"
+    channels_last: Any = False
+    compile: Any = False
+    num_threads: int | None = None
+
+    def __post_init__(self) -> None:
+        problems = Problems()
+        if self.num_threads is not None and self.num_threads < 1:
+            problems.add(f"trainer.num_threads={self.num_threads} must be at least 1, or null")
+        if self.accelerator not in ("cpu", "gpu"):
+            problems.add(f"trainer.accelerator={self.accelerator} must be cpu or gpu")
+        for key in ("channels_last", "compile"):
+            if getattr(self, key) not in (True, False, AUTO):
+                problems.add(f"trainer.{key}={getattr(self, key)} must be true, false or auto")
+        if self.precision != AUTO:
+            with problems.collect():
+                check_precision(self.precision)
+        problems.add(*self._device_problems())
+        problems.raise_if_any()
+
+    def _device_problems(self) -> Iterator[str]:
+        strategy, devices, there = self.strategy, self.devices, self.devices
+        if self.accelerator == "gpu":
+            import torch
+
+            there = torch.cuda.device_count()
+            if not torch.cuda.is_available():
+                yield "trainer.accelerator=gpu but torch sees no CUDA device; use trainer=cpu, or look at nvidia-smi"
+        if strategy.startswith(("fsdp", "deepspeed")):
+            yield (
+                f"trainer.strategy={strategy} gives each rank a part of the parameters, and a Langevin step needs them"
+                " whole: its noise is one stream over all of them, SAM's norms run over all of them. Choose ddp, or"
+                " chain.parallel=processes"
+            )
+        elif strategy not in STRATEGIES:
+            yield f"trainer.strategy={strategy} is unknown; choose {' or '.join(STRATEGIES)}"
+        elif strategy == "auto" and devices != 1:
+            yield (
+                f"trainer.devices={devices} needs trainer.strategy=ddp, with which they share each chain's batches"
+                " (chain.parallel=processes gives each chain a device of its own)"
+            )
+        if devices < 1:
+            yield f"trainer.devices={devices} must be at least 1"
+        if devices > there > 0:
+            yield f"trainer.devices={devices}, but torch sees {there}"
+
+
+def check_precision(precision: str) -> None:
+    """Raise `ConfigError` for a precision in which Langevin steps are lost or closures are not called."""
+    require(
+        precision in PRECISIONS,
+        f"trainer.precision={precision} cannot be used for sampling: fp16 loss scaling skips and rescales steps, and "
+        f"half-precision parameters lose steps of size √(2ε·kT). Choose one of {', '.join(PRECISIONS)}",
+    )
+
+
+def check_together(chain: ChainSettings, trainer: TrainerSettings) -> None:
+    """Raise `ConfigError` for chains side by side on devices that share one chain's batches."""
+    require(
+        trainer.devices == 1 or chain.parallel == "sequential",
+        f"chain.parallel={chain.parallel} cannot go with trainer.devices={trainer.devices}: the devices are busy with"
+        " one chain's batches. Choose chain.parallel=sequential, or trainer.devices=1",
+    )
+
+
+@dataclass(frozen=True)
 class Component:
-    """A part of a run as its configuration names it: the name of a class, and the arguments that it is given."""
+    """A part of a run as it is recorded: the name of a class, and the arguments that it is given."""
 
     name: str
     arguments: Mapping[str, Any] = field(default_factory=dict)
 
+    @classmethod
+    def of(cls, node: Mapping[str, Any]) -> Component:
+        """What a node with a `_target_` names."""
+        arguments = {key: value for key, value in node.items() if not key.startswith("_")}
+        return cls(str(node["_target_"]).rsplit(".", 1)[-1], arguments)
+
     def __str__(self) -> str:
         return ", ".join([self.name, *(f"{name} {short(value)}" for name, value in self.arguments.items())])
-
-
-@dataclass(frozen=True)
-class RunSettings:
-    """What a report says of a run's settings.
-
-    Attributes:
-        temperature: T, 0 for MAP.
-        batch_size: None for the whole training set.
-        precision, accelerator: of the trainer.
-    """
-
-    name: str
-    seed: int
-    temperature: float
-    sampler: Component
-    model: Component
-    likelihood: Component
-    num_chains: int
-    batch_size: int | None
-    probe_size: int
-    precision: str
-    accelerator: str
 
 
 def short(value: Any) -> str:

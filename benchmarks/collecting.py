@@ -53,10 +53,10 @@ def sample(overrides: Sequence[str], folder: str, watch: Callable[[Any], None] =
     import torch
     from hydra import compose, initialize_config_dir
 
-    from bayeslora.build import build, plain
+    from bayeslora.app.cli import forced
+    from bayeslora.app.compose import plain, to_experiment
+    from bayeslora.app.config import CONF_DIR
     from bayeslora.chains.runner import ChainRunner
-    from bayeslora.cli import forced
-    from bayeslora.config import CONF_DIR
     from bayeslora.rundir import RunDirectory
 
     class Watched(ChainRunner):
@@ -71,7 +71,7 @@ def sample(overrides: Sequence[str], folder: str, watch: Callable[[Any], None] =
         settings = [*overrides, "trainer.num_threads=1", "logger=none", f"run_dir={folder}"]
         cfg = compose("train", overrides=[forced(override) for override in settings])
     run = RunDirectory(cfg.run_dir)
-    setup = build(cfg, run)
+    setup = to_experiment(cfg, run)
     run.open(plain(cfg))
     torch.set_num_threads(1)
     Watched(setup, run).run_all(setup.chains)

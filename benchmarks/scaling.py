@@ -24,7 +24,8 @@ from peers.results import origin, table, write
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from bayeslora.config import CONF_DIR, accepted, instantiate
+from bayeslora.app.config import CONF_DIR, factory, instantiate
+from bayeslora.factories import offer
 from bayeslora.posterior.store import DrawStore
 from bayeslora.potential import Potential, Prior, categorical_nll
 
@@ -65,7 +66,7 @@ def make(experiment: str, classes: int, folder: Path) -> tuple[nn.Module, Any, b
         cfg.model.cache_prefix, cfg.model.top_layers = False, None  # every layer at every step
     torch.manual_seed(0)
     return (
-        instantiate(cfg.model, **accepted(cfg.model, num_classes=classes, in_channels=3)),
+        offer(factory(cfg.model), num_classes=classes, in_channels=3),
         instantiate(cfg.sampler),
         texts,
     )

@@ -73,8 +73,8 @@ class DrawCollector(Callback):
         index, map_file = module.plan.draw_after(taken), self.map_file if taken == self.map_step else None
         if index is None and map_file is None:
             return
-        module.check_finite()
-        scalars, states = self.scalars(trainer, module), module.states()
+        module.chain.check_finite()
+        scalars, states = self.scalars(trainer, module), module.chain.states()
         if map_file is not None:
             write_baseline(map_file, states[0], self.stores[0].chain, taken)
         if index is None:
@@ -97,19 +97,19 @@ class DrawCollector(Callback):
         Raises:
             DivergedError: one of them is not finite.
         """
-        with evaluation_mode(module.network), trainer.precision_plugin.forward_context():
-            nll = torch.cat([module.nll(x, y) for x, y in self.probe()], dim=-1).mean(-1)
+        with evaluation_mode(module.chain.network), trainer.precision_plugin.forward_context():
+            nll = torch.cat([module.chain.nll(x, y) for x, y in self.probe()], dim=-1).mean(-1)
             validation = self._validation(module)
-        prior = module.prior_energy()
-        blocks = block_norms(module.params, module.chain_axes)
-        directions = projections(module.params, module.chain_axes).unbind(-1)
+        prior = module.chain.prior_energy()
+        blocks = block_norms(module.chain.params, module.chain.chain_axes)
+        directions = projections(module.chain.params, module.chain.chain_axes).unbind(-1)
         columns: dict[str, Any] = {
-            "potential": module.potential.num_data * nll + prior,
+            "potential": module.chain.potential.num_data * nll + prior,
             "nll": nll,
             "prior": prior,
-            "l2_norm": module.l2_norm(),
-            "lr": torch.tensor(module.step_size, dtype=torch.float64),
-            **module.sampler.diagnostics(),
+            "l2_norm": module.chain.l2_norm(),
+            "lr": torch.tensor(module.chain.step_size, dtype=torch.float64),
+            **module.chain.sampler.diagnostics(),
             **{f"norm/{block}": norm for block, norm in blocks.items()},
             **{f"projection/{i}": value for i, value in enumerate(directions)},
             **validation,
@@ -122,19 +122,19 @@ class DrawCollector(Callback):
         scalars = [{name: row[place] for name, row in rows.items()} for place in range(chains)]
         wrong = {
             chain: [f"{name} {value:g}" for name, value in values.items() if not math.isfinite(value)]
-            for chain, values in zip(module.chains, scalars, strict=True)
+            for chain, values in zip(module.chain.chains, scalars, strict=True)
         }
         bad = [chain for chain, names in wrong.items() if names]
         if bad:
-            raise module.diverged(", ".join(wrong[bad[0]]), module.steps_taken, bad)
+            raise module.chain.diverged(", ".join(wrong[bad[0]]), module.steps_taken, bad)
         return scalars
 
     def _validation(self, module: SamplingModule) -> dict[str, list[float]]:
         """The likelihood's scores on the validation set, each by chain; nothing where there is none."""
         if self.validation is None:
             return {}
-        batches = [(module.logits(x).float(), y) for x, y in self.validation()]
+        batches = [(module.chain.logits(x).float(), y) for x, y in self.validation()]
         outputs = torch.cat([found for found, _ in batches], dim=-2).cpu()
         targets = torch.cat([y for _, y in batches]).cpu()
-        rows = [module.likelihood.scores(row, targets) for row in outputs.reshape(-1, *outputs.shape[-2:])]
+        rows = [module.chain.likelihood.scores(row, targets) for row in outputs.reshape(-1, *outputs.shape[-2:])]
         return {f"validation/{name}": [row[name] for row in rows] for name in rows[0]}

@@ -1,455 +1,74 @@
-"""The LightningModule that moves one chain: warm-up by an ordinary optimizer, then the sampler."""
+"""The LightningModule in which a chain moves."""
 
 from __future__ import annotations
 
-import math
-import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import nullcontext
-from itertools import count
-from typing import Any
+from collections.abc import Callable
+from functools import partial
 
-import torch
 from lightning import LightningModule
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
-from bayeslora.chains.padding import PaddingRows
+from bayeslora.chain.chain import Batch, Chain
 from bayeslora.chains.plan import Phase, Plan
-from bayeslora.chains.stack import Stack
-from bayeslora.chains.trial import check_repeatable
-from bayeslora.config import check_precision
 from bayeslora.engine.acceleration import can_compile, compiled
-from bayeslora.errors import ConfigError, DivergedError, require
-from bayeslora.likelihood import Categorical, Likelihood
-from bayeslora.models.modes import frozen_statistics, set_sampling_mode
-from bayeslora.potential import Potential, last_match
-from bayeslora.samplers import Sampler, schedules
-
-Batch = tuple[Tensor, Tensor]
-MakeSampler = Callable[..., Sampler]
-"""params, kT=, seed=, chain= -> Sampler"""
-MakeOptimizer = Callable[..., Optimizer]
-"""params -> the warm-up's optimizer"""
+from bayeslora.settings import check_precision
 
 
 class SamplingModule(LightningModule):
-    """One chain, or K stacked chains: one optimizer step a batch, so `global_step` counts steps of the plan.
+    """Moves a chain, or several stacked, by one optimizer step a batch, so `global_step` counts steps of the plan.
+
+    Optimisation is manual: `training_step` is a whole step, Langevin noise and SAM's perturbations included.
 
     Args:
-        model: maps inputs [B, …] to logits [B, C]; or a `Stack` of K, inputs [K, B, …] to logits [K, B, C].
-        potential: Ũ and kT.
-        sampler: makes the sampler from `(params, kT=, seed=, chain=)`.
-        warmup: makes the warm-up's optimizer from `(params)`.
-        plan: phases in steps.
-        temperature: T.
-        seed: of the noise.
-        chain: the chain's number, or those of the K chains of a `Stack`.
-        warmup_schedule, schedule: step-size schedules of the two parts, by name.
-        warmup_schedule_settings, schedule_settings: their further arguments.
-        lr_factors: factors on the sampler's step size by parameter name, as `potential.matches` reads it; the last
-            match wins.
-        full_data: starts a pass over all training data, in batches; needed for control variates.
-        compile_model: run the forward pass through `torch.compile`.
-        max_potential: Ũ in nats per example beyond which a chain counts as diverged.
-        likelihood: what the model's outputs say of a target; None: softmax over classes.
+        chain: what moves.
+        compile_model: run the forward pass of training batches through `torch.compile`.
     """
 
-    automatic_optimization = False
-
-    def __init__(
-        self,
-        model: nn.Module | Stack,
-        potential: Potential,
-        sampler: MakeSampler,
-        warmup: MakeOptimizer,
-        plan: Plan,
-        *,
-        temperature: float,
-        seed: int,
-        chain: int | Sequence[int],
-        warmup_schedule: str = "cosine",
-        warmup_schedule_settings: dict[str, Any] | None = None,
-        schedule: str = "constant",
-        schedule_settings: dict[str, Any] | None = None,
-        lr_factors: Mapping[str, float] | None = None,
-        full_data: Callable[[], Iterable[Batch]] | None = None,
-        compile_model: bool = False,
-        max_potential: float = 1e6,
-        likelihood: Likelihood | None = None,
-    ) -> None:
+    def __init__(self, chain: Chain, compile_model: bool = False) -> None:
         super().__init__()
+        self.compile_model = compile_model and can_compile()
         self.automatic_optimization = False
-        self._params: dict[str, Tensor] | None = None
-        self._steppers: list[Any] = []
-        self.model, self.plan = model, plan
-        self.potential = potential.for_model(self.network)
-        self.temperature, self.seed, self.chain = temperature, seed, chain
-        self.likelihood: Likelihood = likelihood or Categorical()
-        self.padding = PaddingRows(self.network, self.params)
-        self._make_sampler, self._make_warmup = sampler, warmup
-        self._factors = {
-            "warm-up": schedules.make(warmup_schedule, plan.warmup, **warmup_schedule_settings or {}),
-            "sampler": sampler_schedule(schedule, plan, schedule_settings or {}),
-        }
-        self.lr_factors = dict(lr_factors or {})
-        self._full_data = full_data
-        self._forward: Callable[..., Tensor] = self.model.__call__
-        self._compile = compile_model and can_compile()
-        self._train_forward = self._forward
-        self.last_potential = torch.tensor(float("nan"))
-        self.checks_late = False
-        self._beyond: Tensor | None = None
-        self.max_potential = max_potential
-        self.start = 0
-        self.lr_scale = 1.0
+        self.chain = chain
+        self.model, self.padding = chain.model, chain.padding
 
     @property
-    def params(self) -> dict[str, Tensor]:
-        """The sampled parameters by name: those that require a gradient; each [K, …] in a stack."""
-        if self._params is not None:  # every step asks several times
-            return self._params
-        if isinstance(self.model, Stack):
-            return self.model.sampled()
-        return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
-
-    @property
-    def network(self) -> nn.Module:
-        """The model itself, whose structure all stacked chains share."""
-        return self.model.model if isinstance(self.model, Stack) else self.model
-
-    @property
-    def chains(self) -> list[int]:
-        """Numbers of the chains that move here."""
-        return [self.chain] if isinstance(self.chain, int) else list(self.chain)
+    def plan(self) -> Plan:
+        """The phases in steps."""
+        return self.chain.plan
 
     @property
     def steps_taken(self) -> int:
-        """Steps of the plan taken so far: by this run of Lightning's loop, and before it."""
-        return self.start + self.trainer.global_step
+        """Steps of the plan taken so far."""
+        return self.chain.steps_taken
 
     @property
     def phase(self) -> Phase:
         """Phase of the step about to be taken (of the last step when all are taken)."""
-        return self.plan.phase(min(self.steps_taken, self.plan.total - 1))
-
-    @property
-    def sampler(self) -> Sampler:
-        """The sampler itself, without Lightning's wrapper."""
-        return self._both_optimizers()[1].optimizer
-
-    def _both_optimizers(self) -> list[Any]:
-        """Lightning's wrappers of the warm-up's optimizer and the sampler."""
-        return self._steppers or self.optimizers()  # type: ignore[return-value]
-
-    @property
-    def step_size(self) -> float:
-        """ε of the last step (of the first parameter group)."""
-        active = self._both_optimizers()[0 if self.phase == "warm-up" else 1]
-        return float(active.param_groups[0]["lr"])
+        return self.chain.phase
 
     def configure_optimizers(self) -> list[Optimizer]:
         """The warm-up's optimizer and the sampler, over the same parameters."""
-        kT, self._params = self.potential.kT(self.temperature), None
-        self._params = self.params
-        groups = parameter_groups(self.params, self.lr_factors)
-        sampler = self._make_sampler(groups, kT=kT, seed=self.seed, chain=self.chain)
-        require(
-            self.plan.burn_in > 0 or not sampler.learns_in_burn_in,
-            f"chain.burn_in=0: {type(sampler).__name__} adapts in burn-in and is frozen after it; give it a burn-in",
-        )
-        for group in sampler.param_groups:
-            group["lr"] *= group["factor"]
-        if self.padding.places:
-            sampled = self.padding.sampled(self.params)
-            names = {id(p): name for name, p in self.params.items()}
-            sampler.hold([sampled[names[id(p)]] for p in sampler.theta])
-        optimizers = [self._make_warmup(list(self.params.values())), sampler]
-        self._base_rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
-        self._warn_of_bias(sampler)
-        return optimizers
-
-    def _warn_of_bias(self, sampler: Sampler) -> None:
-        """Warn where draws count alike that should not, or where the cycles do not refill what the data leave free."""
-        plan, factor = self.plan, self._factors["sampler"]
-        if sampler.kT == 0:
-            return
-        sizes = [factor(step) for step in range(plan.burn_in + plan.thin - 1, plan.total - plan.warmup, plan.thin)]
-        if not plan.cycles and max(sizes) > 1.2 * min(sizes):
-            warnings.warn(
-                "chain.schedule changes the step size by a factor of "
-                f"{max(sizes) / max(min(sizes), 1e-300):.2g} between draws that count alike: early draws stand for "
-                "more time of the chain than late ones. Choose constant, or exponential (constant after burn-in)",
-                RuntimeWarning,
-                stacklevel=2,
-            )
-        if plan.cycles:
-            refilled = self._refilled(sampler)
-            if refilled < 0.95:
-                warnings.warn(
-                    f"chain.cycles: the part of a cycle that samples is too short: at a cycle's last draw, directions "
-                    f"that only the prior constrains have {refilled:.2f} of their variance. Choose chain.exploration "
-                    "smaller, chain.thin larger, or sampling without cycles",
-                    RuntimeWarning,
-                    stacklevel=2,
-                )
-
-    def _refilled(self, sampler: Sampler) -> float:
-        """Variance at a cycle's last draw of a coordinate that only the widest prior constrains, over its posterior's.
-
-        Time counts t = Σε/(1 − μ), curvature is λ/N. Variance decays by exp(−2tλ/N); the part with noise adds what it
-        decays from 1. Cycles repeat: v = v·exp(−2λ t_cycle/N) + 1 − exp(−2λ t_sampling/N).
-        """
-        plan, factor = self.plan, self._factors["sampler"]
-        end, persistence = plan.burn_in + plan.cycle_length, getattr(sampler, "momentum", 0.0)
-        rates = {id(p): group["lr"] for group in sampler.param_groups for p in group["params"]}
-        prior, shapes = self.potential.prior, {name: p.shape[self.chain_axes :] for name, p in self.params.items()}
-        slowest = min(rates[id(p)] * prior.precision(name, shapes[name]) for name, p in self.params.items())
-        cycle, sampling = (
-            -2 * slowest / self.potential.num_data * sum(map(factor, range(end - steps, end))) / (1 - persistence)
-            for steps in (plan.cycle_length, plan.kept_length)
-        )
-        return math.expm1(sampling) / math.expm1(cycle)
+        return list(self.chain.optimizers)
 
     def on_fit_start(self) -> None:
         check_precision(str(self.trainer.precision))
-        self._steppers = list(self.optimizers())
-        self.checks_late = self.sampler.checks_late = self.checks_late or self.sampler.checks_late
+        self._wrapped = {id(wrapped.optimizer): wrapped for wrapped in self.optimizers()}  # type: ignore[union-attr]
+        self.chain.take_step = self._take_step
+        if self.trainer.world_size > 1:  # on one device manual_backward comes to backward, and costs more
+            self.chain.backward, self.chain.over_ranks = self.manual_backward, self._over_ranks
 
     def on_train_start(self) -> None:
-        set_sampling_mode(self.network)
-        if self._compile:  # training batches alone, which are all of one shape
-            self._train_forward = compiled(self.model, self.device)
+        self.chain.begin(partial(compiled, device=self.device) if self.compile_model else None)
 
-    def training_step(self, batch: Batch, batch_idx: int) -> None:
+    def training_step(self, batch: Batch, batch_idx: int) -> None:  # noqa: ARG002
         """One step of the warm-up's optimizer or of the sampler."""
-        if batch_idx == 0:
-            self._check_repeatable(batch)
-        warming_up = self.phase == "warm-up"
-        number = 0 if warming_up else 1
-        if not warming_up:
-            self._enter_phase()
-        optimizer = self._both_optimizers()[number]
-        factor = self._factors["warm-up" if warming_up else "sampler"](
-            self.steps_taken - (0 if warming_up else self.plan.warmup)
-        )
-        for group, rate in zip(optimizer.param_groups, self._base_rates[number], strict=True):
-            group["lr"] = rate * factor * self.lr_scale
-        try:
-            self.last_potential = optimizer.step(self._closure(batch, optimizer, warming_up)).detach()
-        except DivergedError as error:
-            chains = self._at_fault()
-            raise self.diverged(self._why(chains), self.steps_taken + 1, chains) from error
-        self.padding.restore(self.params)
+        self.chain.step(batch)
 
-    def check_finite(self) -> None:
-        """Raise `DivergedError` if a step since the last call was not finite.
+    def _take_step(self, optimizer: Optimizer, closure: Callable[[], Tensor]) -> Tensor:
+        """The step through Lightning's wrapper, which counts it and runs the closure in the run's precision."""
+        return self._wrapped[id(optimizer)].step(closure)  # type: ignore[no-any-return]
 
-        On a CPU every step does that by itself. On a GPU the host would have to wait, so it is asked for where the host
-        waits anyway: at draws, resume points and lines of progress. Until then θ stays where it was.
-        """
-        beyond, self._beyond = self._beyond, None
-        try:
-            self.sampler.check_finite()
-        except DivergedError as error:
-            raise self.diverged(self._why(error.chains), self.steps_taken, error.chains) from error
-        if beyond is not None and beyond.any():
-            chains = [chain for chain, bad in zip(self.chains, beyond.reshape(-1).tolist(), strict=True) if bad]
-            raise self.diverged(self._why(chains), self.steps_taken, chains)
-
-    def _at_fault(self) -> list[int]:
-        """Numbers of the chains whose potential, or gradient, is why the last step could not be taken."""
-        bad = ~(self.last_potential.reshape(-1).abs() <= self.max_potential)
-        if not bad.any():
-            gradients = [p.grad for p in self.params.values() if p.grad is not None]
-            rows = len(self.chains) if isinstance(self.model, Stack) else 1
-            bad = torch.stack([~g.reshape(rows, -1).isfinite().all(-1) for g in gradients]).any(0)
-        return [chain for chain, at_fault in zip(self.chains, bad.tolist(), strict=True) if at_fault]
-
-    def _why(self, chains: list[int]) -> str:
-        """What was wrong with the potential of the first of these chains."""
-        potentials = dict(zip(self.chains, self.last_potential.reshape(-1).tolist(), strict=True))
-        value = potentials[chains[0]] if chains else float("nan")
-        if not math.isfinite(value):
-            return f"potential_per_example {value:g}, it is not finite"
-        if abs(value) > self.max_potential:
-            return f"potential_per_example {value:g}, beyond chain.max_potential={self.max_potential:g}"
-        return f"potential_per_example {value:g}, its gradient is not finite"
-
-    @torch.no_grad()
-    def _check_repeatable(self, batch: Batch) -> None:
-        """Raise `ConfigError` where the model gives two answers to one batch: dropout, say, that no mode turns off."""
-        with frozen_statistics(self.network):
-            once, again = (self.likelihood.nll(self._forward(batch[0]), batch[1]) for _ in range(2))
-        check_repeatable(self.network, once, again)
-
-    def _enter_phase(self) -> None:
-        """What the sampler is told when phases change: where to anchor, when to stop adapting, when to be noisy."""
-        taken, sampler = self.steps_taken, self.sampler
-        if taken == self.plan.warmup and getattr(sampler, "control_variates", False):
-            sampler.anchor(self._full_closure)  # type: ignore[attr-defined]
-        if taken == self.plan.burnt_in:
-            sampler.freeze()
-        if self.plan.cycles:
-            sampler.noise_free = self.phase == "exploration"
-
-    def _full_closure(self) -> Tensor:
-        """Ũ of all the data, and its gradient: batches weighted by their share of N."""
-        if self._full_data is None:
-            raise ConfigError("control variates need SamplingModule(full_data=…)")
-        total = torch.zeros((), device=self.device)
-        with frozen_statistics(self.network):
-            for inputs, targets in self._full_data():
-                share = len(targets) / self.potential.num_data * self._potential(self.nll(inputs, targets))
-                self.manual_backward(share.sum())
-                total = total + share.detach()
-        self.padding.drop_gradient(self.params)
-        return total
-
-    def _potential(self, nll: Tensor) -> Tensor:
-        """Ũ of all that is sampled: without the prior of padding rows, which are not."""
-        held = self.padding.prior_energy(self.potential.prior, self.params, self.chain_axes)
-        return self.potential(nll, self.params) - held / self.potential.num_data
-
-    @torch.no_grad()
-    def force(self, sampler: Sampler, batches: Sequence[Batch], step: int, num_data: int) -> dict[str, Tensor]:
-        """A sampler's own force at the present state by name; θ, `grad` and running statistics stay as they are.
-
-        For a thermometer: likelihood, prior and N are put together here anew, not as `potential` does for the steps.
-
-        Args:
-            sampler: over the sampled parameters.
-            batches: equal shares of one minibatch that does not depend on the state; each chain's own in a stack.
-            step: of the plan; what the force draws at random is a function of it.
-            num_data: N, training examples.
-        """
-
-        def evaluate() -> tuple[Tensor, list[Tensor]]:
-            self.padding.restore(self.params)
-            total, gradient = torch.zeros(()), [torch.zeros_like(p) for p in sampler.theta]
-            for inputs, targets in batches:
-                with torch.enable_grad(), frozen_statistics(self.network):
-                    nll = self.likelihood.nll(self._train_forward(inputs), targets)
-                    energy = nll.to(torch.promote_types(nll.dtype, torch.float32)).mean(-1)
-                    share = (energy + self.prior_energy() / num_data) / len(batches)
-                    torch._foreach_add_(gradient, torch.autograd.grad(share.sum(), sampler.theta))
-                total = total.to(share.device) + share.detach()
-            self.padding.drop(self.by_name(sampler, gradient))
-            return total, gradient
-
-        try:
-            return self.by_name(sampler, sampler.force(evaluate, step))
-        finally:
-            sampler.come_back()
-
-    def by_name(self, sampler: Sampler, tensors: Iterable[Tensor]) -> dict[str, Tensor]:
-        """One tensor a parameter, in a sampler's order, by the parameters' names in the order of `params`."""
-        places = {id(p): tensor for p, tensor in zip(sampler.theta, tensors, strict=True)}
-        return {name: places[id(p)] for name, p in self.params.items()}
-
-    def logits(self, inputs: Any) -> Tensor:
-        """Logits of inputs [B, …] that all chains share: [B, C], or [K, B, C] in a stack."""
-        return self._forward(inputs, shared_inputs=True) if isinstance(self.model, Stack) else self._forward(inputs)
-
-    def nll(self, inputs: Any, targets: Tensor) -> Tensor:
-        """−log p(y|x, θ) in nats of inputs and targets [B, …] that all chains share: [B], or [K, B] in a stack."""
-        return self.likelihood.nll(self.logits(inputs), targets)
-
-    def states(self) -> list[dict[str, Tensor]]:
-        """What a draw holds, one dictionary a chain: sampled parameters and the buffers that go with them, detached."""
-        held = {name: tensor.detach() for name, tensor in self.held().items()}
-        if not isinstance(self.model, Stack):
-            return [held]
-        return [{name: tensor[place] for name, tensor in held.items()} for place in range(len(self.chains))]
-
-    def held(self) -> dict[str, Tensor]:
-        """Sampled parameters and the buffers that go with them; each [K, …] in a stack."""
-        if isinstance(self.model, Stack):
-            return self.model.held()
-        saved = set(self.model.state_dict())
-        return self.params | {name: b for name, b in self.model.named_buffers() if name in saved}
-
-    @property
-    def chain_axes(self) -> int:
-        """Leading axes of the sampled parameters that count chains: 1 in a stack, else 0."""
-        return int(isinstance(self.model, Stack))
-
-    def prior_energy(self) -> Tensor:
-        """−log p(θ) up to its constant, in nats: scalar, or [K]."""
-        held = self.padding.prior_energy(self.potential.prior, self.params, self.chain_axes)
-        return self.potential.prior.energy(self.params, chain_axes=self.chain_axes) - held
-
-    def l2_norm(self) -> Tensor:
-        """‖θ‖ over all sampled parameters: scalar, or [K]; to about 1e-5, since it is asked for at every step."""
-        rows = [p.reshape(*p.shape[: self.chain_axes], -1) for p in self.params.values()]
-        norms = [torch.linalg.vector_norm(row, dim=-1) for row in rows]
-        return torch.linalg.vector_norm(torch.stack(norms), dim=0)
-
-    def _closure(self, batch: Batch, optimizer: Any, warming_up: bool) -> Callable[[], Tensor]:
-        """Ũ and its gradient on one batch. Runs after the first leave BatchNorm's running statistics alone."""
-        inputs, targets = batch
-        runs = count()
-
-        def closure() -> Tensor:
-            if warming_up:  # the sampler zeroes gradients by itself
-                optimizer.zero_grad(set_to_none=True)
-            self.padding.restore(self.params)  # a sampler may have moved all of θ to look at another point
-            with nullcontext() if next(runs) == 0 else frozen_statistics(self.network):
-                potential = self._potential(self.likelihood.nll(self._train_forward(inputs), targets))
-            self.last_potential = self._of_all_ranks(potential.detach())
-            within = self.last_potential.abs() <= self.max_potential
-            if not self.checks_late and not within.all():
-                raise DivergedError(f"the potential is {self.last_potential.tolist()}")
-            if self.trainer.world_size == 1:
-                potential.sum().backward()  # what manual_backward comes to, without its price
-            else:
-                self.manual_backward(potential.sum())
-            self.padding.drop_gradient(self.params)
-            if not self.checks_late:
-                return self.last_potential
-            self._beyond = ~within if self._beyond is None else self._beyond | ~within
-            return self.last_potential.where(within, float("nan"))  # which the sampler keeps note of
-
-        return closure
-
-    def _of_all_ranks(self, potential: Tensor) -> Tensor:
+    def _over_ranks(self, potential: Tensor) -> Tensor:
         """Ũ of the whole batch: the mean over the ranks' shares, each with the prior once, as DDP does gradients."""
-        alone = self.trainer.world_size == 1
-        return potential if alone else self.trainer.strategy.reduce(potential.clone(), reduce_op="mean")
-
-    def diverged(self, what: str, step: int, chains: list[int]) -> DivergedError:
-        """The error for what left the finite numbers in a step (the first is number 1), with the fix."""
-        phase = self.plan.phase(step - 1)
-        fix = "chain.warmup.optimizer.lr smaller" if phase == "warm-up" else "sampler.lr smaller or the warm-up longer"
-        fix = f"Make {fix}"
-        if not self.steps_taken:
-            fix = (
-                "No step was taken yet, so it is not the step size: standardise the inputs and, for regression, the"
-                " targets, or make the initial weights smaller"
-            )
-        which = ", ".join(map(str, chains or self.chains))
-        return DivergedError(f"chain {which} diverged in step {step:,} ({phase}): {what}. {fix}", chains, step)
-
-
-def parameter_groups(params: Mapping[str, Tensor], factors: Mapping[str, float]) -> list[dict[str, Any]]:
-    """Parameter groups by factor on the step size, each with its `factor`; parameters keep their order within a group.
-
-    Raises:
-        ConfigError: a factor that is not positive and finite.
-    """
-    for pattern, factor in factors.items():
-        valid = math.isfinite(factor) and factor > 0
-        require(valid, f"chain.lr_factors[{pattern}]={factor} must be a positive finite number")
-    groups: dict[float, list[Tensor]] = {}
-    for name, p in params.items():
-        groups.setdefault(last_match(name, factors, 1.0), []).append(p)
-    return [{"params": members, "factor": factor} for factor, members in groups.items()]
-
-
-def sampler_schedule(name: str, plan: Plan, settings: dict[str, Any]) -> schedules.Schedule:
-    """The sampler's schedule, counted from the end of the warm-up, with the lengths that it takes from the plan."""
-    spans = {"exponential": {"decay_steps": plan.burn_in}, "cyclical": {"cycle_length": plan.cycle_length}}
-    factor = schedules.make(name, plan.total - plan.warmup, **spans.get(name, {}) | settings)
-    if name != "cyclical":
-        return factor
-    return lambda step: factor(max(0, step - plan.burn_in))  # the first cycle begins when burn-in is over
+        return self.trainer.strategy.reduce(potential.clone(), reduce_op="mean")  # type: ignore[return-value]

@@ -46,8 +46,8 @@ class Online(Callback, Extra):
     def on_train_batch_end(self, trainer: Trainer, module: SamplingModule, *_: Any) -> None:  # type: ignore[override]  # noqa: ARG002
         if module.plan.phase(module.steps_taken - 1) != "sampling":
             return
-        potentials = module.last_potential.reshape(-1).tolist()
-        norms = module.l2_norm().reshape(-1).tolist()
+        potentials = module.chain.last_potential.reshape(-1).tolist()
+        norms = module.chain.l2_norm().reshape(-1).tolist()
         for series, *values in zip(self.series, potentials, norms, strict=True):
             series.update(values)
         count = self.series[0].count
@@ -57,7 +57,7 @@ class Online(Callback, Extra):
     def _report(self, module: SamplingModule, count: int) -> None:
         """Print, log and keep what is known after so many steps."""
         estimates = [series.estimates() for series in self.series]
-        for folder, chain, known in zip(self.folders, module.chains, estimates, strict=True):
+        for folder, chain, known in zip(self.folders, module.chain.chains, estimates, strict=True):
             entry = {"count": count} | {name: vars(e) for name, e in zip(SCALARS, known, strict=True)}
             _append_once(folder / "online.jsonl", entry)
             if self.loggers is not None:
@@ -67,7 +67,7 @@ class Online(Callback, Extra):
             others = _reached(self.folders, count, name)
             found = summary([known[place] for known in estimates] + others)
             if self.loggers is not None and found.rhat is not None:
-                for chain in module.chains:
+                for chain in module.chain.chains:
                     self.loggers.log(chain, {f"online/{name}/rhat": found.rhat}, module.steps_taken)
             known_values = {"R-hat": found.rhat, "ESS": found.ess, "tau": found.tau}
             numbers = ", ".join(f"{k} {v:.4g}" for k, v in known_values.items() if v is not None)

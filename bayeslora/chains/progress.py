@@ -44,9 +44,13 @@ class Progress(Callback):
     def on_train_batch_end(self, trainer: Trainer, module: SamplingModule, *_: Any) -> None:  # type: ignore[override]
         taken, last = module.steps_taken, module.steps_taken == module.plan.total
         if taken % self.log_every == 0 or last:
-            module.check_finite()
-            for chain, potential in zip(module.chains, module.last_potential.reshape(-1).tolist(), strict=True):
-                self.loggers.log(chain, {"train/potential_per_example": potential, "train/lr": module.step_size}, taken)
+            module.chain.check_finite()
+            for chain, potential in zip(
+                module.chain.chains, module.chain.last_potential.reshape(-1).tolist(), strict=True
+            ):
+                self.loggers.log(
+                    chain, {"train/potential_per_example": potential, "train/lr": module.chain.step_size}, taken
+                )
         pause = 0.2 if self._live else self.every
         if last or time.monotonic() - self._shown > pause:
             self._shown = time.monotonic()
@@ -75,14 +79,14 @@ class Progress(Callback):
 
     def _words(self, trainer: Trainer, module: SamplingModule) -> tuple[str, str]:
         """Where the chain is, and what its numbers are."""
-        taken, plan = module.steps_taken, module.plan
+        chain, taken, plan = module.chain, module.steps_taken, module.plan
         kept = next((c.kept for c in trainer.callbacks if isinstance(c, DrawCollector)), 0)  # type: ignore[attr-defined]
         rate = (time.monotonic() - self._started) / max(1, taken - self._first)
-        first, last = module.chains[0] + 1, module.chains[-1] + 1
+        first, last = chain.chains[0] + 1, chain.chains[-1] + 1
         which = f"chain {first}" if first == last else f"chains {first}–{last}"
         place = f"{which}/{self.num_chains}  {module.phase:<8}  step {taken:,}/{plan.total:,}"
         return place, (
-            f"potential_per_example {float(module.last_potential.mean()):.4f}  step size {module.step_size:.2e}  "
+            f"potential_per_example {float(chain.last_potential.mean()):.4f}  step size {chain.step_size:.2e}  "
             f"draws {kept}/{plan.num_draws}  {clock(rate * (plan.total - taken))} left"
         )
 

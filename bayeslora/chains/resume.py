@@ -13,6 +13,7 @@ from typing import Any, TypeGuard
 
 from lightning import Callback, Trainer
 
+from bayeslora.chain.chain import Chain
 from bayeslora.chains.module import SamplingModule
 from bayeslora.chains.snapshot import Extra, Snapshot, capture, restore
 from bayeslora.errors import DataError, InterruptedRunError
@@ -106,7 +107,7 @@ class Restore(Callback):
 
     def on_train_start(self, trainer: Trainer, module: SamplingModule) -> None:  # type: ignore[override]  # noqa: ARG002
         if self.start:
-            restore(module, self.start, self.extras)
+            restore(module.chain, self.start, self.extras)
 
 
 class KeepResumePoints(Callback):
@@ -147,14 +148,14 @@ class KeepResumePoints(Callback):
         last = taken == module.plan.total
         drawn = self.at_draws and module.plan.draw_after(taken) is not None
         if self.asked is not None or last or drawn or time.monotonic() - self._written >= self.every:
-            self.write(module)
+            self.write(module.chain)
         if self.asked is not None:
             self._stop(self.asked, taken)
 
-    def write(self, module: SamplingModule, but: Collection[int] = ()) -> None:
+    def write(self, chain: Chain, but: Collection[int] = ()) -> None:
         """Write a resume point of every chain, `but` those of these numbers."""
-        for chain, points, snapshot in zip(module.chains, self.points, capture(module, self.extras), strict=True):
-            if chain not in but:
+        for number, points, snapshot in zip(chain.chains, self.points, capture(chain, self.extras), strict=True):
+            if number not in but:
                 points.write(snapshot)
         self._written = time.monotonic()
 

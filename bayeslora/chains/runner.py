@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-import signal
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from bayeslora.chains.resume import KeepResumePoints, Restore, ResumePoints
 from bayeslora.chains.snapshot import Extra, Snapshot
-from bayeslora.datasets.batches import Batches
+from bayeslora.datasets.batches import Batches, SharedBatches
+from bayeslora.engine.processes import run_processes, run_ranks
 from bayeslora.errors import DataError, DivergedError, InterruptedRunError
+from bayeslora.factories import offer
 from bayeslora.files import remove_leftovers
 from bayeslora.posterior.store import read_baseline
 
 if TYPE_CHECKING:
     from lightning import Callback
+    from torch import Tensor
 
-    from bayeslora.build import BatchAt, Setup
+    from bayeslora.experiment import BatchAt, Experiment
     from bayeslora.loggers import ChainLoggers
     from bayeslora.rundir import RunDirectory
 
@@ -30,17 +32,23 @@ class ChainRunner:
     """Runs chains of one run directory until each has its draws, or has diverged for good.
 
     Args:
-        setup: the run's parts.
+        experiment: what is run.
         run: its directory, open.
-        rank: of this process, where a chain runs on several devices (see `ranks.py`); only rank 0 writes.
+        rank: of this process, where a chain runs on several devices (see `engine.processes`); only rank 0 writes.
     """
 
-    def __init__(self, setup: Setup, run: RunDirectory, rank: int = 0) -> None:
-        self.setup, self.run, self.rank = setup, run, rank
-        setup.fingerprint, setup.fixed = run.fingerprint, run.fixed
+    def __init__(self, experiment: Experiment, run: RunDirectory, rank: int = 0) -> None:
+        self.run, self.rank = run, rank
+        self.experiment = experiment.but(fingerprint=run.fingerprint, fixed=run.fixed)
+
+    def run_as_set(self, chains: Sequence[int]) -> dict[int, str]:
+        """`run_all`, or, with `chain.parallel=processes`, `engine.processes.run_processes`."""
+        if self.experiment.chain.parallel == "processes":
+            return run_processes(self.experiment, self.run, chains, _run_alone)
+        return self.run_all(chains)
 
     def run_all(self, chains: Sequence[int]) -> dict[int, str]:
-        """Run chains, each under its own lock; returns those that diverged and what happened to them.
+        """Run chains in this process, each under its own lock; returns those that diverged and what happened to them.
 
         Raises:
             ConfigError: another process runs one of them.
@@ -75,21 +83,21 @@ class ChainRunner:
 
     def _groups(self, chains: list[int]) -> list[list[int]]:
         """Which chains run together: all in a stack but those that were tried again, whose step size is their own."""
-        alone = [chain for chain in chains if self._scale(chain, self.setup.plan.total) < 1]
+        alone = [chain for chain in chains if self._scale(chain, self.experiment.plan.total) < 1]
         together = [chain for chain in chains if chain not in alone]
-        if self.setup.cfg.chain.parallel != "stacked":
+        if self.experiment.chain.parallel != "stacked":
             return [[chain] for chain in chains]
         return [*([together] if together else []), *([chain] for chain in alone)]
 
     def finished(self, chain: int) -> bool:
         """Whether all that a chain has to leave is on disk and whole; says so."""
-        plan, store = self.setup.plan, self.run.store(chain)
+        plan, store = self.experiment.plan, self.run.store(chain)
         records = store.records()
         if len(records) < plan.num_draws or not all(map(store.intact, records[: plan.num_draws])):
             return False
         if self._lacks_map(chain, plan.total):
             return False
-        of = self.setup.cfg.chain.num_chains
+        of = self.experiment.chain.num_chains
         print(f"chain {chain + 1}/{of}: all {plan.num_draws} draws are on disk", flush=True)  # noqa: T201
         return True
 
@@ -113,15 +121,16 @@ class ChainRunner:
 
     def points(self, chain: int) -> ResumePoints:
         """The resume points of a chain; of those with a draw, the newest is kept however old it is."""
-        return ResumePoints(self.run.chain(chain) / "resume", lambda step: self.setup.plan.draw_after(step) is not None)
+        return ResumePoints(
+            self.run.chain(chain) / "resume", lambda step: self.experiment.plan.draw_after(step) is not None
+        )
 
     def _run_group(self, chains: list[int]) -> None:
         """Run one chain, or several stacked, from where they are to their last draw, on as many devices as asked."""
-        if self.setup.cfg.trainer.devices == 1:
-            return self.fit(chains)
-        from bayeslora.chains.ranks import run_ranks
-
-        return run_ranks(self, chains[0])
+        if self.experiment.trainer.devices == 1:
+            self.fit(chains)
+        else:
+            run_ranks(self.experiment, self.run, chains[0], _run_rank)
 
     def fit(self, chains: list[int]) -> None:
         """Run one chain, or several stacked, in this process, alone or as one of the ranks."""
@@ -129,24 +138,24 @@ class ChainRunner:
         from lightning.pytorch.plugins.environments import LightningEnvironment
         from lightning.pytorch.strategies import DDPStrategy
 
-        from bayeslora.build import Steps
+        from bayeslora.chains.module import SamplingModule
         from bayeslora.loggers import make_loggers, quiet_lightning
 
-        setup, cfg = self.setup, self.setup.cfg
+        experiment, settings = self.experiment, self.experiment.trainer
         start = self.start(chains)
         step = start[0].step if start else 0
-        module = setup.module(_which(chains))
-        module.lr_scale = self._scale(chains[0], 0)
+        chain = experiment.new_chain(_which(chains))
+        chain.lr_scale = self._scale(chains[0], 0)
         quiet_lightning()
-        loggers = make_loggers(cfg, chains, step)
+        loggers = make_loggers(experiment, self.run.root, chains, step)
         callbacks: list[Callback] = [Restore(start)] if self.rank else self._callbacks(chains, start, loggers)
-        devices, batches = cfg.trainer.devices, self._shares(chains)[self.rank]
+        devices, batches = settings.devices, self._shares(chains)[self.rank]
         trainer = Trainer(
-            accelerator=cfg.trainer.accelerator,
+            accelerator=settings.accelerator,
             devices=1,
             num_nodes=devices,
             strategy="auto" if devices == 1 else DDPStrategy(broadcast_buffers=False),
-            precision=cfg.trainer.precision,
+            precision=settings.precision,  # type: ignore[arg-type]
             max_epochs=1,
             logger=False,  # Lightning knows of no chains: the callbacks log themselves
             callbacks=callbacks,
@@ -159,11 +168,14 @@ class ChainRunner:
         )
         with loggers:
             try:
-                trainer.fit(module, train_dataloaders=Steps(batches, setup.plan.total, step))
+                trainer.fit(
+                    SamplingModule(chain, settings.compile),
+                    train_dataloaders=Steps(batches, experiment.plan.total, step),
+                )
             except DivergedError as error:
                 keep = callbacks[-1]
                 if isinstance(keep, KeepResumePoints):
-                    keep.write(module, but=error.chains or chains)  # the step was not taken: others go on from here
+                    keep.write(chain, but=error.chains or chains)  # the step was not taken: others go on from here
                 raise
             except SystemExit as end:  # so Lightning answers signals that come while nobody else listens
                 raise InterruptedRunError(f"stopped; nothing is lost. {self._advice}") from end
@@ -172,32 +184,31 @@ class ChainRunner:
         """What accompanies chains: first what puts them where they were, last what writes their resume points."""
         from bayeslora.chains.collector import DrawCollector, DrawScalars
         from bayeslora.chains.timing import Timing
-        from bayeslora.config import accepted, instantiate, members
 
-        setup, cfg = self.setup, self.setup.cfg
+        experiment, settings = self.experiment, self.experiment.chain
         folders = [self.run.chain(chain) for chain in chains]
         offered = {
-            "num_chains": cfg.chain.num_chains,
+            "num_chains": settings.num_chains,
             "loggers": loggers,
             "folders": folders,
             "batches": self._shares(chains, fresh=True),
-            "num_data": len(setup.data.train),
+            "num_data": len(experiment.data.train),
         }
-        own = [instantiate(node, **accepted(node, **offered)) for node in members(cfg.callbacks).values()]
+        own = [offer(make, **offered) for make in experiment.callbacks.values()]
         extras = [callback for callback in own if isinstance(callback, Extra)]
         collector = DrawCollector(
             [self.run.store(chain) for chain in chains],
-            setup.probe(),
+            experiment.probe(),
             self.run.map_file if chains[0] == 0 else None,
-            setup.map_step,
-            validation=setup.validation_probe(),
+            experiment.map_step,
+            validation=experiment.validation_probe(),
             loggers=loggers,
             sources=[callback for callback in own if isinstance(callback, DrawScalars)],
         )
         keep = KeepResumePoints(
             [self.points(chain) for chain in chains],
-            every=cfg.chain.resume_every,
-            at_draws=cfg.chain.on_divergence == "retry",
+            every=settings.resume_every,
+            at_draws=settings.on_divergence == "retry",
             advice=self._advice,
             extras=extras,
         )
@@ -205,10 +216,8 @@ class ChainRunner:
         return [Restore(start, extras), collector, timing, *own, keep]
 
     def _shares(self, chains: list[int], fresh: bool = False) -> list[BatchAt]:
-        """The batches of one chain, or several stacked, as each device's share; `fresh` as `Setup.batches` has it."""
-        from bayeslora.chains.ranks import SharedBatches
-
-        devices, batches = self.setup.cfg.trainer.devices, self.setup.batches(_which(chains), fresh)
+        """The batches of one chain, or several stacked, as each device's share; `fresh`: see `Experiment.batches`."""
+        devices, batches = self.experiment.trainer.devices, self.experiment.batches(_which(chains), fresh)
         if devices == 1 or not isinstance(batches, Batches):
             return [batches]
         return [SharedBatches(batches, rank, devices) for rank in range(devices)]
@@ -219,14 +228,14 @@ class ChainRunner:
 
     def _sound(self, chain: int, step: int) -> bool:
         """Whether all that a chain leaves in its first `step` steps is on disk."""
-        plan, store = self.setup.plan, self.run.store(chain)
+        plan, store = self.experiment.plan, self.run.store(chain)
         records = store.records()[: plan.draws_by(step)]
         whole = len(records) == plan.draws_by(step) and all(map(store.intact, records))
         return whole and step <= plan.total and not self._lacks_map(chain, step)
 
     def _lacks_map(self, chain: int, step: int) -> bool:
         """Whether the MAP baseline should be there after `step` steps and is not, or is damaged."""
-        if chain != 0 or not 0 < self.setup.map_step <= step:
+        if chain != 0 or not 0 < self.experiment.map_step <= step:
             return False
         try:
             read_baseline(self.run.map_file)
@@ -242,10 +251,10 @@ class ChainRunner:
     def _retry(self, chain: int, error: DivergedError) -> bool:
         """Note that a chain diverged, and whether it is to be tried again at half the step size from its last draw."""
         store, step = self.run.store(chain), error.step
-        plan = self.setup.plan
+        plan = self.experiment.plan
         good = next((s for s in self.points(chain).steps() if plan.draw_after(s) is not None and s < step), 0)
         scale = self._scale(chain, good) / 2
-        if self.setup.cfg.chain.on_divergence != "retry" or scale < SMALLEST_SCALE:
+        if self.experiment.chain.on_divergence != "retry" or scale < SMALLEST_SCALE:
             store.note({"event": "diverged", "step": step, "message": str(error)})
             return False
         store.note({"event": "retry", "step": step, "from": good, "lr_scale": scale})
@@ -258,6 +267,26 @@ def _which(chains: list[int]) -> int | list[int]:
     return chains[0] if len(chains) == 1 else chains
 
 
-def exit_signal(code: int) -> str:
-    """How a process ended, in words: its exit code, or the signal that killed it."""
-    return f"exit code {code}" if code >= 0 else f"killed by {signal.Signals(-code).name}"
+def _run_alone(experiment: Experiment, run: RunDirectory, chain: int) -> dict[int, str]:
+    """What a worker does for its chain."""
+    return ChainRunner(experiment, run).run_all([chain])
+
+
+def _run_rank(experiment: Experiment, run: RunDirectory, chain: int, rank: int) -> None:
+    """What a rank does for the chain of all."""
+    ChainRunner(experiment, run, rank).fit([chain])
+
+
+@dataclass
+class Steps:
+    """A chain's batches as an iterable over what is left of its plan, for Lightning's loop."""
+
+    batches: BatchAt
+    total: int
+    start: int = 0
+
+    def __len__(self) -> int:
+        return self.total - self.start
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return (self.batches(step) for step in range(self.start, self.total))

@@ -10,10 +10,9 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from bayeslora.chains.module import SamplingModule
+from bayeslora.chain.chain import Chain
 from bayeslora.chains.stack import Stack
 from bayeslora.errors import DataError
-from bayeslora.samplers import Sampler
 
 MODEL, WARMUP, SAMPLER, EXTRA = "model/", "warm-up/", "sampler/", "extra/"
 """First parts of the names of a snapshot's tensors."""
@@ -23,7 +22,7 @@ class Extra:
     """Something beside the module whose state goes with the chains': a callback that keeps running estimates."""
 
     def rows(self) -> list[dict[str, Tensor]]:
-        """The state of each chain, in the module's order."""
+        """The state of each chain, in their order."""
         raise NotImplementedError
 
     def load_rows(self, rows: Sequence[Mapping[str, Tensor]]) -> None:
@@ -46,18 +45,18 @@ class Snapshot:
     values: dict[str, Any]
 
 
-def capture(module: SamplingModule, extras: Sequence[Extra] = ()) -> list[Snapshot]:
-    """The present state of every chain of a module; rows of a stack are the same as the chain's own, run alone."""
-    module.check_finite()
-    warmup, sampler = _optimizers(module)
-    stacked = isinstance(module.model, Stack)
-    step = module.steps_taken
-    shared = dict(_warmup_tensors(warmup)) if step < module.plan.warmup else {}
+def capture(chain: Chain, extras: Sequence[Extra] = ()) -> list[Snapshot]:
+    """The present state of each of the chains that move together, the same as of one that moves alone."""
+    chain.check_finite()
+    warmup, sampler = chain.optimizers
+    stacked = isinstance(chain.model, Stack)
+    step = chain.steps_taken
+    shared = dict(_warmup_tensors(warmup)) if step < chain.plan.warmup else {}
     shared |= {SAMPLER + name: value for name, value in sampler.memory.items() if isinstance(value, Tensor)}
     values = {name: value for name, value in sampler.memory.items() if not isinstance(value, Tensor)}
-    values["lr_scale"] = module.lr_scale
+    values["lr_scale"] = chain.lr_scale
     snapshots = []
-    for place, state in enumerate(module.states()):
+    for place, state in enumerate(chain.states()):
         memory = {name: t[place] if stacked and t.ndim else t for name, t in shared.items()}
         tensors = {MODEL + name: tensor for name, tensor in state.items()} | memory
         tensors |= {f"{EXTRA}{i}/{n}": t for i, extra in enumerate(extras) for n, t in extra.rows()[place].items()}
@@ -66,22 +65,22 @@ def capture(module: SamplingModule, extras: Sequence[Extra] = ()) -> list[Snapsh
 
 
 @torch.no_grad()
-def restore(module: SamplingModule, snapshots: Sequence[Snapshot], extras: Sequence[Extra] = ()) -> None:
-    """Put a module's chains where their snapshots were taken, all after the same number of steps.
+def restore(chain: Chain, snapshots: Sequence[Snapshot], extras: Sequence[Extra] = ()) -> None:
+    """Put chains where their snapshots were taken, all after the same number of steps.
 
     Raises:
         DataError: a snapshot lacks a tensor of the model, or has it in another shape.
     """
-    warmup, sampler = _optimizers(module)
-    stacked = isinstance(module.model, Stack)
+    warmup, sampler = chain.optimizers
+    stacked = isinstance(chain.model, Stack)
 
     def joined(name: str) -> Tensor:
         if any(name not in snapshot.tensors for snapshot in snapshots):
             raise DataError(f"resume points do not fit one another: one of them lacks {name}")
         rows = [snapshot.tensors[name] for snapshot in snapshots]
-        return (torch.stack(rows) if stacked else rows[0]).to(module.device)
+        return (torch.stack(rows) if stacked else rows[0]).to(chain.device)
 
-    held = module.held()
+    held = chain.held()
     for snapshot in snapshots:
         _check_fits(snapshot, {n: t[0] if stacked else t for n, t in held.items()}, _params(warmup), stacked)
     for name, tensor in held.items():
@@ -101,7 +100,7 @@ def restore(module: SamplingModule, snapshots: Sequence[Snapshot], extras: Seque
             warmup.state[_params(warmup)[int(place)]][key] = value
     for i, extra in enumerate(extras):
         extra.load_rows([_under(f"{EXTRA}{i}/", snapshot.tensors) for snapshot in snapshots])
-    module.start, module.lr_scale = snapshots[0].step, snapshots[0].values["lr_scale"]
+    chain.steps_taken, chain.lr_scale = snapshots[0].step, snapshots[0].values["lr_scale"]
 
 
 def _check_fits(snapshot: Snapshot, held: Mapping[str, Tensor], params: Sequence[Tensor], stacked: bool) -> None:
@@ -135,11 +134,6 @@ def _check_fits(snapshot: Snapshot, held: Mapping[str, Tensor], params: Sequence
 def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors whose names begin so, by the rest of their names."""
     return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
-
-
-def _optimizers(module: SamplingModule) -> tuple[Optimizer, Sampler]:
-    """The warm-up's optimizer and the sampler, without Lightning's wrappers."""
-    return module.optimizers()[0].optimizer, module.sampler  # type: ignore[index]
 
 
 def _params(optimizer: Optimizer) -> list[Tensor]:

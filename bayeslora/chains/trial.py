@@ -14,14 +14,14 @@ from torch.utils._pytree import tree_map
 
 from bayeslora.chains.padding import PaddingRows
 from bayeslora.chains.stack import Stack
-from bayeslora.config import first_line
 from bayeslora.datasets.batches import evaluation_batches
 from bayeslora.errors import ConfigError, require
+from bayeslora.factories import first_line
 from bayeslora.models.modes import evaluation_mode, frozen_statistics, normalise_by_batch, set_sampling_mode
 from bayeslora.rng import generator
 
 if TYPE_CHECKING:
-    from bayeslora.build import Setup
+    from bayeslora.experiment import Experiment
 
 EXAMPLES = 4
 """Of each chain."""
@@ -37,26 +37,26 @@ class _FailsError(ConfigError):
     """The model fails by itself, in the precision that was tried."""
 
 
-def try_step(setup: Setup) -> None:
+def tried(experiment: Experiment) -> Experiment:
     """Take one trial step of a run's model, on a few training examples, and leave everything as it was.
 
     A step is a forward and backward pass through the potential, with the sampled tensors moved a little, so that
     chains differ. Of a stack, outputs, gradients and buffers are compared with those of each chain's own model; where
-    one large batch (`StackedLinear`) gives others, `setup.flat` is set to False and `torch.func.vmap` is compared in
-    its place.
+    one large batch (`StackedLinear`) gives others, `torch.func.vmap` is compared in its place.
+
+    Returns:
+        The experiment with `flat` as its stack runs.
 
     Raises:
         ConfigError: the model fails, answers at random, changes its own parameters, or couples the examples of a batch;
             or stacked it fails or differs.
     """
-    stacked = setup.cfg.chain.parallel == "stacked" and len(setup.chains) > 1
-    if setup.cfg.chain.parallel == "processes" or setup.cfg.trainer.devices > 1:
-        setup = replace(setup, device=torch.device("cpu"))  # the devices are other processes'
-    trial = _Trial(setup, setup.chains[: STACKED if stacked else 1])
+    stacked = experiment.chain.parallel == "stacked" and len(experiment.chains) > 1
+    trial = _Trial(experiment.here, experiment.chains[: STACKED if stacked else 1])
     try:
-        setup.flat = trial.run()
+        return experiment.but(flat=trial.run())
     except _FailsError:  # perhaps in double precision alone
-        setup.flat = replace(trial, double=False).run()
+        return experiment.but(flat=replace(trial, double=False).run())
 
 
 @dataclass
@@ -64,12 +64,12 @@ class _Trial:
     """A trial step of the models of some chains.
 
     Attributes:
-        setup: the run's parts.
+        experiment: the run's parts.
         chains: one to be tried alone, or several to be tried as a stack.
         double: compare in double precision.
     """
 
-    setup: Setup
+    experiment: Experiment
     chains: list[int]
     double: bool = True
 
@@ -104,7 +104,7 @@ class _Trial:
         The first stays so until `lent` ends, since it lends a stack its structure. All are made before one is moved:
         they may share what is frozen.
         """
-        models = [self.setup.model(chain) for chain in self.chains]
+        models = [self.experiment.model(chain) for chain in self.chains]
         for place, (chain, model) in enumerate(zip(self.chains, models, strict=True)):
             self._check_batch_size(model)
             with ExitStack() as here:
@@ -129,7 +129,7 @@ class _Trial:
         modes = [(module, module.training) for module in model.modules()]
         tensors = [(p, p.data) for p in model.parameters()]
         buffers = [(m, name, b) for m in model.modules() for name, b in m._buffers.items()]
-        random = generator(self.setup.cfg.seed, chain, 0, "trial")
+        random = generator(self.experiment.seed, chain, 0, "trial")
         for p, data in tensors:
             if p.requires_grad:
                 noise = torch.randn(data.shape, generator=random, dtype=torch.float32).to(data)
@@ -150,7 +150,7 @@ class _Trial:
 
     def _check_batch_size(self, model: nn.Module) -> None:
         require(
-            self.setup.cfg.chain.batch_size != 1 or not normalise_by_batch(model),
+            self.experiment.chain.batch_size != 1 or not normalise_by_batch(model),
             "chain.batch_size=1: BatchNorm normalises by the other examples of a batch and there are none; choose a"
             " larger batch or another norm, or freeze the BatchNorm layers (no gradient, evaluation mode)",
         )
@@ -160,7 +160,7 @@ class _Trial:
         inputs, targets = self._batch(model, 0)
         set_sampling_mode(model)
         with torch.no_grad(), frozen_statistics(model):
-            check_repeatable(model, *(self.setup.likelihood.nll(model(inputs), targets) for _ in range(2)))
+            check_answers(model, *(self.experiment.likelihood.nll(model(inputs), targets) for _ in range(2)))
         order = torch.tensor([2, 0, 3, 1], device=targets.device)
         with torch.no_grad(), evaluation_mode(model):
             whole = model(inputs)[order]
@@ -199,7 +199,7 @@ class _Trial:
             f"{_named(network)} changes its parameter {', '.join(changed)} in its forward pass, so that a chain would"
             " not follow the potential; leave that to the sampler (of an embedding, set max_norm=None)",
         )
-        nll = self.setup.likelihood.nll(outputs, targets)
+        nll = self.experiment.likelihood.nll(outputs, targets)
         nll.mean(-1).sum().backward()
         padding.drop_gradient(params)
         found = {"the output": outputs.detach()}
@@ -207,7 +207,7 @@ class _Trial:
             gradient = torch.zeros_like(p) if p.grad is None else p.grad
             found[f"the gradient of {name}"] = gradient.to_dense() if gradient.is_sparse else gradient
             p.grad = None
-        self.setup.potential(nll.detach(), params).sum().backward()
+        self.experiment.potential(nll.detach(), params).sum().backward()
         found |= {name: b.clone() for name, b in _buffers(model).items()}
         with torch.no_grad(), evaluation_mode(network):
             found["the output in evaluation mode"] = model(shared) if stack is None else stack(shared, True)
@@ -215,11 +215,15 @@ class _Trial:
 
     def _batch(self, model: nn.Module, place: int) -> tuple[Any, Tensor]:
         """The examples of a chain, every chain's its own, in the precision of the model."""
-        setup, train = self.setup, self.setup.data.train
-        order = torch.randperm(len(train), generator=generator(setup.cfg.seed, 0, 0, "trial"))
+        experiment, train = self.experiment, self.experiment.data.train
+        order = torch.randperm(len(train), generator=generator(experiment.seed, 0, 0, "trial"))
         chosen = order[torch.arange(EXAMPLES * len(self.chains)) % len(order)]
         ((inputs, targets),) = evaluation_batches(
-            train.take(chosen), setup.data.transform, len(chosen), setup.device, setup.cfg.trainer.channels_last
+            train.take(chosen),
+            experiment.data.transform,
+            len(chosen),
+            experiment.device,
+            experiment.trainer.channels_last,
         )
         rows = slice(place * EXAMPLES, (place + 1) * EXAMPLES)
         wide = any(p.dtype == torch.float64 for p in model.parameters())
@@ -247,7 +251,7 @@ class _Trial:
         return torch.allclose(found, own, rtol=0.0, atol=tolerance * size + 1e-2 * tolerance * scale, equal_nan=True)
 
 
-def check_repeatable(model: nn.Module, once: Tensor, again: Tensor) -> None:
+def check_answers(model: nn.Module, once: Tensor, again: Tensor) -> None:
     """Raise `ConfigError` where a model's NLL of one batch differs: dropout, say, that no mode turns off."""
     require(
         torch.allclose(once, again, rtol=1e-3, atol=1e-3, equal_nan=True),

@@ -142,6 +142,26 @@ def bucketed(order: Tensor, lengths: Tensor, batch_size: int, bucket: int, rando
     return torch.cat(groups)
 
 
+class SharedBatches:
+    """The share of one rank in the batch of any step: `batches(step)` gives (inputs, targets).
+
+    The ranks' shares together are the step's batch, augmented as a whole, so K ranks see what one would see.
+
+    Args:
+        batches: the chain's batches.
+        rank: whose share.
+        ranks: K, which divides the batch.
+    """
+
+    def __init__(self, batches: Batches, rank: int, ranks: int) -> None:
+        self.batches, self.rank, self.ranks = batches, rank, ranks
+
+    def __call__(self, step: int) -> tuple[Any, Tensor]:
+        """Model inputs [B/K, …] and targets int64 [B/K] of a step, on the device."""
+        inputs, targets = (whole.chunk(self.ranks)[self.rank] for whole in self.batches.stored(step))
+        return self.batches.prepare(inputs), targets
+
+
 def evaluation_batches(
     split: Split,
     transform: Transform,

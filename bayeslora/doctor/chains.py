@@ -12,7 +12,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bayeslora.config import instantiate
 from bayeslora.doctor.experiments import choice, composed, options
 from bayeslora.doctor.finding import Check, Finding, failure, ok
 from bayeslora.files import digest
@@ -97,7 +96,7 @@ def noise() -> Iterator[Finding]:
 def _noise(name: str) -> Iterator[Finding]:
     """The line of one sampler."""
     if name != "map":  # it has no noise
-        yield noise_of(f"noise {name}", instantiate(choice("sampler", name)))
+        yield noise_of(f"noise {name}", choice("sampler", name))
 
 
 def noise_of(name: str, make: Callable[..., Any]) -> Finding:

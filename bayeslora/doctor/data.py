@@ -6,17 +6,15 @@ import tempfile
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
-from bayeslora.config import instantiate
 from bayeslora.doctor.experiments import choice, options
 from bayeslora.doctor.finding import Check, Finding, ok, warning
+from bayeslora.factories import settings_of
 
-if TYPE_CHECKING:
-    from omegaconf import DictConfig
-
-Look = Callable[[str, "DictConfig", "Path | None"], Finding]
-"""The line of a dataset, from its name, its configuration and the folder in which it may lie."""
+Make = Callable[..., Any]
+Look = Callable[[str, Make, "Path | None"], Finding]
+"""The line of a dataset, from its name, its factory and the folder in which it may lie."""
 
 
 def datasets(data: Path | None = None, *, quick: bool = False) -> Iterator[Finding]:
@@ -34,45 +32,42 @@ def datasets(data: Path | None = None, *, quick: bool = False) -> Iterator[Findi
 
 def _dataset(name: str, data: Path | None) -> Iterator[Finding]:
     """The line of one dataset."""
-    node = choice("dataset", name)
+    make = choice("dataset", name)
     if name in MADE_UP:
-        yield _own(name, node)
+        yield _own(name, make)
     elif name in LOOKS:
-        yield LOOKS[name](name, node, None if data is None or not (data / name).is_dir() else data / name)
+        yield LOOKS[name](name, make, None if data is None or not (data / name).is_dir() else data / name)
     else:
-        yield _installed(name, node)
+        yield _installed(name, make)
 
 
-def _own(name: str, node: DictConfig) -> Finding:
+def _own(name: str, make: Make) -> Finding:
     """A dataset that reads files of the user's: it reads a made-up one."""
-    what, make = MADE_UP[name]
+    what, write = MADE_UP[name]
     with tempfile.TemporaryDirectory() as made:
-        node.path = str(make(Path(made)))
-        data = instantiate(node).load()
+        data = make(path=str(write(Path(made)))).load()
     return ok(
         f"dataset {name}",
         f"reads a made-up {what} ({len(data.train)} + {len(data.test)} examples); yours: dataset.path=…",
     )
 
 
-def _installed(name: str, node: DictConfig) -> Finding:
+def _installed(name: str, make: Make) -> Finding:
     """A dataset that needs no file."""
-    data = instantiate(node).load()
+    data = make().load()
     return ok(f"dataset {name}", f"{len(data.train):,} + {len(data.test):,} examples; they come with the installation")
 
 
-def _cifar(name: str, node: DictConfig, folder: Path | None) -> Finding:
+def _cifar(name: str, make: Make, folder: Path | None) -> Finding:
     """Images in a folder, or where downloads go, packed or unpacked."""
     from bayeslora.datasets.cache import data_folder
 
     if folder is not None:
-        node.path = str(folder)
-        instantiate(node)  # reads footers, raises on what does not belong there
+        make(path=str(folder))  # reads footers, raises on what does not belong there
         return ok(f"dataset {name}", f"in {folder}: dataset.path={folder}")
-    dataset, home = instantiate(node), data_folder()
+    dataset, home = make(), data_folder()
     if (home / dataset.folder).is_dir():
-        node.path = str(home)
-        instantiate(node)
+        make(path=str(home))
         return ok(f"dataset {name}", f"in {home / dataset.folder}, where it is found without dataset.path")
     if (home / dataset.archive).is_file():
         return ok(f"dataset {name}", f"packed in {home / dataset.archive}; the first run unpacks it")
@@ -84,24 +79,26 @@ def _cifar(name: str, node: DictConfig, folder: Path | None) -> Finding:
     )
 
 
-def _glue(name: str, node: DictConfig, folder: Path | None) -> Finding:
+def _glue(name: str, make: Make, folder: Path | None) -> Finding:
     """Texts in a folder, or in the hub's cache."""
     from huggingface_hub import try_to_load_from_cache
 
     from bayeslora.datasets.glue import find_files
 
-    files = None if folder is None else find_files(folder, node.task)
+    settings = settings_of(make)
+    task, hub = settings["task"], settings["hub"]
+    files = None if folder is None else find_files(folder, task)
     if files is not None:
-        return ok(f"dataset {name}", f"{node.task} in {folder}: dataset.path={folder}")
-    file = f"{node.task}/train-00000-of-00001.parquet"
-    cached = try_to_load_from_cache(node.hub, file, repo_type="dataset")
+        return ok(f"dataset {name}", f"{task} in {folder}: dataset.path={folder}")
+    file = f"{task}/train-00000-of-00001.parquet"
+    cached = try_to_load_from_cache(hub, file, repo_type="dataset")
     if isinstance(cached, str):
-        return ok(f"dataset {name}", f"{node.task} in the hub's cache, {Path(cached).parent}")
+        return ok(f"dataset {name}", f"{task} in the hub's cache, {Path(cached).parent}")
     return warning(
         f"dataset {name}",
-        f"{node.task} is not here",
+        f"{task} is not here",
         "dataset.path=FOLDER with train-*.parquet and validation-*.parquet, or train.tsv and dev.tsv; without it the"
-        f" first run downloads {node.hub} from the Hugging Face hub",
+        f" first run downloads {hub} from the Hugging Face hub",
     )
 
 
@@ -135,7 +132,7 @@ MADE_UP: dict[str, tuple[str, Callable[[Path], Path]]] = {
     "imagefolder": ("folder of images", _images),
     "hub": ("folder of images", _images),
 }
-"""Datasets of the user's own files: what they read, and what makes such files in an empty folder."""
+"""Datasets of the user's own files: what they read, and what writes such files in an empty folder."""
 
 LOOKS: dict[str, Look] = {"cifar10": _cifar, "cifar100": _cifar, "glue": _glue, "mrpc": _glue}
 """Datasets that have to be fetched."""

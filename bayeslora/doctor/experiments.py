@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from bayeslora.config import CONF_DIR, check_config, first_line
+from bayeslora.app.config import CONF_DIR, check_config, factory
 from bayeslora.doctor.finding import Finding, failure, ok
+from bayeslora.factories import first_line
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -26,12 +27,12 @@ def composed(*overrides: str, conf: Path = Path(CONF_DIR)) -> DictConfig:
         return compose("train", overrides=list(overrides))
 
 
-def choice(group: str, name: str) -> DictConfig:
-    """A choice of a config group by itself, with what it inherits."""
+def choice(group: str, name: str) -> Callable[..., Any]:
+    """The factory that a choice of a config group names, with its settings."""
     from hydra import compose, initialize_config_dir
 
     with initialize_config_dir(CONF_DIR, version_base="1.3"):
-        return compose(f"{group}/{name}")[group]
+        return factory(compose(f"{group}/{name}")[group])
 
 
 def experiments(conf: Path = Path(CONF_DIR)) -> Iterator[Finding]:

@@ -77,7 +77,7 @@ class Check:
 
 def broken(name: str, error: Exception) -> Finding:
     """The failure that an exception is."""
-    from bayeslora.config import first_line
+    from bayeslora.factories import first_line
 
     if isinstance(error, BayesloraError):
         return failure(name, str(error).replace("\n", "; "), "do what the message says")

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from bayeslora.config import accepted, instantiate
 from bayeslora.doctor.experiments import choice, options
 from bayeslora.doctor.finding import Check, Finding, failure, ok, warning
 from bayeslora.errors import DataError
+from bayeslora.factories import offer, settings_of
 
 if TYPE_CHECKING:
-    from omegaconf import DictConfig
     from torch import Tensor
 
 CLASSES = 10
@@ -31,24 +30,23 @@ def models(*, quick: bool = False) -> Iterator[Finding]:
 
 def _model(name: str, quick: bool) -> Iterator[Finding]:
     """The line of one model."""
-    node = choice("model", name)
-    if "name_or_path" in node:
-        missing = _missing_weights(f"model {name}", node)
+    make = choice("model", name)
+    source = settings_of(make).get("name_or_path")
+    if source is not None:
+        missing = _missing_weights(f"model {name}", source)
         if missing or quick:
-            yield missing or ok(f"model {name}", f"{node.name_or_path} is here; the full check runs it")
+            yield missing or ok(f"model {name}", f"{source} is here; the full check runs it")
             return
-    yield run_once(f"model {name}", node, "meta" if quick else _device())
+    yield run_once(f"model {name}", make, "meta" if quick else _device())
 
 
-def run_once(name: str, node: DictConfig, device: str) -> Finding:
+def run_once(name: str, make: Callable[..., Any], device: str) -> Finding:
     """Build a model on a device, predict two examples, take a gradient: the shape is right and all is finite."""
     import torch
 
     with torch.device(device):
-        model = instantiate(
-            node, **accepted(node, num_classes=CLASSES, num_outputs=CLASSES, in_channels=3, in_features=8)
-        )
-        logits = model(_inputs(node))
+        model = offer(make, num_classes=CLASSES, num_outputs=CLASSES, in_channels=3, in_features=8)
+        logits = model(_inputs(settings_of(make)))
         logits.float().square().mean().backward()
     sampled = [p for p in model.parameters() if p.requires_grad]
     count = sum(p.numel() for p in sampled)
@@ -65,13 +63,13 @@ def run_once(name: str, node: DictConfig, device: str) -> Finding:
     )
 
 
-def _inputs(node: DictConfig) -> Any:
+def _inputs(settings: Mapping[str, Any]) -> Any:
     """Two made-up examples of what a model takes."""
     import torch
 
-    if "name_or_path" in node:
-        return _tokens(2 if node.get("layout") == "separate" else 1)
-    return torch.randn(2, 8) if "hidden" in node else torch.randn(2, 3, 32, 32)
+    if "name_or_path" in settings:
+        return _tokens(2 if settings.get("layout") == "separate" else 1)
+    return torch.randn(2, 8) if "hidden" in settings else torch.randn(2, 3, 32, 32)
 
 
 def _tokens(sequences: int) -> Tensor:
@@ -86,13 +84,12 @@ def _tokens(sequences: int) -> Tensor:
     return tokens
 
 
-def _missing_weights(name: str, node: DictConfig) -> Finding | None:
+def _missing_weights(name: str, source: str) -> Finding | None:
     """The line of a pretrained model that is not here; None where it is."""
     from huggingface_hub import try_to_load_from_cache
 
     from bayeslora.datasets.text import local_folder
 
-    source = str(node.name_or_path)
     try:
         if local_folder(source) is not None or isinstance(try_to_load_from_cache(source, "config.json"), str):
             return None

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from bayeslora.datasets.cache import cache_folder
+from bayeslora.settings import AUTO
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from bayeslora.build import Setup
+    from bayeslora.experiment import Experiment
 
-AUTO = "auto"
 REPEATS = 4
 """Steps timed of each candidate, after a first one; the fastest counts, since other processes only slow one down."""
 WORTH = 0.95
@@ -84,37 +84,34 @@ def choose(
     return best, f"chosen by measurement: {settings}, {timings[best].step:.3g} s a gradient{plain}"
 
 
-def accelerate(setup: Setup) -> tuple[Acceleration, str]:
+def accelerate(experiment: Experiment) -> tuple[Acceleration, str]:
     """`choose` for the chains of a run, by steps of its own model on its own first batch."""
-    trainer = setup.cfg.trainer
-    stacked = setup.cfg.chain.parallel == "stacked" and len(setup.chains) > 1
-    which = setup.chains if stacked else setup.chains[0]
+    trainer, chains = experiment.trainer, experiment.chains
+    stacked = experiment.chain.parallel == "stacked" and len(chains) > 1
+    which = chains if stacked else chains[0]
     asked = {"precision": trainer.precision, "channels_last": trainer.channels_last, "compile": trainer.compile}
-    rounds = 1 if stacked else len(setup.chains)
 
     def measure(candidate: Acceleration) -> Timing:
-        trainer.channels_last = candidate.channels_last
-        module = setup.module(which)
-        inputs, targets = setup.batches(which)(0)
-        forward = compiled(module.model, setup.device) if candidate.compile else module.model
-        parameters = list(module.params.values())
+        tried = experiment.with_trainer(**asdict(candidate) | {"compile": False})
+        chain = tried.new_chain(which)
+        inputs, targets = tried.batches(which)(0)
+        forward = compiled(chain.model, tried.device) if candidate.compile else chain.model
+        parameters = list(chain.params.values())
 
         def step() -> None:
             bf16 = candidate.precision == "bf16-mixed"
-            with torch.autocast(setup.device.type, torch.bfloat16, enabled=bf16):
+            with torch.autocast(tried.device.type, torch.bfloat16, enabled=bf16):
                 outputs = forward(inputs)
-            module.potential(module.likelihood.nll(outputs, targets), module.params).sum().backward()
+            chain.potential(chain.likelihood.nll(outputs, targets), chain.params).sum().backward()
             for p in parameters:
                 p.grad = None
 
-        seconds = [_timed(step, setup.device) for _ in range(REPEATS + 1)]
+        seconds = [_timed(step, tried.device) for _ in range(REPEATS + 1)]
         fastest = min(seconds[1:])
         return Timing(fastest, max(0.0, seconds[0] - fastest))
 
-    try:
-        return choose(asked, has_bf16(setup.device), setup.data.kind == "images", setup.plan.total * rounds, measure)
-    finally:
-        trainer.channels_last = asked["channels_last"]
+    steps = experiment.plan.total * (1 if stacked else len(chains))
+    return choose(asked, has_bf16(experiment.device), experiment.data.kind == "images", steps, measure)
 
 
 def has_bf16(device: torch.device) -> bool:

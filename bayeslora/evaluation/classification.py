@@ -32,24 +32,24 @@ from bayeslora.evaluation.series import Series, diagnose, single_draws
 from bayeslora.posterior import Posterior
 
 if TYPE_CHECKING:
-    from bayeslora.build import Setup
+    from bayeslora.experiment import Experiment
 
 
-def evaluate_classes(posterior: Posterior, setup: Setup, series: Series) -> tuple[Predictions, Results]:
+def evaluate_classes(posterior: Posterior, experiment: Experiment, series: Series) -> tuple[Predictions, Results]:
     """Predict the evaluated split, and whatever else the settings ask for, with every draw.
 
     Raises:
         ConfigError: a second dataset, or a reference, that was asked for is not there.
         DataError: it cannot be read, or does not fit.
     """
-    split = setup.evaluation_split()
-    targets, loader = split.targets.cpu(), setup.loader(split)
-    views, missing = shift.views(setup)
-    reference = shift.reference(setup, targets)
-    work = Pass(targets, loader, setup.function_probe(), views, reference)
-    predictions = predict(posterior, work, setup.validation_set())
-    results = summarise(predictions, series, setup.gradients(predictions.chains))
-    return predictions, shift.with_shift(results, predictions, setup, missing)
+    split = experiment.evaluation_split()
+    targets, loader = split.targets.cpu(), experiment.loader(split)
+    views, missing = shift.views(experiment)
+    reference = shift.reference(experiment, targets)
+    work = Pass(targets, loader, experiment.function_probe(), views, reference)
+    predictions = predict(posterior, work, experiment.validation_set())
+    results = summarise(predictions, series, experiment.gradients(predictions.chains))
+    return predictions, shift.with_shift(results, predictions, experiment, missing)
 
 
 def summarise(predictions: Predictions, series: Series, gradients: int) -> Results:

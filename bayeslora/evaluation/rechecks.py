@@ -12,20 +12,20 @@ from bayeslora.errors import DataError
 from bayeslora.posterior import Posterior
 
 if TYPE_CHECKING:
-    from bayeslora.build import Setup
+    from bayeslora.experiment import Experiment
     from bayeslora.rundir import RunDirectory
 
 ROUNDING = 1e-4
 """Of the NLL, absolute and relative, between two ways to add in fp32."""
 
 
-def check_draws(run: RunDirectory, setup: Setup) -> None:
+def check_draws(run: RunDirectory, experiment: Experiment) -> None:
     """Check the draws of a run, if it has any (see `check_recorded_nll`)."""
-    if any(len(run.store(chain)) for chain in range(setup.cfg.chain.num_chains)):
-        check_recorded_nll(Posterior.load(run.root, setup.model(), setup.likelihood), setup)
+    if any(len(run.store(chain)) for chain in range(experiment.chain.num_chains)):
+        check_recorded_nll(Posterior.load(run.root, experiment.model(), experiment.likelihood), experiment)
 
 
-def check_recorded_nll(posterior: Posterior, setup: Setup) -> None:
+def check_recorded_nll(posterior: Posterior, experiment: Experiment) -> None:
     """Compute the NLL on the probe set of each chain's first and last draw, and compare it with what was recorded.
 
     This finds what no fingerprint of a model does: tensors that are plain attributes, functions that use a variable
@@ -41,10 +41,10 @@ def check_recorded_nll(posterior: Posterior, setup: Setup) -> None:
             if not store.intact(record):
                 continue  # whoever needs the draw says so, or computes it again
             model = posterior.model_of(store.load(record))
-            recorded, found = record.scalars["nll"], probe_nll(model, setup)
+            recorded, found = record.scalars["nll"], probe_nll(model, experiment)
             off, allowed = abs(found.mean().item() - recorded), ROUNDING * (1 + abs(recorded))
             if not off <= allowed:
-                allowed += 2 * _rounding(model, setup, found)
+                allowed += 2 * _rounding(model, experiment, found)
             if not off <= allowed:
                 raise DataError(
                     f"draw {record.index} of chain {store.chain} was recorded with NLL {recorded:.4g} on the probe set"
@@ -55,14 +55,16 @@ def check_recorded_nll(posterior: Posterior, setup: Setup) -> None:
 
 
 @torch.no_grad()
-def probe_nll(model: nn.Module, setup: Setup) -> Tensor:
+def probe_nll(model: nn.Module, experiment: Experiment) -> Tensor:
     """−log p(y|x, θ) in nats of every example of the probe set, [P]."""
     model.eval()
-    return torch.cat([setup.likelihood.nll(model(inputs), targets).float() for inputs, targets in setup.probe()()])
+    return torch.cat(
+        [experiment.likelihood.nll(model(inputs), targets).float() for inputs, targets in experiment.probe()()]
+    )
 
 
-def _rounding(model: nn.Module, setup: Setup, nll: Tensor) -> float:
+def _rounding(model: nn.Module, experiment: Experiment, nll: Tensor) -> float:
     """How far an example's NLL moves on average in bfloat16; 0 where the model cannot be run so."""
-    with suppress(RuntimeError), torch.autocast(setup.device.type, torch.bfloat16):
-        return (probe_nll(model, setup) - nll).abs().mean().item()
+    with suppress(RuntimeError), torch.autocast(experiment.device.type, torch.bfloat16):
+        return (probe_nll(model, experiment) - nll).abs().mean().item()
     return 0.0

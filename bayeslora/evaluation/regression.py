@@ -31,7 +31,7 @@ from bayeslora.posterior.density import NormalMixture, Normals
 from bayeslora.posterior.predictive import Loader, Posterior, normals
 
 if TYPE_CHECKING:
-    from bayeslora.build import Setup
+    from bayeslora.experiment import Experiment
 
 LEVELS = (50, 90, 95)
 """Central predictive intervals whose coverage is told, in percent."""
@@ -85,7 +85,7 @@ class RegressionPass:
     """Takes in draws one at a time; memory does not grow with their number.
 
     Args:
-        setup: the run's parts.
+        experiment: the run's parts.
         loader, probe: passes over the evaluated split, and over the examples on which chains are compared.
         targets: of the split, as the model sees them, [N, D].
 
@@ -97,12 +97,12 @@ class RegressionPass:
         curve: scores of the ensemble of the first `draws` draws.
     """
 
-    def __init__(self, setup: Setup, loader: Loader, probe: Loader, targets: Tensor) -> None:
-        assert isinstance(setup.likelihood, Gaussian)
-        assert setup.data.real is not None
-        self.likelihood, self.loader, self.probe = setup.likelihood, loader, probe
+    def __init__(self, experiment: Experiment, loader: Loader, probe: Loader, targets: Tensor) -> None:
+        assert isinstance(experiment.likelihood, Gaussian)
+        assert experiment.data.real is not None
+        self.likelihood, self.loader, self.probe = experiment.likelihood, loader, probe
         self.mean, self.std = (
-            torch.tensor(v, dtype=torch.float64) for v in (setup.data.real.mean, setup.data.real.std)
+            torch.tensor(v, dtype=torch.float64) for v in (experiment.data.real.mean, experiment.data.real.std)
         )
         self.targets = self.mean + self.std * targets.double()
         self.whole = NormalMixture(self.targets)
@@ -153,16 +153,16 @@ class RegressionPass:
             self.curve[name].append(value)
 
 
-def evaluate_reals(posterior: Posterior, setup: Setup, series: Series) -> tuple[RegressionPass, Results]:
+def evaluate_reals(posterior: Posterior, experiment: Experiment, series: Series) -> tuple[RegressionPass, Results]:
     """Predict the evaluated split with every draw, and score what they say."""
-    work = run_through(posterior, setup)
-    return work, summarise(work, posterior, series, setup)
+    work = run_through(posterior, experiment)
+    return work, summarise(work, posterior, series, experiment)
 
 
-def run_through(posterior: Posterior, setup: Setup) -> RegressionPass:
+def run_through(posterior: Posterior, experiment: Experiment) -> RegressionPass:
     """Predict the evaluated split with every draw."""
-    split = setup.evaluation_split()
-    work = RegressionPass(setup, setup.loader(split), setup.function_probe(), split.targets.cpu())
+    split = experiment.evaluation_split()
+    work = RegressionPass(experiment, experiment.loader(split), experiment.function_probe(), split.targets.cpu())
     for draws in posterior.rounds():
         for draw in draws:
             work.add(draw.chain, posterior.model_of(draw))
@@ -170,10 +170,10 @@ def run_through(posterior: Posterior, setup: Setup) -> RegressionPass:
     return work
 
 
-def summarise(work: RegressionPass, posterior: Posterior, series: Series, setup: Setup) -> Results:
+def summarise(work: RegressionPass, posterior: Posterior, series: Series, experiment: Experiment) -> Results:
     """Results without criteria and provenance; what needs classes is absent, with the reason."""
     baseline = posterior.map_model()
-    chains, asked = work.chains, setup.evaluation
+    chains, asked = work.chains, experiment.evaluation
     densities = [work.by_chain[chain].normals for chain in chains]
     return Results(
         task="regression",
@@ -185,7 +185,7 @@ def summarise(work: RegressionPass, posterior: Posterior, series: Series, setup:
         cumulative=Curve.of(work.curve),
         uncertainty=Uncertainty(variance=_variance(work.whole.normals), reason=ABSENT),
         absent=dict.fromkeys(("accuracy", "ece", "brier", "f1", "selective", "map_tempered"), ABSENT),
-        diagnostics=diagnose(work.probe_arrays, series, _agreement(densities), setup.gradients(chains)),
+        diagnostics=diagnose(work.probe_arrays, series, _agreement(densities), experiment.gradients(chains)),
         reference=None if asked.reference is None else ReferenceFidelity(reason=ABSENT),
         ood=None if asked.ood is None else OutOfDistribution(asked.ood, reason=ABSENT),
         corruptions=Corruptions(reason=ABSENT) if asked.corruptions else None,

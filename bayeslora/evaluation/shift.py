@@ -26,29 +26,29 @@ from bayeslora.evaluation.results import (
 )
 
 if TYPE_CHECKING:
-    from bayeslora.build import Setup
+    from bayeslora.experiment import Experiment
 
 OTHER = "out of distribution"
 
 
-def reference(setup: Setup, targets: Tensor) -> Reference | None:
+def reference(experiment: Experiment, targets: Tensor) -> Reference | None:
     """The reference that `evaluate.reference` names, if any.
 
     Raises:
         ConfigError: the evaluated split is not the whole test set, to whose order a reference's `index` refers.
         DataError: it is of other examples, classes or order.
     """
-    file = setup.evaluation.reference
+    file = experiment.evaluation.reference
     if file is None:
         return None
     require(
-        setup.whole_test_set,
+        experiment.whole_test_set,
         "evaluate.reference needs the whole test set in its order: set evaluate.split=test and dataset.limit_test=null",
     )
-    return load_reference(file, targets, setup.data.num_classes)
+    return load_reference(file, targets, experiment.data.num_classes)
 
 
-def views(setup: Setup) -> tuple[list[View], dict[str, str]]:
+def views(experiment: Experiment) -> tuple[list[View], dict[str, str]]:
     """A second dataset and corrupted test images, as far as the settings ask for them.
 
     Returns:
@@ -60,36 +60,38 @@ def views(setup: Setup) -> tuple[list[View], dict[str, str]]:
     """
     asked: list[View] = []
     missing: dict[str, str] = {}
-    other = setup.second_dataset()
-    if other is not None:
-        problem = _does_not_fit(setup.data, other)
+    if experiment.make_ood is not None:
+        other = experiment.make_ood()
+        problem = _does_not_fit(experiment.data, other)
         if problem is None:
-            asked.append(_view_of(setup, other))
+            asked.append(_view_of(experiment, other))
         else:
-            missing["ood"] = f"{setup.evaluation.ood} holds {problem}; choose a dataset of the same kind and size"
-    if setup.evaluation.corruptions:
-        kind = setup.data.kind
-        if kind == "images" and setup.data.train.inputs.dtype != torch.uint8:
+            missing["ood"] = f"{experiment.evaluation.ood} holds {problem}; choose a dataset of the same kind and size"
+    if experiment.evaluation.corruptions:
+        kind = experiment.data.kind
+        if kind == "images" and experiment.data.train.inputs.dtype != torch.uint8:
             kind = "images of fractions"
-        elif kind == "images" and setup.data.in_channels not in (1, 3):
-            kind = f"images of {setup.data.in_channels} channels, not 1 or 3"
+        elif kind == "images" and experiment.data.in_channels not in (1, 3):
+            kind = f"images of {experiment.data.in_channels} channels, not 1 or 3"
         if kind == "images":
-            asked += _corrupted(setup)
+            asked += _corrupted(experiment)
         else:
             missing["corruptions"] = f"the data are {kind}, and corruptions are of images"
     return asked, missing
 
 
-def with_shift(results: Results, predictions: Predictions, setup: Setup, missing: Mapping[str, str]) -> Results:
+def with_shift(
+    results: Results, predictions: Predictions, experiment: Experiment, missing: Mapping[str, str]
+) -> Results:
     """The results with those under shift; None, with a reason, for what cannot be had."""
     corrupted = dict(predictions.views)
     other = corrupted.pop(OTHER, None)
     if other is not None:
-        results = replace(results, ood=out_of_distribution(predictions, other, setup.evaluation.ood))
+        results = replace(results, ood=out_of_distribution(predictions, other, experiment.evaluation.ood))
     elif "ood" in missing:
-        results = replace(results, ood=OutOfDistribution(setup.evaluation.ood, reason=missing["ood"]))
+        results = replace(results, ood=OutOfDistribution(experiment.evaluation.ood, reason=missing["ood"]))
     if corrupted:
-        results = replace(results, corruptions=corruptions(corrupted, _to_corrupt(setup).targets.cpu()))
+        results = replace(results, corruptions=corruptions(corrupted, _to_corrupt(experiment).targets.cpu()))
     elif "corruptions" in missing:
         results = replace(results, corruptions=Corruptions(reason=missing["corruptions"]))
     return results
@@ -146,26 +148,26 @@ def _does_not_fit(ours: Data, theirs: Data) -> str | None:
     return None if kind(ours) == kind(theirs) else f"{kind(theirs)}, and {ours.name} {kind(ours)}"
 
 
-def _view_of(setup: Setup, data: Data) -> View:
+def _view_of(experiment: Experiment, data: Data) -> View:
     """The test set of another dataset; images through the run's own transform."""
     none = data.train.take(slice(0))
-    data = setup.through_prefix(replace(data, train=none, validation=none))
-    transform = data.transform if data.texts else setup.data.transform
-    return View(OTHER, setup.loader(data.test.to(setup.device), transform), None)
+    data = experiment.through_prefix(replace(data, train=none, validation=none))
+    transform = data.transform if data.texts else experiment.data.transform
+    return View(OTHER, experiment.loader(data.test.to(experiment.device), transform), None)
 
 
-def _corrupted(setup: Setup) -> list[View]:
+def _corrupted(experiment: Experiment) -> list[View]:
     """The test images under every corruption and severity."""
-    clean = _to_corrupt(setup)
+    clean = _to_corrupt(experiment)
     asked = []
     for name, corrupt in CORRUPTIONS.items():
         for severity in SEVERITIES:
             images = corrupt(clean.inputs.cpu(), severity)
-            split = Split(images, clean.targets.cpu()).to(setup.device)
-            asked.append(View(f"corruption/{name}/{severity}", setup.loader(split), clean.targets.cpu()))
+            split = Split(images, clean.targets.cpu()).to(experiment.device)
+            asked.append(View(f"corruption/{name}/{severity}", experiment.loader(split), clean.targets.cpu()))
     return asked
 
 
-def _to_corrupt(setup: Setup) -> Split:
+def _to_corrupt(experiment: Experiment) -> Split:
     """The images that are corrupted."""
-    return setup.evaluation_split().take(slice(setup.evaluation.corruption_examples))
+    return experiment.evaluation_split().take(slice(experiment.evaluation.corruption_examples))

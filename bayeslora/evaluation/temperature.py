@@ -19,29 +19,31 @@ from bayeslora.posterior.store import load_into
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from bayeslora.build import Setup
+    from bayeslora.experiment import Experiment
     from bayeslora.posterior import Posterior
 
 READINGS, KINETIC = "temperature/", "kinetic/"
 """First parts of the names of the draws' scalars."""
 
 
-def with_temperatures(diagnostics: Diagnostics, posterior: Posterior, setup: Setup, series: Series) -> Diagnostics:
+def with_temperatures(
+    diagnostics: Diagnostics, posterior: Posterior, experiment: Experiment, series: Series
+) -> Diagnostics:
     """Diagnostics with the temperature of every block, or under `all` why there is none.
 
     With one chain from the readings that its draws hold, which are about c = 0. With several about the mean of the
     other chains' draws, which is as free of bias and less noisy: the forces are computed again, one gradient a draw.
     """
-    reason = _missing(setup, series)
+    reason = _missing(experiment, series)
     if reason is not None:
         return replace(diagnostics, temperature={ALL: MeasuredTemperature(reason=reason)})
-    module = setup.module(0)
-    sizes = block_sizes(module.padding.sizes(module.params, 0))
-    limit = setup.evaluation.criteria.temperature
+    moving = experiment.new_chain(0)
+    sizes = block_sizes(moving.padding.sizes(moving.params, 0))
+    limit = experiment.evaluation.criteria.temperature
     tolerance = TOLERANCE if limit is None else limit
     at_zero, about = _recorded(series, READINGS), None
     if len(series) > 1:
-        about = _about_other_chains(posterior, setup, list(module.params))
+        about = _about_other_chains(posterior, experiment, list(moving.params))
     return replace(
         diagnostics,
         temperature=temperatures(at_zero, sizes, tolerance)
@@ -51,9 +53,9 @@ def with_temperatures(diagnostics: Diagnostics, posterior: Posterior, setup: Set
     )
 
 
-def _missing(setup: Setup, series: Series) -> str | None:
+def _missing(experiment: Experiment, series: Series) -> str | None:
     """Why a run has no temperature to measure; None where it has."""
-    if setup.map_step == setup.plan.total:
+    if experiment.map_step == experiment.plan.total:
         return "the run samples at T = 0, where there is no temperature to measure"
     if not _recorded(series, READINGS):
         return "the draws hold no readings: callbacks.thermometer was null, or the run is of an older version"
@@ -65,14 +67,16 @@ def _recorded(series: Series, prefix: str) -> dict[str, list[np.ndarray]]:
     return {name.removeprefix(prefix): s for name, s in by_scalar(series).items() if name.startswith(prefix)}
 
 
-def _about_other_chains(posterior: Posterior, setup: Setup, names: Sequence[str]) -> dict[str, list[np.ndarray]]:
+def _about_other_chains(
+    posterior: Posterior, experiment: Experiment, names: Sequence[str]
+) -> dict[str, list[np.ndarray]]:
     """Readings of every draw about the mean of the other chains' draws, one array [draws] a chain by block."""
     means = [_mean(posterior, store.chain, names) for store in posterior.stores]
     found: dict[str, list[np.ndarray]] = {}
     for place, store in enumerate(posterior.stores):
         others = [mean for at, mean in enumerate(means) if at != place]
-        center = {name: torch.stack([mean[name] for mean in others]).mean(0).to(setup.device) for name in names}
-        rows = readings_about(posterior, setup, store.chain, center)
+        center = {name: torch.stack([mean[name] for mean in others]).mean(0).to(experiment.device) for name in names}
+        rows = readings_about(posterior, experiment, store.chain, center)
         for block in rows[0]:
             found.setdefault(block, []).append(np.array([row[block] for row in rows]))
     return found
@@ -89,20 +93,22 @@ def _mean(posterior: Posterior, chain: int, names: Sequence[str]) -> dict[str, T
 
 
 def readings_about(
-    posterior: Posterior, setup: Setup, chain: int, center: Mapping[str, Tensor]
+    posterior: Posterior, experiment: Experiment, chain: int, center: Mapping[str, Tensor]
 ) -> list[dict[str, float]]:
     """Readings of each draw of a chain about a center, by the very force that its thermometer took."""
-    module, batches = setup.module(chain), setup.batches(chain, fresh=True)
-    set_sampling_mode(module.network)
-    num_data = len(setup.data.train)
-    kT = setup.cfg.temperature / num_data
-    sampler = setup.make_sampler([*module.params.values()], kT=kT, seed=setup.cfg.seed, chain=chain)
-    sizes = module.padding.sizes(module.params, 0)
+    moving, batches = experiment.new_chain(chain), experiment.batches(chain, fresh=True)
+    set_sampling_mode(moving.network)
+    num_data = len(experiment.data.train)
+    kT = experiment.temperature / num_data
+    sampler = experiment.make_sampler([*moving.params.values()], kT=kT, seed=experiment.seed, chain=chain)
+    sizes = moving.padding.sizes(moving.params, 0)
     found = []
     for draw in posterior.draws(chain):
-        load_into(module.network, draw.tensors, f"draw {draw.index} of chain {chain}")
-        with torch.autocast(setup.device.type, torch.bfloat16, enabled=setup.cfg.trainer.precision == "bf16-mixed"):
-            force = module.force(sampler, [batches(draw.step)], draw.step, num_data)
-        values = readings(module.params, force, sizes, kT, center=center)
+        load_into(moving.network, draw.tensors, f"draw {draw.index} of chain {chain}")
+        with torch.autocast(
+            experiment.device.type, torch.bfloat16, enabled=experiment.trainer.precision == "bf16-mixed"
+        ):
+            force = moving.force(sampler, [batches(draw.step)], draw.step, num_data)
+        values = readings(moving.params, force, sizes, kT, center=center)
         found.append({block: float(value) for block, value in values.items()})
     return found

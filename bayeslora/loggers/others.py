@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from itertools import count
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
 
-from omegaconf import DictConfig, OmegaConf
-
-from bayeslora.config import accepted, instantiate, members
+from bayeslora.factories import offer, settings_of
 from bayeslora.loggers.wandb import WandbRun, has_wandb_account
 from bayeslora.rundir import RunDirectory
 
 if TYPE_CHECKING:
     from bayeslora.evaluation.results import Results
+    from bayeslora.experiment import Experiment
 
 
 class Logger(Protocol):
@@ -65,29 +64,34 @@ class ChainLoggers:
         self.close("success" if kind is None else "failed")
 
 
-def make_loggers(cfg: DictConfig, chains: Sequence[int], step: int = 0) -> ChainLoggers:
-    """The configured loggers of each of these chains, from a step on. Earlier logs of a chain stay as they are."""
-    nodes = members(cfg.logger)
+def make_loggers(experiment: Experiment, root: Path, chains: Sequence[int], step: int = 0) -> ChainLoggers:
+    """The configured loggers of each of these chains, from a step on. Earlier logs of a chain stay as they are.
+
+    Args:
+        experiment: whose loggers.
+        root: the run directory.
+        chains: their numbers.
+        step: at which they go on.
+    """
 
     def of(chain: int) -> list[Logger]:
-        part = f"chain_{chain}"
-        version = part + (f"_from_{step}" if step else "")
-        return [_make(node, cfg, part, _free(node, version)) for node in nodes.values()]
+        version = f"chain_{chain}" + (f"_from_{step}" if step else "")
+        makes = experiment.loggers.values()
+        return [_make(make, experiment.name, root, f"chain_{chain}", _free(make, version)) for make in makes]
 
     return ChainLoggers({chain: of(chain) for chain in chains})
 
 
-def log_evaluation(cfg: DictConfig, run: RunDirectory, results: Results) -> None:
+def log_evaluation(experiment: Experiment, run: RunDirectory, results: Results) -> None:
     """Log what an evaluation found, as a part `evaluation` beside the chains; its steps count draws.
 
     All loggers get the final scalars, W&B also the tables, the plots, the report and the posterior.
     """
-    here = OmegaConf.create({"name": cfg.name, "run_dir": str(run.root), "logger": relocated(cfg, run.root).logger})
-    nodes = members(here.logger)
-    if not nodes:
+    if not experiment.loggers:
         return
     quiet_lightning()
-    loggers = [_make(node, here, "evaluation", "evaluation") for node in nodes.values()]
+    makes = experiment.loggers.values()
+    loggers = [_make(make, experiment.name, run.root, "evaluation", "evaluation") for make in makes]
     with ChainLoggers({0: loggers}) as opened:
         for draws, values in _growth(results):
             opened.log(0, values, draws)
@@ -95,24 +99,6 @@ def log_evaluation(cfg: DictConfig, run: RunDirectory, results: Results) -> None
         for logger in loggers:
             if isinstance(logger, WandbRun):
                 logger.log_report(run, results)
-
-
-def relocated(cfg: DictConfig, folder: Path | str) -> DictConfig:
-    """A resolved copy of a configuration whose run lies in `folder`: whatever lies in the run directory moves along."""
-    before = Path(cfg.run_dir)
-
-    def moved(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: moved(entry) for key, entry in value.items()}
-        if isinstance(value, list):
-            return [moved(entry) for entry in value]
-        if isinstance(value, str) and Path(value).is_relative_to(before):
-            return str(Path(folder, Path(value).relative_to(before)))
-        return value
-
-    plain: Any = OmegaConf.to_container(cfg, resolve=True)
-    parts = {key: moved(plain[key]) for key in ("logger", "callbacks", "run_dir") if key in plain}
-    return OmegaConf.create(plain | parts)
 
 
 def final_scalars(results: Results) -> dict[str, float]:
@@ -144,25 +130,25 @@ def _growth(results: Results) -> Iterator[tuple[int, dict[str, float]]]:
         yield int(draws), {key: value for key, value in values.items() if value is not None}
 
 
-def _make(node: DictConfig, cfg: DictConfig, part: str, version: str) -> Logger:
-    """A configured logger for a part of a run, told what it takes of these and its node leaves open."""
-    own = {
-        "version": version,
-        "name": f"{cfg.name}/{part}",
-        "flush_logs_every_n_steps": 1,
-        "offline": not has_wandb_account(),
-        "part": part,
-        "run_dir": cfg.run_dir,
-    }
-    logger: Logger = instantiate(node, **accepted(node, **own))
-    return logger
+def _make(make: Callable[..., Logger], name: str, root: Path, part: str, version: str) -> Logger:
+    """A logger for a part of a run, told what it takes of these and is not told already."""
+    return offer(
+        make,
+        version=version,
+        name=f"{name}/{part}",
+        flush_logs_every_n_steps=1,
+        offline=not has_wandb_account(),
+        part=part,
+        run_dir=str(root),
+    )
 
 
-def _free(node: DictConfig, version: str) -> str:
+def _free(make: Callable[..., Logger], version: str) -> str:
     """The version, or the first of `version_2`, `version_3`, … where another process has logged under it before."""
-    folder = Path(node.get("save_dir") or "", node.get("name") or "")
+    settings = settings_of(make)
+    folder = Path(settings.get("save_dir") or "", settings.get("name") or "")
     names = (version if number == 1 else f"{version}_{number}" for number in count(1))
-    return next(name for name in names if not node.get("save_dir") or not (folder / name).exists())
+    return next(name for name in names if not settings.get("save_dir") or not (folder / name).exists())
 
 
 def quiet_lightning() -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 from uuid import uuid4
 
-from bayeslora.config import first_line
+from bayeslora.factories import first_line
 from bayeslora.files import locked, write_atomically
 from bayeslora.rundir import RunDirectory
 

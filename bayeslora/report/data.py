@@ -19,7 +19,7 @@ from bayeslora.report.gallery import Gallery, Shown, confident_errors, most_unce
 from bayeslora.report.words import run_notes, run_settings, run_title
 
 if TYPE_CHECKING:
-    from bayeslora.build import Setup
+    from bayeslora.experiment import Experiment
     from bayeslora.rundir import RunDirectory
 
 
@@ -72,21 +72,25 @@ class ReportData:
 
 
 def report_data(
-    run: RunDirectory, setup: Setup, predictions: Predictions | RegressionPass, series: Series, results: Results
+    run: RunDirectory,
+    experiment: Experiment,
+    predictions: Predictions | RegressionPass,
+    series: Series,
+    results: Results,
 ) -> ReportData:
     """All that the report of a run shows; of a regression, what needs classes is left out, with the reason."""
     data = ReportData(
-        title=run_title(setup),
-        settings=run_settings(setup),
+        title=run_title(experiment),
+        settings=run_settings(experiment),
         results=results,
-        temperature=setup.settings.temperature,
+        temperature=experiment.effective_temperature,
         chains=list(predictions.chains),
         steps=[chain["step"] for chain in series],
         series=by_scalar(series),
         singles={
             name: [np.asarray(draws[name]) for draws in predictions.draw_scores] for name in predictions.draw_scores[0]
         },
-        notes=run_notes(run, setup),
+        notes=run_notes(run, experiment),
     )
     if isinstance(predictions, RegressionPass):
         shares = [(score(results.ensemble, f"coverage_{level}") or 0.0, level) for level in LEVELS]
@@ -95,14 +99,14 @@ def report_data(
         data.uncertain = data.errors = Gallery(missing=ABSENT)
         data.absent = ABSENT
         return data
-    split = setup.evaluation.split
+    split = experiment.evaluation.split
     shown = Shown(
-        getattr(setup.data, split).inputs, setup.data.texts.get(split, ()), setup.data.class_names,
+        getattr(experiment.data, split).inputs, experiment.data.texts.get(split, ()), experiment.data.class_names,
         predictions.targets, predictions.ensemble, predictions.map, predictions.entropy,
     )  # fmt: skip
-    data.gradients = gradients(setup, data.steps)
+    data.gradients = gradients(experiment, data.steps)
     data.reliability = diagrams(predictions, results)
-    data.classes = class_rows(predictions.ensemble, predictions.targets, setup.data.class_names)
+    data.classes = class_rows(predictions.ensemble, predictions.targets, experiment.data.class_names)
     data.uncertain, data.errors = most_uncertain(shown, data.draws), confident_errors(shown)
     return data
 
@@ -119,12 +123,11 @@ def diagrams(predictions: Predictions, results: Results) -> dict[str, Reliabilit
     return {name: reliability(log_probs, predictions.targets) for name, log_probs in shown.items()}
 
 
-def gradients(setup: Setup, steps: Sequence[np.ndarray]) -> list[float]:
+def gradients(experiment: Experiment, steps: Sequence[np.ndarray]) -> list[float]:
     """Minibatch gradients that all chains together took from the warm-up's end to each round of draws."""
-    total = setup.plan.total - setup.plan.warmup
-    each = setup.gradients([0]) / total if total else 0.0
+    warmup = experiment.plan.warmup
+    total = experiment.plan.total - warmup
+    each = experiment.gradients([0]) / total if total else 0.0
     rounds = max((len(chain) for chain in steps), default=0)
-    taken = [
-        [chain[min(at, len(chain) - 1)] - setup.plan.warmup for chain in steps if len(chain)] for at in range(rounds)
-    ]
+    taken = [[chain[min(at, len(chain) - 1)] - warmup for chain in steps if len(chain)] for at in range(rounds)]
     return [float(each * sum(one)) for one in taken]

@@ -10,7 +10,7 @@ from bayeslora.evaluation.results import Provenance
 from bayeslora.settings import Component, short
 
 if TYPE_CHECKING:
-    from bayeslora.build import Setup
+    from bayeslora.experiment import Experiment
     from bayeslora.potential import Prior
     from bayeslora.rundir import RunDirectory
 
@@ -56,51 +56,52 @@ def duration(seconds: float) -> str:
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
 
 
-def run_title(setup: Setup) -> str:
+def run_title(experiment: Experiment) -> str:
     """Name of the run, sampler and data."""
-    return f"{setup.settings.name}: {setup.settings.sampler.name} on {setup.data.name}"
+    return f"{experiment.name}: {experiment.component('sampler').name} on {experiment.data.name}"
 
 
-def run_settings(setup: Setup) -> list[tuple[str, str]]:
+def run_settings(experiment: Experiment) -> list[tuple[str, str]]:
     """(label, value) pairs; temperature, prior and augmentation first, since results mean nothing without them."""
-    run, data, plan = setup.settings, setup.data, setup.plan
-    count = sum(p.numel() for p in setup.model().parameters() if p.requires_grad)
+    data, plan, chain, trainer = experiment.data, experiment.plan, experiment.chain, experiment.trainer
+    count = sum(p.numel() for p in experiment.model().parameters() if p.requires_grad)
     return [
-        ("Temperature", temperature(run.temperature)),
-        ("Prior", prior(setup.potential.prior)),
-        ("Likelihood", likelihood(run.likelihood)),
+        ("Temperature", temperature(experiment.effective_temperature)),
+        ("Prior", prior(experiment.potential.prior)),
+        ("Likelihood", likelihood(experiment.component("likelihood"))),
         ("Augmentation", data.augmentation),
-        ("Data", f"{data.name}: N = {len(data.train):,} training examples; evaluated on {setup.evaluation.split}"),
-        ("Model", f"{run.model}; {count:,} sampled parameters"),
-        ("Sampler", str(run.sampler)),
-        ("Chains", f"{run.num_chains} × {plan.total:,} steps of batch {run.batch_size or 'full'}"),
+        ("Data", f"{data.name}: N = {len(data.train):,} training examples; evaluated on {experiment.evaluation.split}"),
+        ("Model", f"{experiment.component('model')}; {count:,} sampled parameters"),
+        ("Sampler", str(experiment.component("sampler"))),
+        ("Chains", f"{chain.num_chains} × {plan.total:,} steps of batch {chain.batch_size or 'full'}"),
         ("Plan of a chain", f"{plan.warmup:,} warm-up, {plan.burn_in:,} burn-in, {plan.num_draws} draws × {plan.thin}"),
-        ("Precision", f"{run.precision} on {run.accelerator}"),
-        ("Seed", str(run.seed)),
+        ("Precision", f"{trainer.precision} on {trainer.accelerator}"),
+        ("Seed", str(experiment.seed)),
     ]  # fmt: skip
 
 
-def run_notes(run: RunDirectory, setup: Setup) -> list[str]:
+def run_notes(run: RunDirectory, experiment: Experiment) -> list[str]:
     """What a reader must know before the numbers."""
-    wanted, settings, train = setup.plan.num_draws, setup.settings, setup.data.train
+    wanted, chain, train = experiment.plan.num_draws, experiment.chain, experiment.data.train
+    tempered = experiment.effective_temperature
     notes = []
-    for store in map(run.store, range(settings.num_chains)):
+    for store in map(run.store, range(chain.num_chains)):
         if len(store) < wanted:
             diverged = [e["step"] for e in store.events() if e["event"] == "diverged" and "step" in e]
             why = f"it diverged in step {diverged[-1]:,}" if diverged else "the run is not finished"
             notes.append(f"Chain {store.chain} has {len(store)} of {wanted} draws: {why}.")
-    if settings.temperature not in (0.0, 1.0):
-        notes.append(f"Temperature {settings.temperature:g}: a tempered posterior, not the Bayes posterior (T = 1).")
-    if setup.data.augment is not None:
+    if tempered not in (0.0, 1.0):
+        notes.append(f"Temperature {tempered:g}: a tempered posterior, not the Bayes posterior (T = 1).")
+    if experiment.data.augment is not None:
         notes.append(
             "Training images were augmented, which softens the likelihood: the target is not the plain posterior."
         )
-    if settings.probe_size > len(train):
-        asked = f"chain.probe_size={settings.probe_size} asks for more"
+    if chain.probe_size > len(train):
+        asked = f"chain.probe_size={chain.probe_size} asks for more"
         notes.append(f"The probe set is all {len(train):,} training examples: {asked}.")
-    if (short := setup.short_burn_in()) is not None:
+    if (short := experiment.short_burn_in()) is not None:
         notes.append(f"Chains may start off their law: {short}.")
-    return [*notes, *setup.data.notes]
+    return [*notes, *experiment.data.notes]
 
 
 def provenance_pairs(recorded: Provenance) -> list[tuple[str, str]]:

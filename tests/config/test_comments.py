@@ -7,7 +7,7 @@ from pathlib import Path
 
 import yaml
 
-from bayeslora.config import CONF_DIR
+from bayeslora.app.config import CONF_DIR
 from tests.cases import each
 
 CONF = Path(CONF_DIR)

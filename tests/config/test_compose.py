@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import pickle
 import pkgutil
 from pathlib import Path
 from typing import Any
@@ -13,15 +14,17 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from bayeslora.build import build, plain
+from bayeslora.app.cli import forced
+from bayeslora.app.compose import plain, to_experiment
+from bayeslora.app.config import CONF_DIR, PARTS, RootConfig, check_config, factory, instantiate, listed_settings
 from bayeslora.chains.plan import Plan
-from bayeslora.cli import forced
-from bayeslora.config import CONF_DIR, INJECTED, PARTS, RootConfig, accepted, check_config, instantiate, listed_settings
 from bayeslora.datasets import Cifar10, Cifar100, Digits, Glue
 from bayeslora.errors import ConfigError
 from bayeslora.evaluate import OVERRIDES
+from bayeslora.factories import INJECTED, offer
 from bayeslora.potential import Prior
-from bayeslora.samplers import Sampler
+from bayeslora.samplers import BY_NAME, Sampler, schedules
+from bayeslora.settings import SCHEDULES
 from tests.cases import each
 from tests.data.text_models import tiny_model
 from tests.data.text_tools import mrpc
@@ -85,7 +88,7 @@ def test_every_experiment_makes_its_parts(experiment: str, size: str, texts: tup
     classes = 2 if isinstance(dataset, Glue) else 100 if isinstance(dataset, Cifar100) else 10
     with torch.device("meta"):
         sizes = {"num_classes": classes, "num_outputs": classes, "in_channels": 3, "in_features": 3 * 32 * 32}
-        model = instantiate(cfg.model, **accepted(cfg.model, **sizes))
+        model = offer(factory(cfg.model), **sizes)
         if not isinstance(dataset, Glue):
             assert model(torch.empty(2, 3, 32, 32)).shape == (2, classes)
     weight = nn.Parameter(torch.zeros(3))
@@ -108,7 +111,7 @@ def test_every_experiment_passes_all_checks_of_values(experiment: str, size: str
         images = ("dataset=digits", *(f"~dataset.{key}" for key in ("mean", "std") if key in left))
     few = ("dataset.validation_size=0",) if experiment.startswith("mrpc") else ()  # of the 70 of a tiny MRPC
     cfg = of(experiment, texts, f"size={size}", "trainer=cpu", *images, *few)
-    setup = build(cfg)
+    setup = to_experiment(cfg)
     assert setup.plan == plan(cfg)
     assert setup.potential.num_data == (64 if size == "smoke" else 1437 if images else 70)
 
@@ -284,3 +287,32 @@ def test_the_files_of_a_part_list_all_that_it_takes(part: str) -> None:
         parameters = inspect.signature(pkgutil.resolve_name(target)).parameters.values()
         taken = {p.name for p in parameters if p.kind != p.VAR_KEYWORD} - INJECTED
         assert taken == {*listed}, target
+
+
+def test_samplers_by_name_are_those_of_the_files_with_the_same_settings() -> None:
+    assert {*BY_NAME} == {file.stem for file in (CONF / "sampler").glob("*.yaml")}
+    for name, make in BY_NAME.items():
+        node = plain(composed(f"sampler={name}").sampler)
+        weight = [nn.Parameter(torch.zeros(2))]
+        own = {key: value for key, value in node.items() if key not in ("_target_", "_partial_")}
+        ours = make(weight, kT=1.0, seed=0, chain=0)
+        theirs = instantiate(composed(f"sampler={name}").sampler)(weight, kT=1.0, seed=0, chain=0)
+        assert type(ours) is type(theirs)
+        assert {key: getattr(ours, key, None) for key in own} == {key: getattr(theirs, key, None) for key in own}
+        assert ours.param_groups == theirs.param_groups
+
+
+def test_the_schedules_that_settings_know_are_those_there_are() -> None:
+    assert {*SCHEDULES} == {*schedules.SCHEDULES}
+
+
+def test_an_experiment_goes_to_another_process_without_its_data() -> None:
+    here = to_experiment(composed("experiment=quickstart", "size=smoke", "dataset.limit_train=64"))
+    sent = pickle.dumps(here)
+    there = pickle.loads(sent)  # noqa: S301
+    assert len(sent) < 20_000
+    assert "data" not in vars(there)
+    for one, other in zip(here.batches(1)(3), there.batches(1)(3), strict=True):
+        assert torch.equal(one, other)
+    assert all(torch.equal(p, q) for p, q in zip(here.model(1).parameters(), there.model(1).parameters(), strict=True))
+    assert (there.record, there.chain, there.trainer) == (here.record, here.chain, here.trainer)

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from transformers import AutoTokenizer
 
-from bayeslora.config import check_config, instantiate
+from bayeslora.app.config import check_config, instantiate
 from bayeslora.datasets import Glue
 from bayeslora.datasets.base import Data
 from bayeslora.datasets.batches import Batches

@@ -194,7 +194,7 @@ def test_configurations(tmp_path: Path, watched: list[str]) -> None:
     run.open(config)
 
     def read() -> None:
-        taken = _plain(run.recorded())
+        taken = run.trusted()
         targets = [node["_target_"] for _, node in _walk(taken) if isinstance(node, dict) and "_target_" in node]
         assert all(target.startswith(("bayeslora.", "torch.optim.", "lightning.")) for target in targets)
         run.check(taken | {"chain": config["chain"]})
@@ -204,7 +204,7 @@ def test_configurations(tmp_path: Path, watched: list[str]) -> None:
 
 
 def _plain(cfg: Any) -> dict[str, Any]:
-    from bayeslora.build import plain
+    from bayeslora.app.compose import plain
 
     return plain(cfg)
 
@@ -323,7 +323,7 @@ def test_links_out_of_the_run_directory_are_refused(place: str, tmp_path: Path, 
     link.symlink_to(tmp_path / "outside")
     if place == "../../config.yaml":
         (tmp_path / "outside").write_text(yaml.safe_dump(config))
-    for read in (run.recorded, lambda: run.check(config)):
+    for read in (run.trusted, lambda: run.check(config)):
         assert not reading(read, watched)
 
 
@@ -354,25 +354,25 @@ def test_configurations_that_name_what_they_should_not_are_refused(
     run = RunDirectory(tmp_path / "run")
     config = _plain(composed(*TINY, f"run_dir={run.root}"))
     run.open(config)
-    assert reading(run.recorded, watched)
+    assert reading(run.trusted, watched)
     node = config
     for part in key.split(".")[:-1]:
         node = node[part]
     node[key.rpartition(".")[2]] = value.replace("RUN", str(run.root)) if isinstance(value, str) else value
     run.config_file.write_text(yaml.safe_dump(config))
-    assert not reading(run.recorded, watched)
+    assert not reading(run.trusted, watched)
 
 
 def test_classes_of_ones_own_are_named_as_trusted(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path / "run")
     run.open(_plain(composed(*TINY, f"run_dir={run.root}", "sampler._target_=tests.run.tools.Exploding")))
     with pytest.raises(BayesloraError, match=r"sampler\._target_=tests\.run\.tools\.Exploding is not .*=\[tests\]"):
-        run.recorded()
+        run.trusted()
     for trusted in ("tests", "tests.run.tools", "tests.run.tools.Exploding"):
-        assert run.recorded([trusted]).sampler._target_ == "tests.run.tools.Exploding"
+        assert run.trusted([trusted])["sampler"]["_target_"] == "tests.run.tools.Exploding"
     for other in ("test", "run", "tests.run.tool", "tests.run.tools.Explod", "os"):
         with pytest.raises(BayesloraError):
-            run.recorded([other])
+            run.trusted([other])
 
 
 def test_a_trusted_package_does_not_lend_what_it_imports(tmp_path: Path) -> None:
@@ -381,7 +381,7 @@ def test_a_trusted_package_does_not_lend_what_it_imports(tmp_path: Path) -> None
     config["model"]["_target_"] = "tests.run.tools.subprocess.Popen"
     run.open(config)
     with pytest.raises(BayesloraError, match="trust"):
-        run.recorded(["tests"])
+        run.trusted(["tests"])
 
 
 @each(

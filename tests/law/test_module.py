@@ -10,6 +10,7 @@ from lightning import Callback, Trainer
 from torch import Tensor, nn
 
 from bayeslora import samplers
+from bayeslora.chain.chain import Chain
 from bayeslora.chains.module import SamplingModule
 from bayeslora.chains.plan import Plan
 from bayeslora.chains.stack import Stack
@@ -49,7 +50,7 @@ class Averages(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, module: SamplingModule, *_: object) -> None:  # type: ignore[override]
         if module.steps_taken > BURN_IN:
-            theta = torch.cat([p.detach() for p in module.params.values()], dim=1).double()
+            theta = torch.cat([p.detach() for p in module.chain.params.values()], dim=1).double()
             self.total += theta[:, :, None] * theta[:, None, :] / STEPS
 
 
@@ -59,7 +60,7 @@ def sampled(
     """Second moments of the chains [K] by name."""
     x, y = (t.expand(CHAINS, *t.shape) for t in data())
     made = one_stream(sampler)
-    module = SamplingModule(
+    chain = Chain(
         Stack(Sum() for _ in range(CHAINS)),
         Potential(Prior(PRIOR), N),
         lambda params, **chain: made(params, **settings, **chain),
@@ -67,7 +68,7 @@ def sampled(
         Plan(0, BURN_IN, STEPS, 1),
         temperature=1.0,
         seed=0,
-        chain=range(CHAINS),
+        number=range(CHAINS),
         lr_factors=factors,
         likelihood=Gaussian(noise=1.0),
     )
@@ -81,7 +82,7 @@ def sampled(
         accelerator="cpu", max_epochs=1, logger=False, enable_checkpointing=False, enable_progress_bar=False,
         enable_model_summary=False, callbacks=[averages],
     )  # fmt: skip
-    trainer.fit(module, Batches())
+    trainer.fit(SamplingModule(chain), Batches())
     return {f"cov {i}{j}": averages.total[:, i, j] for i, j in ((0, 0), (0, 1), (1, 1))}
 
 

@@ -186,17 +186,19 @@ def test_the_module_itself_refuses_fp16(tmp_path: Path) -> None:
     from lightning import Trainer
     from lightning.pytorch.plugins import MixedPrecision
 
-    from bayeslora.build import Steps, build
+    from bayeslora.app.compose import to_experiment
+    from bayeslora.chains.module import SamplingModule
+    from bayeslora.chains.runner import Steps
     from bayeslora.errors import ConfigError
     from tests.run.tools import composed
 
-    setup = build(composed(*TINY))
+    setup = to_experiment(composed(*TINY))
     trainer = Trainer(
         accelerator="cpu", max_epochs=1, logger=False, plugins=[MixedPrecision("16-mixed", "cpu")],
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
     )  # fmt: skip
     with pytest.raises(ConfigError, match="16-mixed cannot be used for sampling"):
-        trainer.fit(setup.module(0), Steps(setup.batches(0), 1))
+        trainer.fit(SamplingModule(setup.new_chain(0)), Steps(setup.batches(0), 1))
 
 
 # Data

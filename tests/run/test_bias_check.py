@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
+from bayeslora.app.compose import plain
 from bayeslora.bias_check import bias_check, bootstrap, compare, half_step, verdict
 from bayeslora.diagnostics.metrics import metrics
 from bayeslora.errors import ConfigError, CriteriaError, DataError
@@ -137,7 +137,7 @@ def test_runs_that_cannot_be_compared_are_refused(finished: Path, tmp_path: Path
 
 def recorded(*overrides: str) -> Any:
     """A configuration as a run records it."""
-    return OmegaConf.create(OmegaConf.to_container(composed(*OWN, "run_dir=a", *overrides), resolve=True))
+    return plain(composed(*OWN, "run_dir=a", *overrides))
 
 
 def test_a_run_that_samples_nothing_has_no_bias() -> None:
@@ -148,12 +148,14 @@ def test_a_run_that_samples_nothing_has_no_bias() -> None:
 
 def test_schedules_keep_their_shape_in_time() -> None:
     polynomial = half_step(recorded("chain.schedule=polynomial"), Path("b"), "test")
-    assert polynomial.chain.schedule_settings == {"offset": 2.0}
+    assert polynomial["chain"]["schedule_settings"] == {"offset": 2.0}
     settings = ("chain.schedule=exponential", "chain.schedule_settings={end: 0.5, decay_steps: 30}")
-    assert half_step(recorded(*settings), Path("b"), "test").chain.schedule_settings == {"end": 0.5, "decay_steps": 60}
-    assert half_step(recorded(*settings), Path("b"), "test", keep_time=False).chain.schedule_settings.decay_steps == 30
+    longer = half_step(recorded(*settings), Path("b"), "test")
+    assert longer["chain"]["schedule_settings"] == {"end": 0.5, "decay_steps": 60}
+    same_steps = half_step(recorded(*settings), Path("b"), "test", keep_time=False)
+    assert same_steps["chain"]["schedule_settings"]["decay_steps"] == 30
     grouped = half_step(recorded("chain.lr_factors={head: 10}"), Path("b"), "test")
-    assert (grouped.sampler.lr, grouped.chain.lr_factors.head) == (0.005, 10)
+    assert (grouped["sampler"]["lr"], grouped["chain"]["lr_factors"]["head"]) == (0.005, 10)
 
 
 def test_chains_are_paired_by_their_numbers() -> None:

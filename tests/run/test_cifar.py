@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from bayeslora.build import build, build_model
+from bayeslora.app.compose import to_experiment
 from tests.run.tools import composed, draw, manifest, run
 
 pytestmark = pytest.mark.realdata
@@ -50,11 +50,11 @@ def test_the_experiment_runs_on_the_real_images(
         assert 0 < values["nll"] < 20 * math.log(classes)
     assert metrics.to_json() == json.loads((folder / "metrics.json").read_text())
     assert (folder / "report" / "index.html").stat().st_size > 10_000
-    setup = build(composed(*overrides))
+    setup = to_experiment(composed(*overrides))
     assert setup.data.train.inputs.shape == (64, 3, 32, 32)
     assert setup.data.num_classes == classes
     with torch.device("meta"):
-        shapes = {name: t.shape for name, t in build_model(setup.cfg.model, setup.data).state_dict().items()}
+        shapes = {name: t.shape for name, t in setup.make().state_dict().items()}
     baseline = load_file(folder / "map.safetensors")
     for chain in range(chains):
         assert [record["step"] for record in manifest(folder, chain)] == [5, 6]

@@ -6,13 +6,13 @@ import json
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from bayeslora import doctor, rng
@@ -246,19 +246,15 @@ class Wrong(nn.Module):
     ],
 )
 def test_a_model_that_is_not_right_fails(how, message):
-    node = OmegaConf.create({"_target_": f"{__name__}.Wrong", "how": how})
-    found = models.run_once("model wrong", node, "cpu")
+    found = models.run_once("model wrong", partial(Wrong, how=how), "cpu")
     assert found.message == message
     assert found.status is (Status.OK if how == "right" else Status.FAILURE)
 
 
 def test_weights_that_are_not_here_are_a_warning(tmp_path, monkeypatch):
-    node = OmegaConf.create({"name_or_path": "package:no_such_package/model"})
-    assert models._missing_weights("model x", node).status is Status.WARNING
-    node.name_or_path = "nobody/no-such-model"
-    assert "hub" in models._missing_weights("model x", node).message
-    node.name_or_path = str(tmp_path)
-    assert models._missing_weights("model x", node) is None
+    assert models._missing_weights("model x", "package:no_such_package/model").status is Status.WARNING
+    assert "hub" in models._missing_weights("model x", "nobody/no-such-model").message
+    assert models._missing_weights("model x", str(tmp_path)) is None
 
 
 # -- samplers and chains ---------------------------------------------------------------------------------------

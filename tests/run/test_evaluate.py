@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bayeslora.build import build
+from bayeslora.app.compose import recorded
 from bayeslora.datasets.base import Data, Split
 from bayeslora.diagnostics.calibration import fit_temperature
 from bayeslora.posterior import Posterior
@@ -299,7 +299,7 @@ def log_probs(model: Any, split: Split, data: Data) -> Tensor:
 
 
 def test_maps_temperature_is_fitted_to_the_validation_set(uneven: Path) -> None:
-    setup = build(RunDirectory(uneven).recorded())
+    setup = recorded(RunDirectory(uneven))
     posterior = Posterior.load(uneven, setup.model())
     baseline, data = posterior.map_model(), setup.data
     fits = [fit_temperature(log_probs(baseline, s, data), s.targets).temperature
@@ -311,7 +311,7 @@ def test_maps_temperature_is_fitted_to_the_validation_set(uneven: Path) -> None:
 
 def test_a_draws_nll_is_the_mean_over_the_probe_sets_examples(uneven: Path) -> None:
     """Batches of 27 and 5: the mean of their means is another number."""
-    setup = build(RunDirectory(uneven).recorded())
+    setup = recorded(RunDirectory(uneven))
     posterior = Posterior.load(uneven, setup.model())
     inputs, targets = (torch.cat(parts) for parts in zip(*setup.probe()(), strict=True))
     assert len(targets) == 32

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from bayeslora.cli import require_extras
+from bayeslora.app.cli import require_extras
 from bayeslora.errors import ConfigError
 from tests.run.tools import TINY, Command, Ended, digests, ended, manifest, process, run
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import bayeslora
+from bayeslora.chains.plan import Plan
 from bayeslora.errors import ConfigError, DataError, DivergedError
 from bayeslora.likelihood import NOISE, Gaussian
 from bayeslora.posterior import Posterior
+from bayeslora.samplers import SGHMC
 from tests.run.tools import Command
 
 TINY = {"chains": 2, "draws": 4, "thin": 1, "burn_in": 2, "warmup": 3, "batch_size": 8, "progress": False}
@@ -157,6 +160,16 @@ def test_regression_is_evaluated_in_its_own_terms(
     torch.testing.assert_close(again.predict(X[:20]).sd, said.sd)
 
 
+def test_a_sampler_may_be_a_factory_and_the_phases_a_plan(tmp_path: Path) -> None:
+    """The same draws as by name and by numbers, and the same run: the second call finds its draws there."""
+    by_name = sampled(sampler="sghmc", lr=0.02, sampler_settings={"momentum": 0.8}, run_dir=tmp_path / "run")
+    plan = Plan(TINY["warmup"], TINY["burn_in"], TINY["draws"], TINY["thin"])
+    for make in (partial(SGHMC, lr=0.02, momentum=0.8), partial(partial(SGHMC, momentum=0.8), lr=0.02)):
+        again = sampled(sampler=make, plan=plan, draws=77, run_dir=tmp_path / "run")
+        assert same_draws(by_name, again)
+    assert not same_draws(by_name, sampled(sampler=SGHMC, lr=0.02))
+
+
 BAD = {
     "inputs and": {"data": (X, CLASSES[:-1])},
     "must be \\(input, target\\), not a dict with text, label": {"data": [{"text": "a", "label": 1}]},
@@ -169,6 +182,8 @@ BAD = {
     "likelihood=poisson is unknown": {"likelihood": "poisson"},
     "sampler=hmc is unknown; choose one of asgld": {"sampler": "hmc"},
     "unknown key sampler.rho": {"sampler_settings": {"rho": 0.1}},
+    "unknown key sampler.moment": {"sampler": partial(SGHMC, moment=0.1)},
+    "sampler must be a name or a class": {"sampler": 3},
     "sampler.lr=-1": {"lr": -1.0},
     "chain.num_draws=0 must be at least 1": {"draws": 0},
     "temperature=-1": {"temperature": -1.0},

@@ -14,12 +14,13 @@ from typing import Any
 
 import pytest
 import wandb
+from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from wandb.proto import wandb_internal_pb2
 
 from bayeslora import dashboard
-from bayeslora.build import build
-from bayeslora.config import CONF_DIR
+from bayeslora.app.compose import plain, recorded_settings, to_experiment
+from bayeslora.app.config import CONF_DIR
 from bayeslora.errors import DivergedError
 from bayeslora.evaluation.results import Results
 from bayeslora.loggers import has_wandb_account, log_evaluation, make_loggers
@@ -214,7 +215,7 @@ def test_the_posterior_is_an_artifact_that_can_be_loaded(stacked: Path, tmp_path
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(source, tmp_path / path)
     assert digests(tmp_path) == digests(stacked)
-    setup = build(composed(*TINY, "dataset.validation_size=20"))
+    setup = to_experiment(composed(*TINY, "dataset.validation_size=20"))
     loader = setup.loader(setup.evaluation_split())
     theirs, ours = (Posterior.load(folder, setup.model()).predict(loader) for folder in (tmp_path, stacked))
     assert theirs.equal(ours)
@@ -224,20 +225,21 @@ def test_the_posterior_is_an_artifact_that_can_be_loaded(stacked: Path, tmp_path
 def test_a_run_that_was_moved_is_logged_where_it_is(finished: Path, tmp_path: Path) -> None:
     folder = tmp_path / "moved"
     shutil.copytree(finished, folder)
-    cfg = RunDirectory(folder).recorded()
-    cfg.logger.wandb = composed(*TINY, "logger=wandb").logger.wandb
+    settings = recorded_settings(RunDirectory(folder))
+    settings["logger"] |= plain(composed(*TINY, "logger=wandb").logger)
+    experiment = to_experiment(OmegaConf.create(settings))
     before = (finished / "logs" / "evaluation" / "metrics.csv").stat().st_mtime_ns
     curve = {"draws": [2, 10], "nll": [2.0, 1.5], "accuracy": [0.1, None]}
     content = json.loads((folder / "metrics.json").read_text()) | {"cumulative": curve}
     metrics = Results.from_json(content)
-    log_evaluation(cfg, RunDirectory(folder), metrics)
+    log_evaluation(experiment, RunDirectory(folder), metrics)
     (found,) = recorded(folder)
     assert found.series("cumulative/nll") == {2: 2.0, 10: 1.5}
     assert found.series("cumulative/accuracy") == {2: 0.1}
     assert in_csv(folder / "logs" / "evaluation" / "metrics.csv")["cumulative/nll"] == {2: 2.0, 10: 1.5}
     assert (finished / "logs" / "evaluation" / "metrics.csv").stat().st_mtime_ns == before
     assert not (finished / "wandb").exists()
-    log_evaluation(cfg, RunDirectory(folder), metrics)
+    log_evaluation(experiment, RunDirectory(folder), metrics)
     assert {r.id for r in recorded(folder)} == {found.id}  # evaluated again, it goes on with its run
 
 
@@ -279,9 +281,9 @@ def test_every_job_of_a_sweep_has_runs_of_its_own(tmp_path: Path, command: Comma
 
 
 def test_logs_of_an_earlier_process_stay_as_they_are(tmp_path: Path) -> None:
-    cfg = composed(*TINY, f"run_dir={tmp_path}")
+    experiment = to_experiment(composed(*TINY, f"run_dir={tmp_path}"))
     for _ in range(2):
-        with make_loggers(cfg, [0, 1]) as loggers:
+        with make_loggers(experiment, tmp_path, [0, 1]) as loggers:
             loggers.log(1, {"train/lr": 0.5}, step=3)
     files = sorted(str(file.parent.relative_to(tmp_path / "logs")) for file in tmp_path.glob("logs/*/metrics.csv"))
     assert files == ["chain_1", "chain_1_2"]

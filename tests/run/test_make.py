@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from bayeslora.config import CONF_DIR
+from bayeslora.app.config import CONF_DIR
 from bayeslora.datasets import Cifar10, Cifar100, synthetic
 from bayeslora.datasets.glue import Glue
 from tests.cases import each

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bayeslora.config import CONF_DIR
+from bayeslora.app.config import CONF_DIR
 from tests.data.text_models import tiny_model
 from tests.data.text_tools import mrpc
 from tests.run.tools import Command, digests, draw, manifest, run

@@ -19,7 +19,7 @@ import yaml
 from PIL import Image
 from safetensors.torch import load_file
 
-from bayeslora.build import build
+from bayeslora.app.compose import to_experiment
 from bayeslora.datasets import Digits
 from bayeslora.models import resnet_small
 from tests.run.tools import (
@@ -158,7 +158,7 @@ def test_the_ensembles_numbers_are_those_of_plain_torch(finished: Path) -> None:
 
 
 def test_a_draws_scalars_are_those_of_its_tensors(finished: Path) -> None:
-    setup = build(composed(*TINY))
+    setup = to_experiment(composed(*TINY))
     net = resnet_small(10, 1, width=4).eval()
     for chain, index in ((0, 0), (1, 4)):
         tensors, scalars = draw(finished, chain, index), manifest(finished, chain)[index]["scalars"]
@@ -194,7 +194,7 @@ def test_map_is_sampled_at_temperature_zero_and_its_last_draw_is_the_baseline(tm
     folder = tmp_path / "run"
     run(folder, "sampler=map", "chain.num_chains=1", base=OWN)
     assert same(load_file(folder / "map.safetensors"), draw(folder, 0, 4))
-    setup = build(composed(*OWN, "sampler=map"))
+    setup = to_experiment(composed(*OWN, "sampler=map"))
     parameter = torch.nn.Parameter(torch.zeros(1))
     assert setup.make_sampler([parameter], kT=setup.potential.kT(1.0), seed=0, chain=0).kT == 0
 

@@ -10,11 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from bayeslora.build import build, plain
-from bayeslora.chains.ranks import SharedBatches
+from bayeslora.app.compose import plain, to_experiment
 from bayeslora.chains.runner import ChainRunner
 from bayeslora.datasets import Digits
-from bayeslora.datasets.batches import Batches
+from bayeslora.datasets.batches import Batches, SharedBatches
 from bayeslora.errors import ConfigError, InterruptedRunError, WorkerError
 from bayeslora.rundir import RunDirectory
 from tests.run.tools import OWN, TINY, composed, draw, manifest
@@ -27,7 +26,7 @@ FULL_PASSES = ("sampler=sgld", "sampler.control_variates=true")
 def chain(folder: Path, *overrides: str, base: Iterable[str] = TINY) -> None:
     """Run the chain, without an evaluation."""
     cfg = composed(*base, *ONE, f"run_dir={folder}", *overrides)
-    setup, directory = build(cfg), RunDirectory(folder)
+    setup, directory = to_experiment(cfg), RunDirectory(folder)
     directory.open(plain(cfg))
     ChainRunner(setup, directory).run_all([0])
 
@@ -103,5 +102,5 @@ def test_the_ranks_shares_are_the_batch() -> None:
 )
 def test_what_ranks_cannot_do_is_refused_with_the_reason(settings: tuple[str, ...], problem: str) -> None:
     with pytest.raises(ConfigError) as refused:
-        build(composed(*TINY, *settings))
+        to_experiment(composed(*TINY, *settings))
     assert problem in str(refused.value)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bayeslora.build import build
+from bayeslora.app.compose import to_experiment
 from bayeslora.report.data import gradients
 from tests.run.tools import STEPS, TINY, Command, composed
 
@@ -42,7 +42,7 @@ def test_a_run_has_a_report_with_every_part(finished: Path, tmp_path: Path, comm
 
 
 def test_gradients_are_counted_from_the_warm_up_on_over_all_chains() -> None:
-    setup = build(composed(*TINY))
+    setup = to_experiment(composed(*TINY))
     steps = [np.array(STEPS), np.array(STEPS)]
     assert gradients(setup, steps) == [2.0 * (step - 3) for step in STEPS]
     assert gradients(setup, steps)[-1] == setup.gradients([0, 1])
@@ -50,6 +50,6 @@ def test_gradients_are_counted_from_the_warm_up_on_over_all_chains() -> None:
 
 
 def test_a_probe_set_larger_than_the_data_is_all_of_the_data() -> None:
-    setup = build(composed(*TINY, "chain.probe_size=5000"))
+    setup = to_experiment(composed(*TINY, "chain.probe_size=5000"))
     assert sum(len(targets) for _, targets in setup.probe()()) == len(setup.data.train) == 64
     assert sum(len(targets) for _, targets in setup.function_probe()()) == 64

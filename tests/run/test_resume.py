@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from bayeslora.config import CONF_DIR
+from bayeslora.app.config import CONF_DIR
 from tests.cases import each
 from tests.run.tools import OWN, TINY, Command, digests, ended, manifest, process, run
 from tests.run.zygote import (

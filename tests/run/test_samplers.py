@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 
 from bayeslora import samplers
-from bayeslora.build import build
-from bayeslora.config import CONF_DIR
+from bayeslora.app.compose import to_experiment
+from bayeslora.app.config import CONF_DIR
 from tests.run.tools import OWN, composed, draw, manifest, run
 
 NAMES = sorted(path.stem for path in (Path(CONF_DIR) / "sampler").glob("*.yaml"))
@@ -41,15 +40,12 @@ def test_the_clipped_share_is_recorded_with_the_draws(tmp_path: Path):
 
 
 def entering(step: int, *overrides: str) -> samplers.Sampler:
-    """The sampler as it is when the module enters the step of that number."""
-    setup = build(composed(*OWN, "chain.num_chains=1", *overrides))
-    module = setup.module(0)
-    optimizers = module.configure_optimizers()
-    module.optimizers = lambda: [SimpleNamespace(optimizer=o) for o in optimizers]  # as Lightning wraps them
-    module._trainer = SimpleNamespace(global_step=step)
-    module.manual_backward = lambda loss: loss.backward()
-    module._enter_phase()
-    return optimizers[1]
+    """The sampler as it is when its chain enters the step of that number."""
+    setup = to_experiment(composed(*OWN, "chain.num_chains=1", *overrides))
+    chain = setup.new_chain(0)
+    chain.steps_taken = step
+    chain.enter_phase()
+    return chain.sampler
 
 
 def test_adaptation_stops_when_burn_in_ends():
@@ -66,7 +62,7 @@ def test_exploration_is_without_noise_and_sampling_with():
 
 def test_control_variates_are_anchored_with_the_gradient_of_all_the_data():
     sampler = entering(3, "sampler=sgld", "sampler.control_variates=true", "evaluate.batch_size=25")  # 25, 25 and 14
-    setup = build(composed(*OWN))
+    setup = to_experiment(composed(*OWN))
     model, data = setup.model(), setup.data
     nll = torch.nn.functional.cross_entropy(
         model(data.transform(data.train.inputs)), data.train.targets, reduction="none"

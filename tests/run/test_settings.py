@@ -10,8 +10,11 @@ import pytest
 import torch
 import yaml
 
-from bayeslora.build import Setup, Steps, build
+from bayeslora.app.compose import to_experiment
 from bayeslora.chains.collector import DrawCollector
+from bayeslora.chains.module import SamplingModule
+from bayeslora.chains.runner import Steps
+from bayeslora.experiment import Experiment
 from tests.run.tools import OWN, STEPS, TINY, Command, composed, digests, draw, manifest, run, same
 
 # What must not touch the draws
@@ -29,7 +32,7 @@ BATCH_NORM = ("model.norm=batch", "chain.num_chains=1")
 @pytest.mark.parametrize("sampler", ["sgld", "sam_sgld"])
 def test_running_statistics_are_updated_once_a_step_and_kept_with_the_draw(tmp_path: Path, sampler: str) -> None:
     run(tmp_path / "run", *BATCH_NORM, f"sampler={sampler}", base=OWN)
-    setup = build(composed(*OWN, *BATCH_NORM))
+    setup = to_experiment(composed(*OWN, *BATCH_NORM))
     for index, step in enumerate(STEPS):
         tensors = draw(tmp_path / "run", 0, index)
         setup.model().load_state_dict(tensors)  # strict: every buffer is there
@@ -55,7 +58,7 @@ OWN_NET = (
 )
 
 
-def module_in_training(setup: Setup) -> Any:
+def module_in_training(setup: Experiment) -> Any:
     """A chain's module in the midst of a run: its optimizers and trainer are Lightning's own."""
     from lightning import Callback, Trainer
 
@@ -71,16 +74,16 @@ def module_in_training(setup: Setup) -> Any:
         accelerator="cpu", max_epochs=1, logger=False, callbacks=[look], enable_checkpointing=False,
         enable_progress_bar=False, enable_model_summary=False,
     )  # fmt: skip
-    trainer.fit(setup.module(0), Steps(setup.batches(0), 1))
+    trainer.fit(SamplingModule(setup.new_chain(0)), Steps(setup.batches(0), 1))
     return look
 
 
 def test_the_probe_leaves_statistics_and_modes_as_they_were() -> None:
-    look = module_in_training(build(composed(*TINY, *BATCH_NORM)))
+    look = module_in_training(to_experiment(composed(*TINY, *BATCH_NORM)))
     assert look.before
     assert same(look.before, look.after)
     assert look.modes["BatchNorm2d"]
-    modes = module_in_training(build(composed(*TINY, *OWN_NET, "model.p=0.5"))).modes
+    modes = module_in_training(to_experiment(composed(*TINY, *OWN_NET, "model.p=0.5"))).modes
     assert not any(modes.values())
 
 
@@ -98,7 +101,7 @@ def test_augmentation_is_a_setting_that_the_report_states(tmp_path: Path, finish
     assert not set(digests(tmp_path / "one")[0]) & set(digests(finished)[0])
     page = (tmp_path / "one" / "report" / "index.html").read_text()
     assert "Training images were augmented, which softens the likelihood" in page
-    assert build(composed(*TINY, "dataset.augment=true")).data.augmentation in page
+    assert to_experiment(composed(*TINY, "dataset.augment=true")).data.augmentation in page
 
 
 @pytest.mark.parametrize("setting", ["trainer.precision=bf16-mixed", "trainer.channels_last=true"])

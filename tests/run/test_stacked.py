@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bayeslora.config import CONF_DIR
+from bayeslora.app.config import CONF_DIR
 from tests.run.tools import OWN, draw, manifest, run
 
 SAMPLERS = sorted(path.stem for path in (Path(CONF_DIR) / "sampler").glob("*.yaml"))

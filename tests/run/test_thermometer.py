@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from bayeslora.build import build
+from bayeslora.app.compose import to_experiment
 from bayeslora.evaluation.results import Results
 from bayeslora.evaluation.temperature import readings_about
 from bayeslora.posterior import Posterior
@@ -47,9 +47,9 @@ def test_an_evaluation_takes_the_very_forces_of_the_thermometer(sampler: str, tm
     settings = (*QUIET, f"sampler={sampler}", f"run_dir={tmp_path / 'run'}")
     run(tmp_path / "run", *settings, base=OWN)
     root = RunDirectory(tmp_path / "run")
-    setup = build(composed(*OWN, *settings))
+    setup = to_experiment(composed(*OWN, *settings))
     posterior = Posterior.load(root.root, setup.model(), setup.likelihood)
-    zero = {name: torch.zeros(()) for name in setup.module(0).params}
+    zero = {name: torch.zeros(()) for name in setup.new_chain(0).params}
     for record, again in zip(manifest(root.root, 1), readings_about(posterior, setup, 1, zero), strict=True):
         for block, value in again.items():
             assert value == pytest.approx(record["scalars"][f"temperature/{block}"], rel=1e-4)

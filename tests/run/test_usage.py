@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from bayeslora import usage
-from bayeslora.config import CONF_DIR
+from bayeslora.app.config import CONF_DIR
 from tests.cases import each
 from tests.run.tools import Command
 

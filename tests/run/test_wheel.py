@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from bayeslora.config import CONF_DIR
+from bayeslora.app.config import CONF_DIR
 from tests.run.tools import TINY
 
 CHECKOUT = Path(__file__).parents[2]
@@ -58,7 +58,7 @@ def test_the_wheel_holds_the_package_all_of_conf_and_the_template(wheel: Path) -
 
 
 def test_the_command_composes_and_runs_from_another_folder(installed: Path, tmp_path: Path) -> None:
-    where = "import bayeslora.config as c; print(c.__file__, c.CONF_DIR, sep='\\n')"
+    where = "import bayeslora.app.config as c; print(c.__file__, c.CONF_DIR, sep='\\n')"
     for found in python("-c", where, cwd=tmp_path, path=installed).splitlines():
         assert Path(found).is_relative_to(installed)
     composed = python("-m", "bayeslora.train", "--cfg", "job", "experiment=quickstart", cwd=tmp_path, path=installed)

@@ -25,8 +25,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from bayeslora import train
-from bayeslora.cli import forced
-from bayeslora.config import CONF_DIR
+from bayeslora.app.cli import forced
+from bayeslora.app.config import CONF_DIR
 from bayeslora.evaluation.results import Results
 from bayeslora.samplers import SGLD
 

@@ -33,7 +33,7 @@ SYNC = "os:fsync"
 """Where that line is on its way to the disk, whole."""
 CHAINS = "bayeslora.chains.runner:ChainRunner.run_all"
 STEP = "bayeslora.chains.module:SamplingModule.training_step"
-EVALUATION = "bayeslora.evaluate:evaluate"
+EVALUATION = "bayeslora.engine.run:evaluate"
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from bayeslora.chains.module import SamplingModule
 from bayeslora.diagnostics.thermometer import readings
 
 if TYPE_CHECKING:
-    from bayeslora.build import BatchAt
+    from bayeslora.experiment import BatchAt
 
 
 class Thermometer(Callback, DrawScalars):
@@ -35,19 +35,19 @@ class Thermometer(Callback, DrawScalars):
         self.batches, self.num_data = list(batches), num_data
 
     def draw_scalars(self, trainer: Trainer, module: SamplingModule) -> dict[str, Tensor]:
-        sampler, step = module.sampler, module.steps_taken
+        chain, sampler, step = module.chain, module.chain.sampler, module.steps_taken
         if sampler.kT == 0:
             return {}
-        sizes = module.padding.sizes(module.params, module.chain_axes)
+        sizes = chain.padding.sizes(chain.params, chain.chain_axes)
         with trainer.precision_plugin.forward_context():
-            force = module.force(sampler, [share(step) for share in self.batches], step, self.num_data)
-        kT = module.temperature / self.num_data
-        found = readings(module.params, force, sizes, kT, module.chain_axes)
+            force = chain.force(sampler, [share(step) for share in self.batches], step, self.num_data)
+        kT = chain.temperature / self.num_data
+        found = readings(chain.params, force, sizes, kT, chain.chain_axes)
         scalars = {f"temperature/{block}": value for block, value in found.items()}
         momenta = sampler.standard_momentum()
         if momenta is not None:
-            p = module.by_name(sampler, momenta)
-            module.padding.drop(p)
-            found = readings(p, p, sizes, 1.0, module.chain_axes)
+            p = chain.by_name(sampler, momenta)
+            chain.padding.drop(p)
+            found = readings(p, p, sizes, 1.0, chain.chain_axes)
             scalars |= {f"kinetic/{block}": value for block, value in found.items()}
         return scalars

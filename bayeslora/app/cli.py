@@ -14,8 +14,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from bayeslora import usage
-from bayeslora.config import CONF_DIR
+from bayeslora.app import usage
+from bayeslora.app.config import CONF_DIR
 from bayeslora.errors import BayesloraError, ConfigError, InterruptedRunError, Problems, StorageError
 from bayeslora.files import user_path
 from bayeslora.stopping import ending_the_command

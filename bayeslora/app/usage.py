@@ -10,7 +10,7 @@ from pathlib import Path
 
 import yaml
 
-from bayeslora.config import CONF_DIR, GROUPS, RootConfig, known_keys
+from bayeslora.app.config import CONF_DIR, GROUPS, RootConfig, known_keys
 
 EXIT_CODES = {
     0: "done",

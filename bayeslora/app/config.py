@@ -3,74 +3,25 @@
 from __future__ import annotations
 
 import copy
-import difflib
-import inspect
-import json
 import pkgutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
+from functools import partial
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from bayeslora.errors import ConfigError, Problems, require
+from bayeslora.errors import ConfigError, Problems
+from bayeslora.factories import INJECTED, check_arguments, first_line, unknown_key
 from bayeslora.recorded import LOADER
-from bayeslora.settings import Evaluation
+from bayeslora.settings import ChainSettings, Evaluation, TrainerSettings
 
-_PACKAGE = Path(__file__).resolve().parent
+_PACKAGE = Path(__file__).resolve().parents[1]
 CONF_DIR = str(_PACKAGE / "conf" if (_PACKAGE / "conf").is_dir() else _PACKAGE.parent / "conf")
 """Absolute path of `conf/`: inside an installed wheel, else the checkout's."""
-
-
-@dataclass
-class WarmupConfig:
-    """`chain.warmup`: steps, the optimizer (a node with `_target_`) and its schedule."""
-
-    steps: int = 0
-    optimizer: Any = None
-    schedule: str = "cosine"
-    schedule_settings: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass
-class ChainConfig:
-    """`chain`: how many chains, their phases in steps, the batch size."""
-
-    num_chains: int = 4
-    parallel: str = "sequential"
-    index: Any = None
-    batch_size: int | None = 128
-    bucket: int = 1
-    warmup: WarmupConfig = field(default_factory=WarmupConfig)
-    burn_in: int = 2000
-    num_draws: int = 100
-    thin: int = 200
-    schedule: str = "constant"
-    schedule_settings: dict[str, Any] = field(default_factory=dict)
-    lr_factors: dict[str, float] = field(default_factory=dict)
-    cycles: int = 0
-    exploration: float = 0.8
-    probe_size: int = 1000
-    on_divergence: str = "stop"
-    max_potential: float = 1e6
-    resume_every: float = 60.0
-
-
-@dataclass
-class TrainerConfig:
-    """`trainer`: where and how the steps run."""
-
-    accelerator: str = "cpu"
-    strategy: str = "auto"
-    devices: int = 1
-    precision: str = "32-true"
-    channels_last: Any = False
-    compile: Any = False
-    num_threads: int | None = None
 
 
 @dataclass
@@ -87,8 +38,8 @@ class RootConfig:
     sampler: Any = None
     prior: Any = None
     likelihood: Any = None
-    chain: ChainConfig = field(default_factory=ChainConfig)
-    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    chain: ChainSettings = field(default_factory=ChainSettings)
+    trainer: TrainerSettings = field(default_factory=TrainerSettings)
     logger: Any = None
     callbacks: Any = None
     evaluate: Evaluation = field(default_factory=Evaluation)
@@ -102,12 +53,6 @@ PARTS = ("dataset", "model", "sampler", "prior", "likelihood")
 
 IN_PYTHON = "bayeslora.datasets.examples.InPython"
 """The dataset that runs of `bayeslora.sample` record."""
-
-INJECTED = {
-    "num_classes", "num_outputs", "in_channels", "in_features", "params", "kT", "seed", "chain", "fan_ins", "batches",
-    "num_data",
-}  # fmt: skip
-"""Arguments that the application fills in where a target takes them."""
 
 
 def check_config(cfg: DictConfig) -> list[str]:
@@ -164,7 +109,7 @@ def listed_settings() -> dict[str, dict[str, list[str]]]:
 
 def known_keys() -> dict[str, list[str]]:
     """The keys that the nodes of a run's configuration may hold, of all their choices together."""
-    sections = {"chain": ChainConfig, "trainer": TrainerConfig, "evaluate": Evaluation}
+    sections = {"chain": ChainSettings, "trainer": TrainerSettings, "evaluate": Evaluation}
     own = {name: [f.name for f in fields(section)] for name, section in sections.items()}
     parts = {part: [key for keys in targets.values() for key in keys] for part, targets in listed_settings().items()}
     return {"sampler": parts.pop("sampler")} | own | parts
@@ -205,58 +150,18 @@ def check_target(node: Any, path: str) -> Iterator[str]:
     if not callable(target):
         yield f"{path}._target_={node['_target_']} is a {type(target).__name__}; name a class or function in it"
         return
-    parameters = inspect.signature(target).parameters
-    hints = _hints(_callee(target))
-    for key in (str(key) for key in node if not str(key).startswith("_")):
-        if key in parameters:
-            yield from _check_value(f"{path}.{key}", node[key], hints.get(key, Any))
-        elif not _takes_any(target):
-            yield unknown_key(f"{path}.{key}", key, [p for p in parameters if p not in INJECTED])
+    settings = {str(key): node[key] for key in node if not str(key).startswith("_")}
+    yield from check_arguments(target, settings, path)
 
 
-def _callee(target: Any) -> Callable[..., Any]:
-    """The function whose arguments a target takes."""
-    return target.__init__ if inspect.isclass(target) else target
+def members(group: Mapping[Any, Any] | None) -> dict[str, DictConfig]:
+    """The nodes of a group of named ones (`callbacks`, `logger`), without those that are null, which are turned off."""
+    return {str(name): node for name, node in (group or {}).items() if node is not None}
 
 
-def _takes_any(target: Any) -> bool:
-    """Whether a target has a `**` for anyone's arguments (in this package a `**` is for subclasses only)."""
-    kinds = {p.kind for p in inspect.signature(target).parameters.values()}
-    ours = getattr(_callee(target), "__module__", "").startswith("bayeslora.")
-    return inspect.Parameter.VAR_KEYWORD in kinds and not ours
-
-
-def _hints(callee: Callable[..., Any]) -> dict[str, Any]:
-    """Types of the arguments by name; none where they cannot be resolved at run time."""
-    try:
-        return get_type_hints(callee)
-    except (NameError, TypeError, AttributeError):
-        return {}
-
-
-PLAIN = {bool: "true or false", int: "a whole number", float: "a number", str: "text", NoneType: "null"}
-
-
-def _check_value(name: str, value: Any, hint: Any) -> Iterator[str]:
-    """A value against a type made of plain ones (`float`, `int | None`); other types are the target's own business."""
-    kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
-    fitting = {*kinds, int} if float in kinds else {*kinds}
-    if fitting <= PLAIN.keys() and type(value) not in fitting:
-        shown = json.dumps(value) if value is None or isinstance(value, bool) else value
-        yield f"{name}={shown} must be {' or '.join(PLAIN[kind] for kind in kinds)}"
-
-
-def unknown_key(name: str, key: str, known: list[str]) -> str:
-    """Message for a key that means nothing."""
-    close = difflib.get_close_matches(key, known, n=1)
-    removal = f"if it is an experiment's own, ~{name} takes it away"
-    hint = f"did you mean {close[0]}?" if close else f"known here: {', '.join(known)}; {removal}"
-    return f"unknown key {name}: {hint}"
-
-
-def first_line(error: BaseException) -> str:
-    """What an exception says, without the lines of context that Hydra and OmegaConf add."""
-    return (str(error).splitlines() or [type(error).__name__])[0]
+def factory(node: DictConfig) -> partial[Any]:
+    """What a node names, with its settings as plain Python arguments, to be called later."""
+    return instantiate(node, _partial_=True)
 
 
 def instantiate(node: DictConfig, **kwargs: Any) -> Any:
@@ -272,46 +177,13 @@ def instantiate(node: DictConfig, **kwargs: Any) -> Any:
         raise ConfigError(f"{node['_target_']}: {first_line(error.__cause__ or error)}") from error
 
 
-def members(group: Mapping[Any, Any] | None) -> dict[str, DictConfig]:
-    """The nodes of a group of named ones (`callbacks`, `logger`), without those that are null, which are turned off."""
-    return {str(name): node for name, node in (group or {}).items() if node is not None}
-
-
-def accepted(node: DictConfig, **kwargs: Any) -> dict[str, Any]:
-    """Those of `kwargs` that the node's target takes and the node does not set itself."""
-    parameters = inspect.signature(pkgutil.resolve_name(node["_target_"])).parameters
-    return {key: value for key, value in kwargs.items() if key in parameters and key not in node}
-
-
-PRECISIONS = ("32-true", "bf16-mixed")
-
-
-def check_precision(precision: str) -> None:
-    """Raise `ConfigError` for a precision in which Langevin steps are lost or closures are not called."""
-    require(
-        precision in PRECISIONS,
-        f"trainer.precision={precision} cannot be used for sampling: fp16 loss scaling skips and rescales steps, and "
-        f"half-precision parameters lose steps of size √(2ε·kT). Choose one of {', '.join(PRECISIONS)}",
-    )
-
-
-def differences(ours: dict[str, Any], theirs: dict[str, Any], prefix: str = "") -> Iterator[str]:
-    """Dotted names of the settings in which two plain configurations differ, with both values."""
-    for key in sorted({*ours, *theirs}):
-        a, b = ours.get(key), theirs.get(key)
-        if isinstance(a, dict) and isinstance(b, dict):
-            yield from differences(a, b, f"{prefix}{key}.")
-        elif a != b:
-            yield f"{prefix}{key} (here {a!r}, there {b!r})"
-
-
 @dataclass
 class Form:
     """What is wrong with a configuration's form, and what of it later checks can use all the same.
 
     Attributes:
         problems: to which later checks add theirs.
-        usable: the configuration, with the schema's own values in place of those of the wrong type.
+        usable: the configuration without unknown keys, with the schema's own values for those of the wrong type.
         broken: the parts (`sampler`, `model`, …) that cannot be made.
     """
 
@@ -338,6 +210,11 @@ class Form:
             problems.add(problem)
             if key in (*PARTS, "chain.warmup.optimizer", "logger", "callbacks"):
                 broken.add(key)
-            elif key.split(".")[-1] in (parent := OmegaConf.select(defaults, key.rpartition(".")[0]) or defaults):
-                OmegaConf.update(usable, key, parent[key.split(".")[-1]])
+                continue
+            place, _, name = key.rpartition(".")
+            schema, node = (OmegaConf.select(cfg, place) if place else cfg for cfg in (defaults, usable))
+            if name in schema:
+                node[name] = schema[name]
+            else:
+                del node[name]
         return cls(problems, usable, broken)

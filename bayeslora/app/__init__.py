@@ -1,0 +1,1 @@
+"""The door: from the command line and `conf/` to an `Experiment`. Nothing below sees a configuration."""

@@ -1,0 +1,163 @@
+"""From a composed or recorded configuration to an `Experiment`; all problems are reported at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from difflib import get_close_matches
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from bayeslora.app.config import CONF_DIR, Form, factory, instantiate, members
+from bayeslora.codec import decode
+from bayeslora.datasets.base import Data
+from bayeslora.errors import ConfigError, require
+from bayeslora.experiment import Experiment, check_temperature, load_data, made_data
+from bayeslora.files import user_path
+from bayeslora.fit import check_fit, check_model_settings, check_sampler, check_warmup
+from bayeslora.likelihood import Categorical, Likelihood
+from bayeslora.recorded import names
+from bayeslora.rundir import RunDirectory, relocated
+from bayeslora.settings import ChainSettings, Evaluation, TrainerSettings, check_together
+
+
+def to_experiment(cfg: DictConfig, run: RunDirectory | None = None) -> Experiment:
+    """Check a configuration as a whole and make an experiment of it, with its data in memory.
+
+    Args:
+        cfg: composed configuration.
+        run: where the run would go; its folder is checked too. None: only the parts are built.
+
+    Raises:
+        ConfigError: every problem found: unknown keys, impossible values, missing or wrong data, a taken run directory.
+    """
+    form = Form.of(cfg)
+    problems, usable = form.problems, form.usable
+    parts: dict[str, Any] = {}
+
+    def collect(name: str, make: Callable[[], Any], node: str = "") -> None:
+        with problems.collect():
+            if (node or name) not in form.broken:
+                parts[name] = make()
+
+    collect("chain", lambda: decode(ChainSettings, plain(usable.chain), "chain"))
+    collect("trainer", lambda: decode(TrainerSettings, plain(usable.trainer), "trainer"))
+    collect("evaluation", lambda: decode(Evaluation, plain(usable.evaluate), "evaluate"))
+    if {"chain", "trainer"} <= parts.keys():
+        collect("together", lambda: check_together(parts["chain"], parts["trainer"]))
+    collect("temperature", lambda: check_temperature(usable.temperature))
+    collect("prior", lambda: instantiate(cfg.prior))
+    collect("dataset", lambda: instantiate(cfg.dataset))
+    collect("sampler", lambda: _checked(factory(usable.sampler), partial(check_sampler, seed=usable.seed)))
+    collect("warmup", lambda: _checked(factory(usable.chain.warmup.optimizer), check_warmup), "chain.warmup.optimizer")
+    collect("model", lambda: _checked(factory(cfg.model), partial(check_model_settings, target=cfg.model._target_)))
+    collect("likelihood", lambda: _likelihood(cfg))
+    collect("ood", lambda: _second_dataset(cfg, parts["evaluation"]) if "evaluation" in parts else None)
+    if run is not None and usable is cfg:
+        with problems.collect():
+            run.check(plain(cfg))
+    problems.raise_if_any()  # reading the data is work: it waits until the settings are right
+    experiment = Experiment(
+        name=cfg.name,
+        seed=cfg.seed,
+        temperature=cfg.temperature,
+        make_model=parts["model"],
+        make_data=partial(made_data, factory(cfg.dataset)),
+        likelihood=parts["likelihood"],
+        prior=parts["prior"],
+        make_sampler=parts["sampler"],
+        make_warmup=parts["warmup"],
+        chain=parts["chain"],
+        trainer=parts["trainer"],
+        evaluation=parts["evaluation"],
+        record=plain(cfg),
+        make_ood=parts["ood"],
+        callbacks={name: factory(node) for name, node in members(cfg.callbacks).items()},
+        loggers={name: factory(node) for name, node in members(cfg.logger).items()},
+    )
+    data = load_data(parts["dataset"])
+    check_fit(experiment.holding(data))
+    return experiment.holding(experiment.through_prefix(data))
+
+
+def recorded(run: RunDirectory, trust: Any = None, data_path: str | None = None, **evaluate: Any) -> Experiment:
+    """The experiment of a run that is there, on the CPU if there is no GPU.
+
+    Args:
+        run: its directory, wherever it lies now.
+        trust: packages, modules or classes not of bayeslora that its configuration may name: one name, or several.
+        data_path: where the dataset lies now; None: where the run found it.
+        evaluate: other settings of its evaluation; None leaves one as it is.
+
+    Raises:
+        ConfigError: a path for a dataset that has none.
+        DataError: there is no run, or it names or points to what it should not.
+    """
+    return to_experiment(OmegaConf.create(recorded_settings(run, trust, data_path, **evaluate)))
+
+
+def recorded_settings(
+    run: RunDirectory, trust: Any = None, data_path: str | None = None, **evaluate: Any
+) -> dict[str, Any]:
+    """What `recorded` makes an experiment of, as plain values."""
+    config = relocated(run.trusted(names(trust)), run.root)
+    if not torch.cuda.is_available() and isinstance(config.get("trainer"), dict):
+        config["trainer"]["accelerator"] = "cpu"  # a run from elsewhere
+    if data_path is not None:
+        dataset = config["dataset"]
+        require("path" in dataset, f"dataset.path={data_path}: {dataset['_target_']} is read from no path")
+        dataset["path"] = str(user_path(data_path))
+    config["evaluate"] = {
+        **config.get("evaluate", {}),
+        **{key: one for key, one in evaluate.items() if one is not None},
+    }
+    return config
+
+
+def plain(cfg: DictConfig) -> dict[str, Any]:
+    """The configuration resolved to plain Python."""
+    return OmegaConf.to_container(cfg, resolve=True)  # type: ignore[return-value]
+
+
+def _checked(make: Callable[..., Any], check: Callable[[Callable[..., Any]], None]) -> Callable[..., Any]:
+    check(make)
+    return make
+
+
+def _likelihood(cfg: DictConfig) -> Likelihood:
+    """The likelihood that a configuration names; classes where it names none."""
+    node = cfg.get("likelihood")
+    made: Likelihood = Categorical() if node is None else instantiate(node)
+    return made
+
+
+def _second_dataset(cfg: DictConfig, evaluation: Evaluation) -> Callable[[], Data] | None:
+    """What loads the dataset that `evaluate.ood` names, if any; its texts are cut as the run's own are.
+
+    Raises:
+        ConfigError: there is no such dataset.
+    """
+    name, path = evaluation.ood, evaluation.ood_path
+    if name is None:
+        return None
+    folder = Path(CONF_DIR) / "dataset"
+    choices = sorted(file.stem for file in folder.glob("*.yaml"))
+    if name not in choices:
+        close = get_close_matches(name, choices, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"choose one of {', '.join(choices)}"
+        raise ConfigError(f"evaluate.ood={name} is no dataset; {hint}")
+    node: Any = OmegaConf.load(folder / f"{name}.yaml")
+    if "_target_" not in node:  # a variant of another file
+        node = OmegaConf.merge(OmegaConf.load(folder / "glue.yaml"), node)
+    node.pop("defaults", None)
+    if path is not None:
+        node["path"] = path
+    if "augment" in node:
+        node["augment"] = False
+    if "max_length" in node and "max_length" in cfg.dataset:
+        node["max_length"] = cfg.dataset.max_length
+    whole = OmegaConf.create({"dataset": node, "model": cfg.model})
+    return partial(made_data, factory(whole.dataset))

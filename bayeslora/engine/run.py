@@ -1,0 +1,81 @@
+"""A run: an experiment prepared, its chains run to their ends, the posterior evaluated."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+import torch
+
+from bayeslora.chains.runner import ChainRunner
+from bayeslora.chains.trial import tried
+from bayeslora.engine.acceleration import accelerate
+from bayeslora.errors import DivergedError, WorkerError
+from bayeslora.evaluation.rechecks import check_draws
+from bayeslora.evaluation.results import Results
+from bayeslora.evaluation.run import evaluate
+from bayeslora.experiment import Experiment
+from bayeslora.rundir import RunDirectory
+from bayeslora.settings import AUTO
+
+
+def run_experiment(experiment: Experiment, run: RunDirectory) -> Results | None:
+    """Run the chains of an experiment and evaluate them. Returns the results written to `metrics.json`.
+
+    Chains whose draws are all on disk already are left as they are; others go on where they were left. Where
+    `chain.index` names some chains only, the run is evaluated by whoever finishes last; None before that.
+
+    Raises:
+        ConfigError: the model cannot be sampled, or the folder holds another run; nothing was started.
+        DivergedError: a chain diverged; the others are finished and what there is is evaluated.
+        InterruptedRunError: the run was asked to stop, and can be resumed.
+        WorkerError: a process that ran a chain was killed; the others are finished and what there is is evaluated.
+    """
+    if experiment.trainer.num_threads is not None:
+        torch.set_num_threads(experiment.trainer.num_threads)
+    experiment = prepared(experiment, run)
+    if (short := experiment.short_burn_in()) is not None:
+        print(f"warning: {short}", flush=True)  # noqa: T201
+    stores = [run.store(chain) for chain in range(experiment.chain.num_chains)]
+    try:
+        stopped = ChainRunner(experiment, run).run_as_set(experiment.chains)
+    except WorkerError:
+        if any(map(len, stores)):
+            evaluate(run, experiment)
+        raise
+    missing = [store for store in stores if len(store) < experiment.plan.num_draws]
+    running = [s.chain for s in missing if not any(event["event"] == "diverged" for event in s.events())]
+    if experiment.chain.index is not None and running:
+        print(f"chains {running} of {run.root} have not ended yet; whoever ends last evaluates the run", flush=True)  # noqa: T201
+        return None
+    results = evaluate(run, experiment) if any(map(len, stores)) else None
+    if stopped:
+        again = f"python -m bayeslora.evaluate run_dir={run.root} evaluates them again"
+        kept = f"Draws kept: {sum(map(len, stores))}; {again}" if results else "No draw had been kept"
+        raise DivergedError(f"{'; '.join(stopped.values())}; other settings need another run_dir. {kept}")
+    return results
+
+
+def prepared(experiment: Experiment, run: RunDirectory) -> Experiment:
+    """The experiment after all that is done before its first step: tried, accelerated, recorded, old draws checked.
+
+    Raises:
+        ConfigError: the model cannot be sampled, or is not that of the run that is there.
+        DataError: draws that are there are not what they were.
+    """
+    experiment = accelerated(tried(experiment.identified(run)), run)
+    run.open(dict(experiment.record), experiment.fingerprint, experiment.fixed)
+    check_draws(run, experiment)
+    return experiment
+
+
+def accelerated(experiment: Experiment, run: RunDirectory) -> Experiment:
+    """The experiment with what a measurement chooses in the place of `auto`, or with what the run that is there has."""
+    keys = [key for key in ("precision", "channels_last", "compile") if getattr(experiment.trainer, key) == AUTO]
+    if not keys:
+        return experiment
+    recorded = run.config.get("trainer", {}) if run.config_file.exists() else {}
+    if any(recorded.get(key, AUTO) == AUTO for key in keys):
+        choice, words = accelerate(experiment)
+        recorded = asdict(choice)
+        print(words, flush=True)  # noqa: T201
+    return experiment.with_trainer(**{key: recorded[key] for key in keys})

@@ -1,0 +1,86 @@
+"""The evaluation of a run: `metrics.json`, `diagnostics.nc` and `report/`."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from bayeslora.codec import decode
+from bayeslora.diagnostics.convergence import to_inference_data
+from bayeslora.errors import CriteriaError, DataError
+from bayeslora.evaluation.classification import evaluate_classes
+from bayeslora.evaluation.criteria import failed, judge
+from bayeslora.evaluation.predictions import Predictions
+from bayeslora.evaluation.rechecks import check_recorded_nll
+from bayeslora.evaluation.regression import RegressionPass, evaluate_reals
+from bayeslora.evaluation.results import Provenance, Results, Tokens
+from bayeslora.evaluation.series import Series, scalar_series
+from bayeslora.evaluation.temperature import with_temperatures
+from bayeslora.experiment import Experiment
+from bayeslora.loggers import log_evaluation
+from bayeslora.posterior import Posterior
+from bayeslora.report.data import report_data
+from bayeslora.report.page import write_page
+from bayeslora.report.table import print_summary
+from bayeslora.rundir import RunDirectory
+
+
+def evaluate(run: RunDirectory, experiment: Experiment) -> Results:
+    """Evaluate a run: write `metrics.json`, `diagnostics.nc` and `report/`, print the table.
+
+    Returns:
+        The content of `metrics.json`.
+
+    Raises:
+        DataError: the run holds no draws, or a draw is corrupt or of another model; a reference does not fit.
+        CriteriaError: `evaluate.strict` and a criterion is not met; all is written before.
+    """
+    posterior = Posterior.load(run.root, experiment.model(), experiment.likelihood)
+    if not len(posterior):
+        raise DataError(f"{run.root} holds no draws yet; repeat the training command with run_dir={run.root}")
+    check_recorded_nll(posterior, experiment)
+    with run.evaluating():
+        series = scalar_series(posterior)
+        of_task = evaluate_classes if experiment.data.real is None else evaluate_reals
+        predictions, results = of_task(posterior, experiment, series)
+        results = replace(results, diagnostics=with_temperatures(results.diagnostics, posterior, experiment, series))
+        results = replace(results, provenance=provenance(run, experiment, results, series))
+        results = replace(results, criteria=judge(results, experiment.evaluation.criteria))
+        run.write_metrics(results.to_json())
+        write_report(run, experiment, predictions, series, results)
+        log_evaluation(experiment, run, results)
+    problems = failed(results.criteria)
+    if experiment.evaluation.strict and problems:
+        raise CriteriaError(*problems)
+    return results
+
+
+def provenance(run: RunDirectory, experiment: Experiment, results: Results, series: Series) -> Provenance:
+    """Where the numbers come from, and how long they took."""
+    seconds = run.phase_totals("seconds")
+    total, steps = sum(seconds.values()), sum(run.phase_totals("steps").values())
+    sampling = sum(spent for phase, spent in seconds.items() if phase != "warm-up")
+    ess, counts = results.diagnostics.of("potential").ess_bulk, experiment.tokens()
+    rate = counts.per_batch * steps / total if counts is not None and total else None
+    return replace(
+        decode(Provenance, run.config.get("provenance", {}), "provenance"),
+        split=experiment.evaluation.split,
+        draws=sum(len(chain["step"]) for chain in series),
+        chains=len(series),
+        seconds=seconds,
+        ess_per_second=ess / sampling if ess is not None and sampling else None,
+        tokens=None if counts is None else Tokens(counts.per_batch, counts.padding, rate),
+        short_burn_in=experiment.short_burn_in(),
+    )
+
+
+def write_report(
+    run: RunDirectory,
+    experiment: Experiment,
+    predictions: Predictions | RegressionPass,
+    series: Series,
+    results: Results,
+) -> None:
+    """Write `diagnostics.nc` and `report/`; print the table, what became of the criteria, and where the report is."""
+    data = report_data(run, experiment, predictions, series, results)
+    to_inference_data(data.series, run.diagnostics_file, predictions.probe_arrays)
+    print_summary(results, write_page(data, run.report))

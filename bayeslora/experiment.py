@@ -1,0 +1,362 @@
+"""An experiment: all that a run is made of, checked, as factories and settings that can go to other processes."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils._pytree import tree_map
+
+from bayeslora.chain.chain import Chain, sampler_schedule
+from bayeslora.chains.plan import Plan
+from bayeslora.chains.stack import Stack, StackedBatches
+from bayeslora.datasets.base import Data, Split, Transform
+from bayeslora.datasets.batches import Batches, FreshBatches, evaluation_batches
+from bayeslora.datasets.text import TokenCounts, token_counts
+from bayeslora.diagnostics.convergence import MAX_ENTRIES
+from bayeslora.diagnostics.relaxation import Relaxation, relaxations, too_short
+from bayeslora.errors import require
+from bayeslora.factories import naming, offer, settings_of
+from bayeslora.fit import check_kind, is_own
+from bayeslora.identity import Fingerprint, identify, named, put_fixed
+from bayeslora.likelihood import NOISE, Likelihood
+from bayeslora.potential import Potential, Prior, last_match
+from bayeslora.rng import generator, seeded
+from bayeslora.samplers import Sampler
+from bayeslora.settings import ChainSettings, Component, Evaluation, TrainerSettings, check_together
+
+if TYPE_CHECKING:
+    from bayeslora.rundir import RunDirectory
+
+log = logging.getLogger(__name__)
+
+Loader = Callable[[], Iterable[tuple[Tensor, Tensor]]]
+BatchAt = Callable[[int], tuple[Tensor, Tensor]]
+"""The training batch (inputs, targets) of a step."""
+
+
+@dataclass(frozen=True, eq=False)
+class Experiment:
+    """A run's parts and settings. It is pickled without its data, which every process loads once by `make_data`.
+
+    Attributes:
+        name, seed, temperature: of the run.
+        make_model: takes the numbers of outputs and inputs, where it has such arguments.
+        make_data: loads the dataset.
+        likelihood: what the model's outputs say of a target.
+        prior: over the model's own parameters.
+        make_sampler: `(params, kT=, seed=, chain=) -> Sampler`.
+        make_warmup: `(params) -> Optimizer`.
+        chain, trainer, evaluation: settings, each checked by itself.
+        make_ood: loads the dataset that `evaluate.ood` names.
+        callbacks, loggers: factories by name, which take what of a run they ask for (see `factories.offer`).
+        record: all of it as plain values, which `config.yaml` holds and repeated runs are compared by.
+        flat: how a `Stack` runs the model, as its trial step showed; None: as its structure says.
+        fingerprint: what the models of all chains share; None where it was not looked at.
+        fixed: the run's own values of tensors that are not sampled and are drawn at random.
+
+    Raises:
+        ConfigError: settings that do not go together.
+    """
+
+    name: str
+    seed: int
+    temperature: float
+    make_model: Callable[..., nn.Module]
+    make_data: Callable[[], Data]
+    likelihood: Likelihood
+    prior: Prior
+    make_sampler: Callable[..., Sampler]
+    make_warmup: Callable[..., Optimizer]
+    chain: ChainSettings
+    trainer: TrainerSettings
+    evaluation: Evaluation
+    record: Mapping[str, Any]
+    make_ood: Callable[[], Data] | None = None
+    callbacks: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
+    loggers: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
+    flat: bool | None = None
+    fingerprint: Fingerprint | None = None
+    fixed: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_together(self.chain, self.trainer)
+        check_temperature(self.temperature)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name not in ("data", "potential")}
+
+    def but(self, **changes: Any) -> Experiment:
+        """The same experiment with other values of fields; data that are in memory stay there."""
+        other = replace(self, **changes)
+        return other.holding(self.data) if "data" in vars(self) and "make_data" not in changes else other
+
+    def with_trainer(self, **changes: Any) -> Experiment:
+        """The same experiment with other settings of `trainer`, recorded too."""
+        trainer = replace(self.trainer, **changes)
+        return self.but(trainer=trainer, record={**self.record, "trainer": asdict(trainer)})
+
+    def holding(self, data: Data) -> Experiment:
+        """This experiment, which takes these as its data, without loading any."""
+        vars(self)["data"] = data
+        return self
+
+    @cached_property
+    def data(self) -> Data:
+        """The dataset, with the activations of the model's frozen layers where it remembers them."""
+        return self.through_prefix(self.make_data())
+
+    @cached_property
+    def potential(self) -> Potential:
+        """Ũ and kT."""
+        return Potential(self.likelihood.extend(self.prior), len(self.data.train))
+
+    @property
+    def plan(self) -> Plan:
+        """The phases of a chain."""
+        return self.chain.plan
+
+    @property
+    def chains(self) -> list[int]:
+        """Numbers of the chains to run."""
+        return self.chain.chosen
+
+    @property
+    def device(self) -> torch.device:
+        """The device that `trainer.accelerator` names."""
+        return torch.device("cuda", 0) if self.trainer.accelerator == "gpu" else torch.device("cpu")
+
+    @property
+    def here(self) -> Experiment:
+        """This experiment on a device that is this process's: the CPU, where the others are of worker processes."""
+        elsewhere = self.chain.parallel == "processes" or self.trainer.devices > 1
+        return self.but(trainer=replace(self.trainer, accelerator="cpu")) if elsewhere else self
+
+    def component(self, part: str) -> Component:
+        """How `model`, `sampler` or `likelihood` is recorded."""
+        return Component.of(self.record.get(part) or {"_target_": "Categorical"})
+
+    @property
+    def effective_temperature(self) -> float:
+        """T of what is sampled: 0 for MAP, whatever the run's is."""
+        return 0.0 if self._sampler(self.potential.kT(self.temperature)).kT == 0 else float(self.temperature)
+
+    @property
+    def map_step(self) -> int:
+        """Steps after which a chain is at the MAP baseline: its warm-up's, or all of them where all is at T = 0."""
+        return self.plan.warmup if self.effective_temperature else self.plan.total
+
+    def _sampler(self, kT: float) -> Sampler:
+        """The sampler of a dummy parameter."""
+        return self.make_sampler([nn.Parameter(torch.zeros(1))], kT=kT, seed=self.seed, chain=0)
+
+    # -- the model ----------------------------------------------------------------------------------------------
+
+    def make(self, data: Data | None = None) -> nn.Module:
+        """A new model for the run's data, or others, with the likelihood's parameters."""
+        data = data or self.data
+        outputs = self.likelihood.outputs(data.num_classes)
+        sizes = {"in_channels": data.in_channels, "in_features": data.in_features}
+        with naming(self.record["model"]["_target_"]):
+            model = offer(self.make_model, num_classes=outputs, num_outputs=outputs, **sizes)
+        check_kind(model)
+        return self.likelihood.attach(model, data.num_classes)
+
+    def model(self, chain: int = 0) -> nn.Module:
+        """The model with the initial weights of one chain, on the run's device.
+
+        Raises:
+            ConfigError: what is not sampled of it is not what the run has.
+        """
+        with seeded(self.seed, chain, 0, "init"):
+            model = self.make()
+        put_fixed(model, self.fixed)
+        differences = Fingerprint.of(model).differences(self.fingerprint) if self.fingerprint else []
+        require(not differences, f"model: chain {chain} differs from the run's: {named(differences)}")
+        memory_format = torch.channels_last if self.trainer.channels_last else torch.contiguous_format
+        return model.to(self.device, memory_format=memory_format)  # type: ignore[call-overload]
+
+    def structure(self) -> nn.Module:
+        """The model for the sake of its tensors' names and shapes; those of this package hold no memory."""
+        with torch.device("meta") if is_own(self.make_model) else nullcontext():
+            return self.make()
+
+    def through_prefix(self, data: Data) -> Data:
+        """Data with the activations of the model's frozen layers, where it remembers them."""
+        if not settings_of(self.make_model).get("cache_prefix"):
+            return data
+        from bayeslora.models.prefix import with_prefix
+
+        return with_prefix(data, self.make(data).to(self.device), self.device)
+
+    def identified(self, run: RunDirectory) -> Experiment:
+        """The experiment with what the models of all chains share (`fingerprint`), and what they take from `fixed`.
+
+        Raises:
+            ConfigError: they have too little in common to sample one posterior.
+        """
+        here = self.here.but(fixed=run.fixed)
+        inputs = tree_map(lambda t: t.to(here.device), self.data.transform(self.data.train.inputs[:2]))
+        fingerprint, random = identify(here.model, self.chain.num_chains, inputs)
+        return self.but(fingerprint=fingerprint, fixed={**random, **here.fixed})
+
+    def new_chain(self, number: int | Sequence[int]) -> Chain:
+        """A chain at its beginning, or several stacked."""
+        settings = self.chain
+        return Chain(
+            self.model(number) if isinstance(number, int) else Stack(map(self.model, number), self.flat),
+            self.potential,
+            self.make_sampler,
+            self.make_warmup,
+            self.plan,
+            temperature=self.temperature,
+            seed=self.seed,
+            number=number,
+            warmup_schedule=settings.warmup.schedule,
+            warmup_schedule_settings=settings.warmup.schedule_settings,
+            schedule=settings.schedule,
+            schedule_settings=settings.schedule_settings,
+            lr_factors=settings.lr_factors,
+            full_data=self.loader(self.data.train) if self.control_variates else None,
+            max_potential=settings.max_potential,
+            likelihood=self.likelihood,
+        )
+
+    @property
+    def control_variates(self) -> bool:
+        """Whether the sampler takes gradients of all the data."""
+        return bool(settings_of(self.make_sampler).get("control_variates"))
+
+    # -- batches ------------------------------------------------------------------------------------------------
+
+    def batches(self, chain: int | Sequence[int], fresh: bool = False) -> BatchAt:
+        """Training batches of one chain, or of several side by side, as a function of the step.
+
+        Args:
+            chain: its number, or those of the chains of a stack.
+            fresh: batches that are independent of those by which the chain moves.
+        """
+        make = partial(
+            FreshBatches if fresh else Batches,
+            replace(self.data, train=self.data.train.to(self.device)),
+            self.chain.batch_size,
+            self.seed,
+            device=self.device,
+            channels_last=self.trainer.channels_last,
+            bucket=self.chain.bucket,
+        )
+        return make(chain) if isinstance(chain, int) else StackedBatches([make(one) for one in chain])
+
+    def tokens(self) -> TokenCounts | None:
+        """Tokens and padding of an epoch's steps of a text dataset, of all stacked chains together or of one chain."""
+        if self.data.lengths is None:
+            return None
+        side_by_side = self.chains if self.chain.parallel == "stacked" else self.chains[:1]
+        make = partial(Batches, self.data, self.chain.batch_size, self.seed, bucket=self.chain.bucket)
+        batches = [make(chain) for chain in side_by_side]
+        return token_counts(batches, range(batches[0].steps_per_epoch))
+
+    def loader(self, split: Split, transform: Transform | None = None) -> Loader:
+        """Passes over a split in evaluation batches, through the dataset's transform or another one."""
+        return partial(
+            evaluation_batches,
+            split,
+            self.data.transform if transform is None else transform,
+            self.evaluation.batch_size,
+            self.device,
+            self.trainer.channels_last,
+        )
+
+    def probe(self) -> Loader:
+        """Passes over the probe set: a fixed subset of the training data, the same for every chain."""
+        return self.loader(self._probe_split())
+
+    def function_probe(self) -> Loader:
+        """Passes over those of the probe set on whose predictions chains are compared: about 2,000 numbers a draw."""
+        examples = max(20, MAX_ENTRIES // self.data.num_classes)
+        return self.loader(self._probe_split().take(slice(examples)))
+
+    def _probe_split(self) -> Split:
+        size = min(self.chain.probe_size, len(self.data.train))
+        order = torch.randperm(len(self.data.train), generator=generator(self.seed, 0, 0, "probe"))
+        return self.data.train.take(order[:size]).to(self.device)
+
+    def validation_set(self) -> tuple[Loader, Tensor] | None:
+        """Passes over the validation set and its targets; None where there is none, or where it is evaluated itself."""
+        split = self.data.validation
+        if not len(split) or self.evaluation.split == "validation":
+            return None
+        return self.loader(split.to(self.device)), split.targets
+
+    def validation_probe(self) -> Loader | None:
+        """Passes over the validation set, at most as much of it as of the probe set; None where there is none."""
+        split = self.data.validation.take(slice(self.chain.probe_size))
+        return self.loader(split.to(self.device)) if len(split) else None
+
+    def evaluation_split(self) -> Split:
+        """The split that `evaluate.split` names, on the run's device."""
+        return getattr(self.data, self.evaluation.split).to(self.device)
+
+    @property
+    def whole_test_set(self) -> bool:
+        """Whether the evaluated split is the whole test set in its order."""
+        return self.evaluation.split == "test" and self.record["dataset"].get("limit_test") is None
+
+    # -- what a run takes ---------------------------------------------------------------------------------------
+
+    def gradients(self, chains: Sequence[int]) -> int:
+        """Minibatch gradients that the sampler takes from the warm-up's end to the last draw, summed over chains."""
+        return self._sampler(kT=1.0).gradients_per_step * len(chains) * (self.plan.total - self.plan.warmup)
+
+    def relaxations(self) -> list[Relaxation]:
+        """How long each block takes to forget its start, and how long it has; nothing where nothing is sampled."""
+        sampler = self._sampler(self.potential.kT(self.temperature))
+        if sampler.kT == 0:
+            return []
+        model = self.structure()
+        prior = self.potential.prior.for_model(model)
+        shapes = {n: p.shape for n, p in model.named_parameters() if p.requires_grad and not n.endswith(NOISE)}
+        return relaxations(
+            self.plan,
+            {name: 1 / prior.precision(name, shape) for name, shape in shapes.items()},
+            {name: sampler.param_groups[0]["lr"] * last_match(name, self.chain.lr_factors, 1.0) for name in shapes},
+            self.potential.num_data,
+            sampler.speed,
+            sampler_schedule(self.chain.schedule, self.plan, self.chain.schedule_settings),
+        )
+
+    def short_burn_in(self) -> str | None:
+        """What to say of a burn-in in which a block does not forget its start; None where all have the time."""
+        return too_short(self.relaxations(), cycles=self.plan.cycles > 0)
+
+
+def check_temperature(temperature: float) -> None:
+    """Raise `ConfigError` for an impossible T."""
+    Potential(Prior(), 1).kT(temperature)
+
+
+def load_data(dataset: Any) -> Data:
+    """What a dataset's target gives: `Data`, or something with `load()` that does; or map-style datasets in its place.
+
+    Raises:
+        DataError: it gives something else, or the data are wrong.
+    """
+    from bayeslora.datasets.examples import from_examples
+
+    found = dataset.load() if hasattr(dataset, "load") else dataset
+    data = found if isinstance(found, Data) else from_examples(found, name=type(dataset).__name__)
+    for note in data.notes:
+        log.info("%s: %s", data.name, note)
+    return data.with_scale_notes()
+
+
+def made_data(make_dataset: Callable[[], Any]) -> Data:
+    """`load_data` of what a dataset's factory makes."""
+    return load_data(make_dataset())
