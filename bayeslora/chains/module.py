@@ -67,8 +67,8 @@ class SamplingModule(LightningModule):
 
     def _take_step(self, optimizer: Optimizer, closure: Callable[[], Tensor]) -> Tensor:
         """The step through Lightning's wrapper, which counts it and runs the closure in the run's precision."""
-        return self._wrapped[id(optimizer)].step(closure)  # type: ignore[no-any-return]
+        return self._wrapped[id(optimizer)].step(closure)
 
     def _over_ranks(self, potential: Tensor) -> Tensor:
         """Ũ of the whole batch: the mean over the ranks' shares, each with the prior once, as DDP does gradients."""
-        return self.trainer.strategy.reduce(potential.clone(), reduce_op="mean")  # type: ignore[return-value]
+        return self.trainer.strategy.reduce(potential.clone(), reduce_op="mean")
