@@ -286,7 +286,8 @@ def test_a_right_run_passes_in_95_percent_of_seeds_and_pools_what_is_small() -> 
     for found in runs:
         assert found["noise"].status == "pooled"
         assert "noise" in str(found["pooled"].reason)
-        assert found["body"].status == found[ALL].status == "measured"
+    shown = [found["body"].status == found[ALL].status == "measured" for found in runs]
+    assert sum(shown) >= 0.95 * len(runs)
     ratios, errors = (np.array([getattr(found[ALL], key) for found in runs]) for key in ("ratio", "se"))
     assert abs(ratios.mean() - 1) < 4 * ratios.std() / len(runs) ** 0.5
     assert errors.mean() == pytest.approx(ratios.std(), rel=0.4)  # 40 runs know their spread to 11 %

@@ -262,8 +262,8 @@ def test_buckets_leave_every_example_equally_likely_at_any_place(bucket: int) ->
     expected = epochs * 5 / N
     for place in range(4):
         counts = torch.cat([batches.indices(4 * epoch + place) for epoch in range(epochs)]).bincount(minlength=N)
-        chi2 = ((counts - expected) ** 2 / (expected * (1 - 5 / N))).sum().item() * (N - 1) / N
-        assert chi2 < N - 1 + 5 * (2 * (N - 1)) ** 0.5  # 22 degrees of freedom, five standard errors
+        scores = (counts - expected) / (expected * (1 - 5 / N)) ** 0.5  # an example's count is binomial, on its own
+        assert scores.abs().max() < 4.5
 
 
 def test_equal_lengths_are_shared_out_at_random() -> None:
