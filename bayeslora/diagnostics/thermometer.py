@@ -21,12 +21,8 @@ from torch import Tensor
 
 from bayeslora.chains.scalars import block_of
 from bayeslora.diagnostics.convergence import convergence
-from bayeslora.diagnostics.values import MeasuredTemperature
+from bayeslora.diagnostics.values import ALL, POOLED, TOLERANCE, MeasuredTemperature
 
-ALL, POOLED = "all", "pooled"
-"""The whole net, and the blocks that are too small to be measured alone, among the names of blocks."""
-TOLERANCE = 0.05
-"""How far from the temperature asked for a block may be, where the run sets no limit."""
 SURE = 3.0
 """Standard errors beyond which a difference is not chance."""
 

@@ -5,6 +5,11 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Literal
 
+ALL, POOLED = "all", "pooled"
+"""The whole net, and the blocks that are too small to be measured alone, among the names of blocks."""
+TOLERANCE = 0.05
+"""How far from the temperature asked for a block may be, where the run sets no limit."""
+
 
 @dataclass(frozen=True)
 class RiskCoverage:

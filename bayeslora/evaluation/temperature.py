@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from bayeslora.diagnostics.thermometer import ALL, TOLERANCE, block_sizes, readings, temperatures
-from bayeslora.diagnostics.values import MeasuredTemperature
+from bayeslora.diagnostics.thermometer import block_sizes, readings, temperatures
+from bayeslora.diagnostics.values import ALL, TOLERANCE, MeasuredTemperature
 from bayeslora.evaluation.results import Diagnostics
 from bayeslora.evaluation.series import Series, by_scalar
 from bayeslora.models.modes import set_sampling_mode

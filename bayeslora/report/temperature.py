@@ -10,8 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from bayeslora.diagnostics.thermometer import ALL, POOLED, TOLERANCE
-from bayeslora.diagnostics.values import MeasuredTemperature
+from bayeslora.diagnostics.values import ALL, POOLED, TOLERANCE, MeasuredTemperature
 from bayeslora.evaluation.results import Criterion, Results
 from bayeslora.report.style import INK, PALETTE, QUIET, STYLE, legend, new_figure
 from bayeslora.report.words import percent

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from bayeslora import rng
 from bayeslora.errors import DivergedError, Problems, require
-from bayeslora.rng import derive_seed, reseed
 
 Closure = Callable[[], Tensor]
 Tensors = list[Tensor]
@@ -228,7 +228,7 @@ class Sampler(Optimizer):
         step = self.steps if step is None else step
         source = self._source(f"{purpose} of thread {get_ident()}", out.device)
         for row, chain in zip(out.view(len(self.chains), -1), self.chains, strict=True):
-            fill(row, method, reseed(source, derive_seed(self.seed, chain, step, purpose)))
+            fill(row, method, rng.reseed(source, rng.derive_seed(self.seed, chain, step, purpose)))
         return out
 
     @property

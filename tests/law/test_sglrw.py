@@ -274,7 +274,7 @@ def test_each_percent_clipped_makes_the_variance_one_percent_too_large(lr, v):
 
 
 def run_quadratic(lr: float, gradient_sd: float, steps: int = 100) -> tuple[Sampler, float]:
-    """Steps with noisy gradients: the sampler, and the share of |g| > √(2kT/ε) at the steps that it counts, outside it."""
+    """The sampler after steps with noisy gradients, and the share of |g| > √(2kT/ε) at the steps that it counts."""
     target = Quadratic(torch.eye(5, dtype=torch.float64), 0.5, 64, gradient_sd=gradient_sd)
     sampler = SGLRW(target.tensors, lr=lr, kT=target.kT, seed=1, chain=range(64))
     shares = []

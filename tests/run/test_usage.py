@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from bayeslora import usage
+from bayeslora.app import usage
 from bayeslora.app.config import CONF_DIR
 from tests.cases import each
 from tests.run.tools import Command

@@ -168,7 +168,7 @@ def _obey(order: dict[str, Any]) -> None:
     try:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         if not order["report"]:
-            _replace("bayeslora.evaluate:write_report", lambda _: lambda *_: None)
+            _replace("bayeslora.evaluation.run:write_report", lambda _: lambda *_: None)
         if order["stop"]:
             _plant(Stop(**order["stop"]))
         if order["count"]:
