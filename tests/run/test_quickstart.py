@@ -254,7 +254,7 @@ def test_repeating_the_command_keeps_every_draw_and_runs_nothing(
     result = command("train", *TINY, f"run_dir={folder}")
     assert result.code == 0
     assert result.out.count("all 5 draws are on disk") == 2
-    assert "step" not in result.out
+    assert "step size" not in result.out
     assert inodes(folder) == before
     assert (folder / "metrics.json").read_bytes() == metrics
 

@@ -197,9 +197,7 @@ def test_a_signal_in_a_chains_last_step_stops_the_run_before_the_next_chain(
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-@pytest.mark.parametrize(
-    "at", ["bayeslora.chains.runner:ChainRunner.start", "bayeslora.evaluation.series:scalar_series"]
-)
+@pytest.mark.parametrize("at", ["bayeslora.chains.runner:ChainRunner.start", "bayeslora.evaluation.run:scalar_series"])
 def test_a_signal_between_the_chains_or_in_the_evaluation_ends_with_130(
     number: int, at: str, zygote: Zygote, reference: Reference, tmp_path: Path
 ) -> None:
