@@ -45,7 +45,7 @@ def test_running_statistics_are_updated_once_a_step_and_kept_with_the_draw(tmp_p
 
 def test_sams_ascent_leaves_the_running_statistics_as_sgld_would(tmp_path: Path) -> None:
     """At ρ = 0 SAM-SGLD is SGLD: its second pass must leave no trace in the statistics."""
-    run(tmp_path / "sgld", *BATCH_NORM, base=OWN)
+    run(tmp_path / "sgld", *BATCH_NORM, "sampler=sgld", base=OWN)
     run(tmp_path / "sam", *BATCH_NORM, "sampler=sam_sgld", "sampler.rho=0", base=OWN)
     assert digests(tmp_path / "sam", 1) == digests(tmp_path / "sgld", 1)
 
