@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from bayeslora.experiment import Experiment
-    from bayeslora.rundir import RunDirectory
+    from bayeslora.runs.directory import RunDirectory
 
 KEYS = {"run_dir", "out_dir", "keep_time", "bootstrap", "limits", "strict", "trust", "dataset"}
 METRICS = {"classification": ("nll", "ece"), "regression": ("nll", "calibration_error")}
@@ -58,9 +58,9 @@ def bias_check(cfg: DictConfig) -> dict[str, Any]:
     from rich.console import Console
 
     from bayeslora.app.compose import recorded_settings, to_experiment
-    from bayeslora.engine.run import run_experiment
-    from bayeslora.files import write_atomically
-    from bayeslora.rundir import RunDirectory
+    from bayeslora.atomic import write_atomically
+    from bayeslora.engine.pipeline import run_experiment
+    from bayeslora.runs.directory import RunDirectory
 
     run = RunDirectory(cfg.run_dir)
     before = _finished_results(run)
@@ -99,7 +99,7 @@ def half_step(recorded: dict[str, Any], folder: Path, split: str, keep_time: boo
     Raises:
         ConfigError: the sampler has no step size, or samples nothing (temperature 0).
     """
-    from bayeslora.rundir import relocated
+    from bayeslora.runs.directory import relocated
 
     sampler, chain = recorded["sampler"], recorded["chain"] | {"index": None}
     lr = sampler.get("lr")

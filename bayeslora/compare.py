@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bayeslora.app.cli import run_command
+from bayeslora.atomic import user_path
 from bayeslora.errors import ConfigError, DataError, Problems, require
-from bayeslora.files import user_path
-from bayeslora.recorded import read_config
+from bayeslora.runs.trust import read_config
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -61,7 +61,7 @@ def compare(cfg: DictConfig) -> list[Compared]:
 
 def write(runs: Sequence[Compared], folder: Path) -> Path:
     """Write `comparison.csv` and `comparison.html`; returns the page's path."""
-    from bayeslora.files import write_atomically
+    from bayeslora.atomic import write_atomically
     from bayeslora.report.comparison import comparison_page, csv_text
 
     write_atomically(folder / "comparison.csv", csv_text(runs).encode())

@@ -37,7 +37,7 @@ def evaluate_run(cfg: DictConfig) -> Results:
     require(not OmegaConf.is_missing(cfg, "run_dir"), "which run? Give its folder: run_dir=outputs/…")
     from bayeslora.app.compose import recorded
     from bayeslora.evaluation.run import evaluate
-    from bayeslora.rundir import RunDirectory
+    from bayeslora.runs.directory import RunDirectory
 
     run = RunDirectory(cfg.run_dir)
     return evaluate(run, recorded(run, cfg.trust, cfg.dataset.path, **{key: cfg[key] for key in OVERRIDES}))

@@ -14,26 +14,26 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_map
 
+from bayeslora.chain.batches import Batches, FreshBatches, evaluation_batches
 from bayeslora.chain.chain import Chain, sampler_schedule
-from bayeslora.chains.plan import Plan
-from bayeslora.chains.stack import Stack, StackedBatches
+from bayeslora.chain.plan import Plan
+from bayeslora.chain.stack import Stack, StackedBatches
+from bayeslora.compatibility import check_kind, is_own
 from bayeslora.datasets.base import Data, Split, Transform
-from bayeslora.datasets.batches import Batches, FreshBatches, evaluation_batches
 from bayeslora.datasets.text import TokenCounts, token_counts
 from bayeslora.diagnostics.convergence import MAX_ENTRIES
 from bayeslora.diagnostics.relaxation import Relaxation, relaxations, too_short
 from bayeslora.errors import require
 from bayeslora.factories import naming, offer, settings_of
-from bayeslora.fit import check_kind, is_own
-from bayeslora.identity import Fingerprint, identify, named, put_fixed
 from bayeslora.likelihood import NOISE, Likelihood
 from bayeslora.potential import Potential, Prior, last_match
 from bayeslora.rng import generator, seeded
+from bayeslora.runs.identity import Fingerprint, identify, named, put_fixed
 from bayeslora.samplers import Sampler
 from bayeslora.settings import ChainSettings, Component, Evaluation, TrainerSettings, check_together
 
 if TYPE_CHECKING:
-    from bayeslora.rundir import RunDirectory
+    from bayeslora.runs.directory import RunDirectory
 
 log = logging.getLogger(__name__)
 
@@ -348,7 +348,7 @@ def load_data(dataset: Any) -> Data:
     Raises:
         DataError: it gives something else, or the data are wrong.
     """
-    from bayeslora.datasets.examples import from_examples
+    from bayeslora.datasets.in_memory import from_examples
 
     found = dataset.load() if hasattr(dataset, "load") else dataset
     data = found if isinstance(found, Data) else from_examples(found, name=type(dataset).__name__)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
     from bayeslora.experiment import Experiment
-    from bayeslora.rundir import RunDirectory
+    from bayeslora.runs.directory import RunDirectory
 
 KEYS = {"run_dir", "out_dir", "chains", "last", "push_to_hub", "trust", "dataset"}
 
@@ -49,15 +49,15 @@ def export(cfg: DictConfig) -> list[Path]:
         chains is None or (chains != [] and all(type(chain) is int for chain in chains)),
         f"chains={chosen} must be the number of a chain, a list of them, or null for all",
     )
-    from bayeslora.posterior.upload import check_upload, upload
+    from bayeslora.models.upload import check_upload, upload
 
     if cfg.push_to_hub is not None:
         check_upload(cfg.push_to_hub)
     from bayeslora.app.compose import recorded
-    from bayeslora.files import user_path
+    from bayeslora.atomic import user_path
+    from bayeslora.models.adapters import HEAD, export_adapters
     from bayeslora.posterior import Posterior
-    from bayeslora.posterior.export import HEAD, export_adapters
-    from bayeslora.rundir import RunDirectory
+    from bayeslora.runs.directory import RunDirectory
 
     run = RunDirectory(cfg.run_dir)
     experiment = recorded(run, cfg.trust, cfg.dataset.path)

@@ -14,26 +14,26 @@ import numpy as np
 import torch
 from torch import nn
 
-from bayeslora.chains.online import Online
-from bayeslora.chains.plan import Plan
-from bayeslora.chains.progress import Progress
-from bayeslora.chains.runner import ChainRunner
+from bayeslora.atomic import digest, user_path
+from bayeslora.chain.plan import Plan
 from bayeslora.codec import decode, encode
+from bayeslora.compatibility import check_fit, check_kind, check_sampler, check_task, copied
 from bayeslora.datasets.base import Data
-from bayeslora.datasets.examples import InPython, from_examples
+from bayeslora.datasets.in_memory import InPython, from_examples
+from bayeslora.engine.callbacks.milestones import Online
+from bayeslora.engine.callbacks.progress import Progress
 from bayeslora.engine.callbacks.thermometer import Thermometer
-from bayeslora.engine.run import prepared
+from bayeslora.engine.pipeline import prepared
+from bayeslora.engine.runner import ChainRunner
 from bayeslora.errors import DivergedError, Problems, require
 from bayeslora.evaluation.rechecks import check_recorded_nll
 from bayeslora.evaluation.run import evaluate
 from bayeslora.experiment import Experiment, check_temperature
 from bayeslora.factories import check_arguments, described, settings_of, target_of
-from bayeslora.files import digest, user_path
-from bayeslora.fit import check_fit, check_kind, check_sampler, check_task, copied
 from bayeslora.likelihood import LIKELIHOODS, Categorical, Gaussian, Likelihood
 from bayeslora.posterior import Posterior
 from bayeslora.potential import Prior
-from bayeslora.rundir import RunDirectory
+from bayeslora.runs.directory import RunDirectory
 from bayeslora.samplers import BY_NAME, Sampler
 from bayeslora.settings import ChainSettings, Evaluation, TrainerSettings
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from bayeslora.chains.plan import Plan
+from bayeslora.chain.plan import Plan
 from bayeslora.errors import Problems, require
 
 AUTO = "auto"

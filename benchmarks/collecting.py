@@ -56,8 +56,8 @@ def sample(overrides: Sequence[str], folder: str, watch: Callable[[Any], None] =
     from bayeslora.app.cli import forced
     from bayeslora.app.compose import plain, to_experiment
     from bayeslora.app.config import CONF_DIR
-    from bayeslora.chains.runner import ChainRunner
-    from bayeslora.rundir import RunDirectory
+    from bayeslora.engine.runner import ChainRunner
+    from bayeslora.runs.directory import RunDirectory
 
     class Watched(ChainRunner):
         def _callbacks(self, *arguments: Any) -> Any:

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 import bayeslora
 from bayeslora import samplers
-from bayeslora.chains.stack import Stack
+from bayeslora.chain.stack import Stack
 from bayeslora.engine.acceleration import compiled
 from bayeslora.models.resnet import resnet18, resnet20
 from bayeslora.potential import Potential, Prior, categorical_nll

@@ -16,9 +16,9 @@ from typing import Any
 
 from bayeslora.app import usage
 from bayeslora.app.config import CONF_DIR
+from bayeslora.atomic import user_path
+from bayeslora.engine.signals import ending_the_command
 from bayeslora.errors import BayesloraError, ConfigError, InterruptedRunError, Problems, StorageError
-from bayeslora.files import user_path
-from bayeslora.stopping import ending_the_command
 
 # here, so that the processes which launchers start are quiet too: they import this file before they compose
 warnings.filterwarnings("ignore", message=r"\s*'hydra/launcher/\w+' is validated against ConfigStore schema")

@@ -12,15 +12,15 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from bayeslora.app.config import CONF_DIR, Form, factory, instantiate, members
+from bayeslora.atomic import user_path
 from bayeslora.codec import decode
+from bayeslora.compatibility import check_fit, check_model_settings, check_sampler, check_warmup
 from bayeslora.datasets.base import Data
 from bayeslora.errors import ConfigError, require
 from bayeslora.experiment import Experiment, check_temperature, load_data, made_data
-from bayeslora.files import user_path
-from bayeslora.fit import check_fit, check_model_settings, check_sampler, check_warmup
 from bayeslora.likelihood import Categorical, Likelihood
-from bayeslora.recorded import names
-from bayeslora.rundir import RunDirectory, relocated
+from bayeslora.runs.directory import RunDirectory, relocated
+from bayeslora.runs.trust import names
 from bayeslora.settings import ChainSettings, Evaluation, TrainerSettings, check_together
 
 

@@ -16,7 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from bayeslora.errors import ConfigError, Problems
 from bayeslora.factories import INJECTED, check_arguments, first_line, unknown_key
-from bayeslora.recorded import LOADER
+from bayeslora.runs.trust import LOADER
 from bayeslora.settings import ChainSettings, Evaluation, TrainerSettings
 
 _PACKAGE = Path(__file__).resolve().parents[1]
@@ -51,7 +51,7 @@ GROUPS = ("experiment", "search", "size", "optimizer")
 PARTS = ("dataset", "model", "sampler", "prior", "likelihood")
 """Keys that hold a `_target_` and its settings, and the groups they are chosen from."""
 
-IN_PYTHON = "bayeslora.datasets.examples.InPython"
+IN_PYTHON = "bayeslora.datasets.in_memory.InPython"
 """The dataset that runs of `bayeslora.sample` record."""
 
 

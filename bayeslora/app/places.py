@@ -9,8 +9,8 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from bayeslora.atomic import user_path
 from bayeslora.errors import ConfigError, DataError, require
-from bayeslora.files import user_path
 
 
 def set_run_dir(cfg: DictConfig) -> None:
@@ -43,7 +43,7 @@ def _resumed(cfg: DictConfig, named: bool) -> Path:
         ConfigError: there is none.
     """
     from bayeslora.app.compose import plain
-    from bayeslora.rundir import RunDirectory, differences, fixed
+    from bayeslora.runs.directory import RunDirectory, differences, fixed
 
     here = user_path(str(cfg.run_dir))
     if RunDirectory(here).config_file.exists():

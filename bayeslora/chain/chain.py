@@ -14,13 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from bayeslora.chains.padding import PaddingRows
-from bayeslora.chains.plan import Phase, Plan
-from bayeslora.chains.stack import Stack
-from bayeslora.chains.trial import check_answers
+from bayeslora.chain.modes import frozen_statistics, set_sampling_mode
+from bayeslora.chain.padding import PaddingRows
+from bayeslora.chain.plan import Phase, Plan
+from bayeslora.chain.stack import Stack
 from bayeslora.errors import ConfigError, DivergedError, require
 from bayeslora.likelihood import Categorical, Likelihood
-from bayeslora.models.modes import frozen_statistics, set_sampling_mode
 from bayeslora.potential import Potential, last_match
 from bayeslora.samplers import Sampler, schedules
 
@@ -460,3 +459,12 @@ def sampler_schedule(name: str, plan: Plan, settings: dict[str, Any]) -> schedul
     if name != "cyclical":
         return factor
     return lambda step: factor(max(0, step - plan.burn_in))  # the first cycle begins when burn-in is over
+
+
+def check_answers(model: nn.Module, once: Tensor, again: Tensor) -> None:
+    """Raise `ConfigError` where a model's NLL of one batch differs: dropout, say, that no mode turns off."""
+    require(
+        torch.allclose(once, again, rtol=1e-3, atol=1e-3, equal_nan=True),
+        f"model: {type(model).__name__} gives two answers to one batch, which changes the potential at every step."
+        " Dropout layers are off already: look for F.dropout(…, training=True) and the like",
+    )

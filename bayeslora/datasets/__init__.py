@@ -4,10 +4,10 @@ from bayeslora.datasets.base import Data, Dataset, Real, Split
 from bayeslora.datasets.cifar import Cifar10, Cifar100
 from bayeslora.datasets.csv import Csv
 from bayeslora.datasets.digits import Digits
-from bayeslora.datasets.examples import from_examples
 from bayeslora.datasets.glue import Glue
 from bayeslora.datasets.hub import Hub
 from bayeslora.datasets.image_folder import ImageFolder
+from bayeslora.datasets.in_memory import from_examples
 from bayeslora.datasets.npz import Npz
 
 __all__ = [

@@ -11,7 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from bayeslora.datasets.checks import scale_notes, split_problems
+from bayeslora.datasets.validation import scale_notes, split_problems
 from bayeslora.errors import ConfigError, DataError
 from bayeslora.rng import generator
 

@@ -14,10 +14,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from bayeslora.cache import Tensors, cached, data_folder
 from bayeslora.datasets.base import Data, Split, carve, size_problems
-from bayeslora.datasets.cache import Tensors, cached, data_folder
+from bayeslora.datasets.cifar_files import ParquetImages, Source, TorchvisionImages
 from bayeslora.datasets.images import Normalise, RandomShift, channel_problems
-from bayeslora.datasets.sources import ParquetImages, Source, TorchvisionImages
 from bayeslora.errors import DataError, Problems
 
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bayeslora.datasets.base import Data
 from bayeslora.datasets.delimited import DECIMALS, Column, header_problems, parse_column, read_rows
-from bayeslora.datasets.tables import assemble, file_problems, held_out, read_targets, setting_problems
+from bayeslora.datasets.tabular import assemble, file_problems, held_out, read_targets, setting_problems
 from bayeslora.errors import DataError
 
 MISSING = ("error", "drop")

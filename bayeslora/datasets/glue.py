@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from bayeslora.datasets.base import Data, size_problems
+from bayeslora.datasets.cifar_files import class_names, readable, shard_problems
 from bayeslora.datasets.delimited import read_rows
 from bayeslora.datasets.sentences import Reading, Sentences, sentence_data
-from bayeslora.datasets.sources import class_names, readable, shard_problems
 from bayeslora.datasets.text import LAYOUTS, check_tokenizer_folder, hub_folder, local_folder
 from bayeslora.errors import DataError, Problems
 

@@ -16,7 +16,7 @@ from bayeslora.datasets.glue import MIN_LENGTH
 from bayeslora.datasets.image_folder import ImageFolder, holds_classes_of_images
 from bayeslora.datasets.images import decode_images, decoding_notes, shared_notes
 from bayeslora.datasets.sentences import Reading, Sentences, sentence_data
-from bayeslora.datasets.tables import (
+from bayeslora.datasets.tabular import (
     Targets,
     assemble,
     held_out,

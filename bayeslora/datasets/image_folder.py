@@ -14,10 +14,10 @@ from pathlib import Path
 
 import torch
 
+from bayeslora.cache import cached
 from bayeslora.datasets.base import Data
-from bayeslora.datasets.cache import cached
 from bayeslora.datasets.images import decode_images, decoding_notes, shared_notes
-from bayeslora.datasets.tables import Targets, assemble, held_out, setting_problems
+from bayeslora.datasets.tabular import Targets, assemble, held_out, setting_problems
 from bayeslora.errors import DataError
 
 TRAIN_NAMES = ("train", "training")

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from bayeslora.datasets.base import Data
 from bayeslora.datasets.images import shared_notes
-from bayeslora.datasets.tables import assemble, file_problems, held_out, read_targets, setting_problems
+from bayeslora.datasets.tabular import assemble, file_problems, held_out, read_targets, setting_problems
 from bayeslora.errors import DataError
 
 NAMES = {

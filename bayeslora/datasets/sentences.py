@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from bayeslora.datasets.base import Data, Split, carve
-from bayeslora.datasets.tables import labels_or_none
+from bayeslora.datasets.tabular import labels_or_none
 from bayeslora.datasets.text import TrimPadding, encode, load_tokenizer
 from bayeslora.errors import DataError
 

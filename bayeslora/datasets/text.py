@@ -17,7 +17,7 @@ from bayeslora.errors import DataError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from bayeslora.datasets.batches import Batches
+    from bayeslora.chain.batches import Batches
 
 FIELDS = ("input_ids", "attention_mask", "token_type_ids")
 """What a model of transformers is told of a sequence: axis F of the tokens [B, S, F, L], in this order."""

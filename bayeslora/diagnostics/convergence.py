@@ -10,7 +10,7 @@ from types import ModuleType
 
 import numpy as np
 
-from bayeslora.files import replaced, writable_caches
+from bayeslora.atomic import replaced, writable_caches
 
 MIN_DRAWS = 4
 """Draws a chain needs: R-hat and ESS split every chain in two, and a variance takes two draws."""

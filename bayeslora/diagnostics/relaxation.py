@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from bayeslora.chains.plan import Plan
-from bayeslora.chains.scalars import block_of
+from bayeslora.chain.plan import Plan
+from bayeslora.diagnostics.projections import block_of
 
 ENOUGH = 3.0
 """Relaxation times that a burn-in should have: the start's deficit in variance is then exp(−6), a quarter percent."""

@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bayeslora.chains.scalars import block_of
 from bayeslora.diagnostics.convergence import convergence
+from bayeslora.diagnostics.projections import block_of
 from bayeslora.diagnostics.values import ALL, POOLED, TOLERANCE, MeasuredTemperature
 
 SURE = 3.0

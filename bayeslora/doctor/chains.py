@@ -12,14 +12,14 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bayeslora.atomic import digest
 from bayeslora.doctor.experiments import choice, composed, options
 from bayeslora.doctor.finding import Check, Finding, failure, ok
-from bayeslora.files import digest
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from bayeslora.rundir import RunDirectory
+    from bayeslora.runs.directory import RunDirectory
 
 SMALL = (
     "experiment=quickstart", "size=smoke", "trainer=cpu", "logger=none", "chain.parallel=sequential",
@@ -58,7 +58,7 @@ REPEAT = "see `chains` in docs/troubleshooting.md: resumed runs would not be exa
 def _trained(folder: Path, *overrides: str) -> RunDirectory:
     """A run in a folder, without what it prints."""
     from bayeslora.loggers import quiet_lightning
-    from bayeslora.rundir import RunDirectory
+    from bayeslora.runs.directory import RunDirectory
     from bayeslora.train import train
 
     quiet_lightning()

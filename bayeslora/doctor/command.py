@@ -73,7 +73,7 @@ def checks(quick: bool, data: Path | None = None, *, only_laws: bool = False) ->
     yield Check("cuda", machine.cuda)
     yield Check("versions", machine.versions)
     yield Check("disk", machine.disk)
-    from bayeslora.doctor.data import datasets
+    from bayeslora.doctor.data_files import datasets
     from bayeslora.doctor.experiments import experiments
     from bayeslora.doctor.models import models
 
@@ -82,7 +82,7 @@ def checks(quick: bool, data: Path | None = None, *, only_laws: bool = False) ->
     yield Check("models", partial(models, quick=quick))
     from bayeslora.doctor.chains import noise, run_and_repeat
     from bayeslora.doctor.laws import law_findings
-    from bayeslora.doctor.wandb import wandb
+    from bayeslora.doctor.wandb_login import wandb
 
     if not quick:
         yield Check("laws", law_findings)

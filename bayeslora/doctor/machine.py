@@ -145,7 +145,7 @@ def disk(
         cache: where decoded data are kept; None: the package's own folder.
         least, enough: GiB below which a run will hardly end, and below which large ones may not.
     """
-    from bayeslora.datasets.cache import cache_folder
+    from bayeslora.cache import cache_folder
 
     for name, folder in (("outputs", outputs or Path("outputs")), ("cache", cache or cache_folder())):
         yield _room(f"disk {name}", folder.absolute(), least, enough)

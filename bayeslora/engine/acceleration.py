@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from bayeslora.datasets.cache import cache_folder
+from bayeslora.cache import cache_folder
 from bayeslora.settings import AUTO
 
 if TYPE_CHECKING:

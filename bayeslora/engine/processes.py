@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from bayeslora.engine.signals import hand_on, listening
 from bayeslora.errors import BayesloraError, DivergedError, InterruptedRunError, WorkerError
-from bayeslora.stopping import hand_on, listening
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
     from multiprocessing.context import SpawnProcess
 
     from bayeslora.experiment import Experiment
-    from bayeslora.rundir import RunDirectory
+    from bayeslora.runs.directory import RunDirectory
 
 RunChain = Callable[["Experiment", "RunDirectory", int], Mapping[int, str]]
 """Runs a chain in a process of its own: experiment, run, chain -> the chain, if it diverged, and what happened."""

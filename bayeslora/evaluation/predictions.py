@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from bayeslora.diagnostics.fidelity import Fidelity, MeanFidelity, Reference, fidelity
 from bayeslora.diagnostics.metrics import metrics
-from bayeslora.diagnostics.reference import Fidelity, MeanFidelity, Reference, fidelity
 from bayeslora.diagnostics.uncertainty import Entropy, EntropySplit
 from bayeslora.posterior import Mixture, Posterior
 from bayeslora.posterior.predictive import log_probs

@@ -13,7 +13,7 @@ from bayeslora.posterior import Posterior
 
 if TYPE_CHECKING:
     from bayeslora.experiment import Experiment
-    from bayeslora.rundir import RunDirectory
+    from bayeslora.runs.directory import RunDirectory
 
 ROUNDING = 1e-4
 """Of the NLL, absolute and relative, between two ways to add in fp32."""

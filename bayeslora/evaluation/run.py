@@ -7,6 +7,7 @@ from dataclasses import replace
 from bayeslora.codec import decode
 from bayeslora.diagnostics.convergence import to_inference_data
 from bayeslora.errors import CriteriaError, DataError
+from bayeslora.evaluation.block_temperatures import with_temperatures
 from bayeslora.evaluation.classification import evaluate_classes
 from bayeslora.evaluation.criteria import failed, judge
 from bayeslora.evaluation.predictions import Predictions
@@ -14,14 +15,13 @@ from bayeslora.evaluation.rechecks import check_recorded_nll
 from bayeslora.evaluation.regression import RegressionPass, evaluate_reals
 from bayeslora.evaluation.results import Provenance, Results, Tokens
 from bayeslora.evaluation.series import Series, scalar_series
-from bayeslora.evaluation.temperature import with_temperatures
 from bayeslora.experiment import Experiment
 from bayeslora.loggers import log_evaluation
 from bayeslora.posterior import Posterior
 from bayeslora.report.data import report_data
 from bayeslora.report.page import write_page
 from bayeslora.report.table import print_summary
-from bayeslora.rundir import RunDirectory
+from bayeslora.runs.directory import RunDirectory
 
 
 def evaluate(run: RunDirectory, experiment: Experiment) -> Results:

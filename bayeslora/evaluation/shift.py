@@ -11,8 +11,8 @@ from torch import Tensor
 
 from bayeslora.datasets.base import Data, Split
 from bayeslora.datasets.corruptions import CORRUPTIONS, SEVERITIES
+from bayeslora.diagnostics.fidelity import Reference, load_reference
 from bayeslora.diagnostics.metrics import metrics
-from bayeslora.diagnostics.reference import Reference, load_reference
 from bayeslora.diagnostics.uncertainty import ONE_DRAW, detection, predictive_entropy
 from bayeslora.errors import require
 from bayeslora.evaluation.predictions import Predictions, View, ViewPredictions

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from bayeslora.factories import offer, settings_of
 from bayeslora.loggers.wandb import WandbRun, has_wandb_account
-from bayeslora.rundir import RunDirectory
+from bayeslora.runs.directory import RunDirectory
 
 if TYPE_CHECKING:
     from bayeslora.evaluation.results import Results

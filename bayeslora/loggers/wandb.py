@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 from uuid import uuid4
 
+from bayeslora.atomic import locked, write_atomically
 from bayeslora.factories import first_line
-from bayeslora.files import locked, write_atomically
-from bayeslora.rundir import RunDirectory
+from bayeslora.runs.directory import RunDirectory
 
 if TYPE_CHECKING:
     from wandb import Artifact, Run

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bayeslora.atomic import digest
+from bayeslora.cache import cached
 from bayeslora.datasets.base import Data, Split, Transform
-from bayeslora.datasets.cache import cached
 from bayeslora.datasets.text import ATTENTION_MASK, FIELDS
-from bayeslora.files import digest
 from bayeslora.models.fingerprint import frozen_tensors
 
 log = logging.getLogger(__name__)

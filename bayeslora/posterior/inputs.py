@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.data import DataLoader, Dataset, RandomSampler, SubsetRandomSampler, WeightedRandomSampler
 
+from bayeslora.atomic import digest
 from bayeslora.datasets.base import Split
-from bayeslora.datasets.examples import Identity, as_split
+from bayeslora.datasets.in_memory import Identity, as_split
 from bayeslora.errors import DataError
-from bayeslora.files import digest
 
 Loader = Callable[[], Iterable[tuple[Any, Tensor]]]
 """Starts a pass over (inputs, targets) batches."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import shutil
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,12 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from bayeslora.errors import DataError, require
-from bayeslora.identity import Fingerprint, named, put_fixed
 from bayeslora.likelihood import NOISE, Categorical, Gaussian, Likelihood, from_recorded
+from bayeslora.models.adapters import export_adapters
 from bayeslora.posterior.density import NormalMixture, Normals
-from bayeslora.posterior.export import export_adapters
 from bayeslora.posterior.store import Draw, DrawStore, load_into, read_baseline, read_tensors
-from bayeslora.recorded import read_config
+from bayeslora.runs.identity import Fingerprint, named, put_fixed
+from bayeslora.runs.trust import read_config
 
 if TYPE_CHECKING:
     from bayeslora.evaluation.results import Results
@@ -115,9 +114,6 @@ class Posterior:
 
         Raises:
             DataError: there is no draw in `run_dir`, or it is a run of another model.
-
-        Warns:
-            UserWarning: the run is of an earlier version and does not say what model it is of.
         """
         root = Path(run_dir)
         folders = sorted((p for p in root.glob("chains/*") if p.name.isdigit()), key=lambda p: int(p.name))
@@ -262,15 +258,8 @@ class Posterior:
         return passes(inputs, self._require_model(), self.transform)
 
 
-def _check_model(model: nn.Module, root: Path, there: Fingerprint | None) -> None:
+def _check_model(model: nn.Module, root: Path, there: Fingerprint) -> None:
     """Raise `DataError` unless this is the model of a run; give it the run's own values of what is drawn at random."""
-    if there is None:
-        warnings.warn(
-            f"{root} is of an earlier version and records no fingerprint of its model: nothing tells whether this model"
-            " is the one that was sampled",
-            stacklevel=3,
-        )
-        return
     ours, file = Fingerprint.of(model), root / "fixed.safetensors"
     kept = read_tensors(file) if file.is_file() else {}
     differences = ours.with_fixed(kept).differences(there)

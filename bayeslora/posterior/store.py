@@ -18,8 +18,8 @@ from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 from torch import Tensor
 
+from bayeslora.atomic import digest, remove_leftovers, write_atomically
 from bayeslora.errors import DataError, StorageError
-from bayeslora.files import digest, remove_leftovers, write_atomically
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from bayeslora.report.words import run_notes, run_settings, run_title
 
 if TYPE_CHECKING:
     from bayeslora.experiment import Experiment
-    from bayeslora.rundir import RunDirectory
+    from bayeslora.runs.directory import RunDirectory
 
 
 @dataclass

@@ -8,7 +8,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from bayeslora.files import write_atomically
+from bayeslora.atomic import write_atomically
 from bayeslora.report import chain_rows, classes, shift_rows, table, verdict
 from bayeslora.report.data import ReportData
 from bayeslora.report.figures import Plot, figures

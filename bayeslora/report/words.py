@@ -12,7 +12,7 @@ from bayeslora.settings import Component, short
 if TYPE_CHECKING:
     from bayeslora.experiment import Experiment
     from bayeslora.potential import Prior
-    from bayeslora.rundir import RunDirectory
+    from bayeslora.runs.directory import RunDirectory
 
 MISSING = "–"
 

@@ -8,7 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from bayeslora.rundir import provenance
+from bayeslora.runs.provenance import provenance
 
 FOLDER = Path(__file__).parents[1] / "results"
 

@@ -17,7 +17,7 @@ from torch import nn
 from bayeslora.app.cli import forced
 from bayeslora.app.compose import plain, to_experiment
 from bayeslora.app.config import CONF_DIR, PARTS, RootConfig, check_config, factory, instantiate, listed_settings
-from bayeslora.chains.plan import Plan
+from bayeslora.chain.plan import Plan
 from bayeslora.datasets import Cifar10, Cifar100, Digits, Glue
 from bayeslora.errors import ConfigError
 from bayeslora.evaluate import OVERRIDES
@@ -239,7 +239,7 @@ def test_settings_are_forced_and_groups_and_flags_left(argument: str, expected: 
         ("prior.variance=true", "prior.variance=true must be a number"),
         ("sampler._target_=bayeslora.samplers.SGDL", "sampler._target_=bayeslora.samplers.SGDL cannot be imported"),
         ("sampler._target_=no.such.module", "cannot be imported (No module named 'no')"),
-        ("logger.csv=null", "logger.csv needs a _target_: choose one of the logger configs"),
+        ("logger.csv=3", "logger.csv needs a _target_: choose one of the logger configs"),
         ("callbacks.mine=3", "callbacks.mine needs a _target_"),
     ],
 )

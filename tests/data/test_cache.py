@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bayeslora.datasets.cache import Tensors, cache_folder, cached, data_folder, fingerprint
+from bayeslora.cache import Tensors, cache_folder, cached, data_folder, fingerprint
 from bayeslora.errors import DataError
 from tests.cases import each
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import bayeslora
 from bayeslora.datasets import Npz, from_examples
 from bayeslora.datasets.base import Data, Split
-from bayeslora.datasets.examples import Identity
+from bayeslora.datasets.in_memory import Identity
 from bayeslora.errors import DataError, DivergedError
 from tests.cases import each
 

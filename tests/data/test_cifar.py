@@ -26,7 +26,7 @@ import torch
 import torchvision
 from PIL import Image
 
-from bayeslora.datasets import sources
+from bayeslora.datasets import cifar_files
 from bayeslora.datasets.base import Data
 from bayeslora.datasets.cifar import CIFAR10_CLASSES, CIFAR100_CLASSES, COARSE_OF_FINE, SUPERCLASSES, Cifar10, Cifar100
 from bayeslora.errors import ConfigError, DataError
@@ -425,7 +425,7 @@ def test_a_download_with_the_wrong_contents_fails_alike(served: Official, tmp_pa
 
 
 def test_a_host_that_does_not_answer_fails_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sources, "DOWNLOAD_TIMEOUT", 0.2)
+    monkeypatch.setattr(cifar_files, "DOWNLOAD_TIMEOUT", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setattr(torchvision.datasets.CIFAR10, "url", f"http://127.0.0.1:{silent.getsockname()[1]}/x")
         with pytest.raises(DataError, match=r"downloading failed: .*timed out"):

@@ -13,9 +13,9 @@ import pytest
 from transformers import AutoTokenizer
 
 from bayeslora.app.config import check_config, instantiate
+from bayeslora.chain.batches import Batches
 from bayeslora.datasets import Glue
 from bayeslora.datasets.base import Data
-from bayeslora.datasets.batches import Batches
 from bayeslora.datasets.text import token_counts
 from bayeslora.errors import ConfigError, DataError
 from tests.cases import each

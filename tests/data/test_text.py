@@ -9,8 +9,8 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
+from bayeslora.chain.batches import Batches, evaluation_batches
 from bayeslora.datasets import Glue
-from bayeslora.datasets.batches import Batches, evaluation_batches
 from bayeslora.datasets.text import ATTENTION_MASK, FIELDS, TOKEN_TYPE_IDS, TrimPadding, token_counts
 from tests.data.text_tools import (
     bert_tokenizer,

@@ -20,15 +20,15 @@ import torch
 import yaml
 from transformers import AutoModelForSequenceClassification
 
-from bayeslora.chains.resume import ResumePoints
-from bayeslora.chains.snapshot import Snapshot
+from bayeslora.chain.snapshot import Snapshot
+from bayeslora.engine.callbacks.resume import ResumePoints
 from bayeslora.errors import BayesloraError
 from bayeslora.models import lora_classifier
+from bayeslora.models.adapters import export_adapters, load_adapter
 from bayeslora.posterior import DrawStore, Posterior
-from bayeslora.posterior.export import export_adapters, load_adapter
 from bayeslora.posterior.store import Draw, load_into, serialise
-from bayeslora.recorded import _walk
-from bayeslora.rundir import RunDirectory
+from bayeslora.runs.directory import RunDirectory
+from bayeslora.runs.trust import _walk
 from tests.cases import each
 from tests.data.text_models import TARGETS, tiny_model
 from tests.run.tools import TINY, composed
@@ -328,10 +328,10 @@ def test_links_out_of_the_run_directory_are_refused(place: str, tmp_path: Path, 
 
 
 HOSTILE = {
-    "model._target_": ["os.system", "subprocess.run", "bayeslora.files.write_atomically", "bayeslora.files.os.system",
+    "model._target_": ["os.system", "subprocess.run", "bayeslora.atomic.write_atomically", "bayeslora.atomic.os.system",
                        "bayeslora.models.lora.torch.load", "torch.hub.load", "torch.load", "bayeslora.models.nothing",
                        "bayeslora", "", 3, "builtins.eval", "bayeslora.samplers.SGLD"],
-    "dataset._target_": ["bayeslora.models.resnet18", "bayeslora.datasets.cache.write_atomically"],
+    "dataset._target_": ["bayeslora.models.resnet18", "bayeslora.cache.write_atomically"],
     "prior._target_": ["bayeslora.potential.math.sqrt", "bayeslora.train.train"],
     "sampler._target_": ["bayeslora.samplers.base.torch.load", "hydra.utils.get_method"],
     "chain.warmup.optimizer._target_": ["torch.optim.os.system", "torch.load", "torch.hub.load"],
@@ -428,7 +428,7 @@ def test_yaml_that_is_no_configuration_is_refused(text: str, tmp_path: Path, wat
 def test_adapters_with_settings_that_none_of_ours_has_are_refused(
     change: dict[str, Any], tmp_path: Path, watched: list[str]
 ) -> None:
-    from bayeslora.posterior.export import read_adapter_config
+    from bayeslora.models.adapters import read_adapter_config
 
     fine = {"peft_type": "LORA", "r": 2, "lora_alpha": 16.0, "target_modules": ["query"], "task_type": "SEQ_CLS"}
     file = tmp_path / "adapter_config.json"

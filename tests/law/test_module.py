@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from bayeslora import samplers
 from bayeslora.chain.chain import Chain
-from bayeslora.chains.module import SamplingModule
-from bayeslora.chains.plan import Plan
-from bayeslora.chains.stack import Stack
+from bayeslora.chain.plan import Plan
+from bayeslora.chain.stack import Stack
+from bayeslora.engine.module import SamplingModule
 from bayeslora.laws import compare, linear, one_stream
 from bayeslora.laws.checks import covariance
 from bayeslora.likelihood import Gaussian

@@ -187,8 +187,8 @@ def test_the_module_itself_refuses_fp16(tmp_path: Path) -> None:
     from lightning.pytorch.plugins import MixedPrecision
 
     from bayeslora.app.compose import to_experiment
-    from bayeslora.chains.module import SamplingModule
-    from bayeslora.chains.runner import Steps
+    from bayeslora.engine.module import SamplingModule
+    from bayeslora.engine.runner import Steps
     from bayeslora.errors import ConfigError
     from tests.run.tools import composed
 

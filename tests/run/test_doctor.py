@@ -16,7 +16,7 @@ import yaml
 from torch import Tensor, nn
 
 from bayeslora import doctor, rng
-from bayeslora.doctor import chains, command, data, experiments, machine, models, wandb
+from bayeslora.doctor import chains, command, data_files, experiments, machine, models, wandb_login
 from bayeslora.doctor.finding import Check, Finding, Status, failure, ok, warning
 from bayeslora.errors import ConfigError
 from bayeslora.laws import checks
@@ -201,24 +201,24 @@ def test_an_experiment_with_a_wrong_key_or_choice_fails(tmp_path):
 
 def test_datasets_that_are_nowhere_are_warnings_with_the_way_to_get_them(tmp_path, monkeypatch):
     monkeypatch.setenv("BAYESLORA_DATA", str(tmp_path))
-    found = only(data._dataset("cifar10", None))
+    found = only(data_files._dataset("cifar10", None))
     assert found.status is Status.WARNING
     assert "cifar-10-python.tar.gz" in found.fix
     assert str(tmp_path) in found.fix
     (tmp_path / "cifar-10-python.tar.gz").write_bytes(b"")
-    assert "packed" in only(data._dataset("cifar10", None)).message
+    assert "packed" in only(data_files._dataset("cifar10", None)).message
 
 
 def test_a_folder_that_holds_another_dataset_fails(tmp_path):
     (tmp_path / "cifar10" / "cifar-100-python").mkdir(parents=True)
-    found = only(Check("dataset cifar10", lambda: data._dataset("cifar10", tmp_path)).run())
+    found = only(Check("dataset cifar10", lambda: data_files._dataset("cifar10", tmp_path)).run())
     assert found.status is Status.FAILURE
     assert "choose dataset=cifar100" in found.message
 
 
 def test_ones_own_files_are_tried_with_made_up_ones():
     for name in ("csv", "npz", "imagefolder"):
-        found = only(data._dataset(name, None))
+        found = only(data_files._dataset(name, None))
         assert found.status is Status.OK
         assert "dataset.path" in found.message
 
@@ -348,10 +348,10 @@ def test_wandb_is_offline_without_an_account_and_warns_where_it_cannot_be_reache
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "none"))
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # nobody listens there
-    assert "no account" in only(wandb.wandb()).message
+    assert "no account" in only(wandb_login.wandb()).message
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
-    found = only(wandb.wandb())
+    found = only(wandb_login.wandb())
     assert found.status is Status.WARNING
     assert "cannot be reached" in found.message
     monkeypatch.setenv("WANDB_MODE", "offline")
-    assert only(wandb.wandb()).status is Status.OK
+    assert only(wandb_login.wandb()).status is Status.OK

@@ -19,7 +19,7 @@ from bayeslora.app.compose import recorded
 from bayeslora.datasets.base import Data, Split
 from bayeslora.diagnostics.calibration import fit_temperature
 from bayeslora.posterior import Posterior
-from bayeslora.rundir import RunDirectory
+from bayeslora.runs.directory import RunDirectory
 from tests.data.text_models import tiny_model
 from tests.data.text_tools import mrpc
 from tests.run.test_bad_input import shards

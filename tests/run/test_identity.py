@@ -141,15 +141,16 @@ def test_draws_of_a_function_that_has_changed_are_refused(tmp_path: Path) -> Non
         sample(lambda: Scaled(scale), **settings)
 
 
-def test_a_run_without_a_fingerprint_is_loaded_with_a_warning(tmp_path: Path) -> None:
+def test_a_run_of_another_layout_is_refused_by_name_of_its_version(tmp_path: Path) -> None:
     quick = {"burn_in": 2, "warmup": 2, "run_dir": tmp_path / "run"}
     sample(lambda: net(), **quick)
     file = tmp_path / "run" / "config.yaml"
-    old, _, _ = file.read_text().partition("\nfingerprint:")
-    file.write_text(old + "\n")
-    with pytest.warns(UserWarning, match="records no fingerprint"):
-        Posterior.load(tmp_path / "run", net())
-    sample(lambda: net(), **quick)  # its draws' NLL tells
+    file.write_text(file.read_text().replace("layout: 2", "layout: 1"))
+    for again in (lambda: Posterior.load(tmp_path / "run", net()), lambda: sample(lambda: net(), **quick)):
+        with pytest.raises(
+            (ConfigError, DataError), match=r"was written by bayeslora .* only that version reads this run"
+        ):
+            again()
 
 
 class Keeps(nn.Module):

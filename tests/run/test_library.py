@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import bayeslora
-from bayeslora.chains.plan import Plan
+from bayeslora.chain.plan import Plan
 from bayeslora.errors import ConfigError, DataError, DivergedError
 from bayeslora.likelihood import NOISE, Gaussian
 from bayeslora.posterior import Posterior

@@ -26,7 +26,7 @@ from bayeslora.evaluation.results import Results
 from bayeslora.loggers import has_wandb_account, log_evaluation, make_loggers
 from bayeslora.loggers.keys import KEYS, panel_of
 from bayeslora.posterior import Posterior
-from bayeslora.rundir import RunDirectory
+from bayeslora.runs.directory import RunDirectory
 from tests.run.tools import OWN, STEPS, TINY, Command, composed, digests, manifest, run
 
 CSV = ("logger.csv._target_=lightning.pytorch.loggers.CSVLogger", "logger.csv.name=''")

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from bayeslora.app.compose import plain, to_experiment
-from bayeslora.chains.runner import ChainRunner
+from bayeslora.chain.batches import Batches, SharedBatches
 from bayeslora.datasets import Digits
-from bayeslora.datasets.batches import Batches, SharedBatches
+from bayeslora.engine.runner import ChainRunner
 from bayeslora.errors import ConfigError, InterruptedRunError, WorkerError
-from bayeslora.rundir import RunDirectory
+from bayeslora.runs.directory import RunDirectory
 from tests.run.tools import OWN, TINY, composed, draw, manifest
 
 ONE = ("chain.num_chains=1", "logger=none")

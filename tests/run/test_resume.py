@@ -107,11 +107,11 @@ PLACES = {
     "older resume points not yet removed": Stop(RENAME, 9, "after", "resume/"),
     "the baseline half written": Stop(WRITE, 1, "half", "map.safetensors"),
     "the baseline written, its resume point not": Stop(RENAME, 1, "after", "map.safetensors"),
-    "the lock of the configuration": Stop("bayeslora.rundir:provenance", 1),
+    "the lock of the configuration": Stop("bayeslora.runs.directory:provenance", 1),
     "the configuration half written": Stop(WRITE, 1, "half", "config.yaml"),
     "the configuration before it has its name": Stop(RENAME, 1, "before", "config.yaml"),
     "the configuration just written": Stop(RENAME, 1, "after", "config.yaml"),
-    "between two chains": Stop("bayeslora.chains.runner:ChainRunner.fit", 1, "after"),
+    "between two chains": Stop("bayeslora.engine.runner:ChainRunner.fit", 1, "after"),
     "the metrics half written": Stop(WRITE, 1, "half", "metrics.json"),
     "the metrics just written": Stop(RENAME, 1, "after", "metrics.json"),
     "the predictions": Stop("bayeslora.posterior.predictive:Posterior.model_of", 4),
@@ -197,7 +197,7 @@ def test_a_signal_in_a_chains_last_step_stops_the_run_before_the_next_chain(
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-@pytest.mark.parametrize("at", ["bayeslora.chains.runner:ChainRunner.start", "bayeslora.evaluation.run:scalar_series"])
+@pytest.mark.parametrize("at", ["bayeslora.engine.runner:ChainRunner.start", "bayeslora.evaluation.run:scalar_series"])
 def test_a_signal_between_the_chains_or_in_the_evaluation_ends_with_130(
     number: int, at: str, zygote: Zygote, reference: Reference, tmp_path: Path
 ) -> None:

@@ -11,9 +11,9 @@ import torch
 import yaml
 
 from bayeslora.app.compose import to_experiment
-from bayeslora.chains.collector import DrawCollector
-from bayeslora.chains.module import SamplingModule
-from bayeslora.chains.runner import Steps
+from bayeslora.engine.callbacks.draws import DrawCollector
+from bayeslora.engine.module import SamplingModule
+from bayeslora.engine.runner import Steps
 from bayeslora.experiment import Experiment
 from tests.run.tools import OWN, STEPS, TINY, Command, composed, digests, draw, manifest, run, same
 

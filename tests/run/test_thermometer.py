@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from bayeslora.app.compose import to_experiment
+from bayeslora.evaluation.block_temperatures import readings_about
 from bayeslora.evaluation.results import Results
-from bayeslora.evaluation.temperature import readings_about
 from bayeslora.posterior import Posterior
-from bayeslora.rundir import RunDirectory
+from bayeslora.runs.directory import RunDirectory
 from tests.run.tools import OWN, composed, digests, manifest, run
 
 QUIET = ("logger=none", "dataset.limit_test=10")

@@ -23,7 +23,7 @@ from hydra.core.hydra_config import HydraConfig
 from tests.run.tools import ENVIRONMENT, TINY, Ended, call, digests
 
 WRITE = "pathlib:Path.write_bytes"
-"""Where `bayeslora.files.write_atomically` writes to its temporary file."""
+"""Where `bayeslora.atomic.write_atomically` writes to its temporary file."""
 RENAME = "pathlib:Path.replace"
 """Where it gives the file its name."""
 OPEN = "pathlib:Path.open"
@@ -31,9 +31,9 @@ LINE = "manifest.jsonl ab"
 """What `OPEN` is told of a manifest that gets another line."""
 SYNC = "os:fsync"
 """Where that line is on its way to the disk, whole."""
-CHAINS = "bayeslora.chains.runner:ChainRunner.run_all"
-STEP = "bayeslora.chains.module:SamplingModule.training_step"
-EVALUATION = "bayeslora.engine.run:evaluate"
+CHAINS = "bayeslora.engine.runner:ChainRunner.run_all"
+STEP = "bayeslora.engine.module:SamplingModule.training_step"
+EVALUATION = "bayeslora.engine.pipeline:evaluate"
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from bayeslora.chain.batches import Batches, bucketed, evaluation_batches
 from bayeslora.datasets.base import Data, Split, carve
-from bayeslora.datasets.batches import Batches, bucketed, evaluation_batches
 from bayeslora.datasets.images import Normalise, RandomShift
 from bayeslora.errors import ConfigError
 from bayeslora.rng import generator

@@ -16,8 +16,8 @@ from transformers import AutoModel, AutoModelForSequenceClassification
 from bayeslora.datasets.text import FIELDS
 from bayeslora.errors import ConfigError, DataError
 from bayeslora.models import LoraClassifier, load_base, lora_classifier, resnet_small
+from bayeslora.models.adapters import FULL_NAMES, export_adapters, full_names, load_adapter
 from bayeslora.posterior import DrawStore, Posterior
-from bayeslora.posterior.export import FULL_NAMES, export_adapters, full_names, load_adapter
 from bayeslora.rng import seeded
 from tests.data.text_models import SHAPES, TARGETS, tiny_checkpoint, tiny_model
 from tests.data.text_tools import bert_tokenizer

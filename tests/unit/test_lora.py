@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import nn
 
-from bayeslora.chains.stack import Stack, StackedBatches
+from bayeslora.chain.batches import Batches
+from bayeslora.chain.stack import Stack, StackedBatches
 from bayeslora.datasets import Data, Glue
 from bayeslora.datasets.base import Split
-from bayeslora.datasets.batches import Batches
 from bayeslora.datasets.text import TrimPadding
 from bayeslora.errors import ConfigError, DataError
 from bayeslora.models import LoraClassifier, load_base, lora_classifier, set_sampling_mode

@@ -11,9 +11,9 @@ from lightning import Callback, Trainer
 from torch import nn
 
 from bayeslora.chain.chain import Chain, parameter_groups
-from bayeslora.chains.module import SamplingModule
-from bayeslora.chains.plan import Plan
-from bayeslora.chains.stack import Stack
+from bayeslora.chain.plan import Plan
+from bayeslora.chain.stack import Stack
+from bayeslora.engine.module import SamplingModule
 from bayeslora.errors import ConfigError, DivergedError
 from bayeslora.potential import Potential, Prior
 from bayeslora.samplers import SGLD, schedules

@@ -10,9 +10,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from bayeslora.chains.online import Online
-from bayeslora.chains.plan import Plan
+from bayeslora.chain.plan import Plan
 from bayeslora.diagnostics.online import OnlineSeries
+from bayeslora.engine.callbacks.milestones import Online
 
 BURN_IN = 5
 
@@ -26,11 +26,12 @@ def play(
     online: Online, values: list[torch.Tensor], chains: list[int], start: int = 0, stop: int | None = None
 ) -> None:
     """Let chains take their steps under the callback, one not of the sampling phase before each start."""
-    module = SimpleNamespace(plan=Plan(0, BURN_IN, len(values[0]), 1), chains=chains)
+    plan = Plan(0, BURN_IN, len(values[0]), 1)
+    module = SimpleNamespace(plan=plan, chain=SimpleNamespace(chains=chains))
     for step in range(start, len(values[0]) if stop is None else stop):
         row = torch.stack([v[step] for v in values])
-        module.steps_taken, module.last_potential = BURN_IN + step + 1, row[:, 0]
-        module.l2_norm = lambda row=row: row[:, 1]
+        module.steps_taken, module.chain.last_potential = BURN_IN + step + 1, row[:, 0]
+        module.chain.l2_norm = lambda row=row: row[:, 1]
         online.on_train_batch_end(None, module)
 
 
@@ -66,7 +67,7 @@ def test_milestones_say_what_the_estimators_know(tmp_path: Path, capsys: pytest.
 
 def test_burn_in_is_left_out(tmp_path: Path):
     online = Online([2], [tmp_path / "0"])
-    module = SimpleNamespace(plan=Plan(0, BURN_IN, 3, 1), chains=[0], steps_taken=BURN_IN)
+    module = SimpleNamespace(plan=Plan(0, BURN_IN, 3, 1), chain=SimpleNamespace(chains=[0]), steps_taken=BURN_IN)
     online.on_train_batch_end(None, module)
     assert online.series[0].count == 0
 

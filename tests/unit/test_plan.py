@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bayeslora.chains.plan import Plan
+from bayeslora.chain.plan import Plan
 from bayeslora.errors import ConfigError
 from bayeslora.samplers import schedules
 from tests.cases import each

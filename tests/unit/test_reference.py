@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bayeslora.diagnostics.reference import Fidelity, MeanFidelity, Reference, fidelity, load_reference
+from bayeslora.diagnostics.fidelity import Fidelity, MeanFidelity, Reference, fidelity, load_reference
 from bayeslora.errors import ConfigError, DataError, DivergedError
 from tests.cases import each
 

@@ -10,11 +10,11 @@ import torch
 from scipy.stats import norm
 from torch import nn
 
+from bayeslora.compatibility import check_task
 from bayeslora.errors import ConfigError, DivergedError
 from bayeslora.evaluation.criteria import judge
 from bayeslora.evaluation.regression import scores
 from bayeslora.evaluation.results import RegressionScores, Results
-from bayeslora.fit import check_task
 from bayeslora.likelihood import NOISE, Categorical, Gaussian, from_recorded
 from bayeslora.posterior.density import NormalMixture
 from bayeslora.potential import Prior

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from bayeslora.chains.plan import Plan
+from bayeslora.chain.plan import Plan
 from bayeslora.diagnostics.relaxation import relaxations, too_short
 from bayeslora.samplers import BAOAB, SGHMC, SGLD, SGLRW, SGNHT, EntropyMCMC
 from tests.cases import each

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from bayeslora.chains.stack import Stack
+from bayeslora.chain.stack import Stack
 from bayeslora.models import frozen_statistics, resnet18, resnet20, resnet_small, wide_resnet
 from bayeslora.potential import categorical_nll
 from tests.cases import each

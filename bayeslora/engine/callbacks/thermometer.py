@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 from lightning import Callback, Trainer
 from torch import Tensor
 
-from bayeslora.chains.collector import DrawScalars
-from bayeslora.chains.module import SamplingModule
 from bayeslora.diagnostics.thermometer import readings
+from bayeslora.engine.callbacks.draws import DrawScalars
+from bayeslora.engine.module import SamplingModule
 
 if TYPE_CHECKING:
     from bayeslora.experiment import BatchAt

@@ -60,7 +60,7 @@ def _installed(name: str, make: Make) -> Finding:
 
 def _cifar(name: str, make: Make, folder: Path | None) -> Finding:
     """Images in a folder, or where downloads go, packed or unpacked."""
-    from bayeslora.datasets.cache import data_folder
+    from bayeslora.cache import data_folder
 
     if folder is not None:
         make(path=str(folder))  # reads footers, raises on what does not belong there

@@ -11,9 +11,9 @@ from typing import Any
 
 from safetensors.torch import save_file
 
+from bayeslora.atomic import write_atomically
 from bayeslora.datasets.text import local_folder
 from bayeslora.errors import DataError, require
-from bayeslora.files import write_atomically
 from bayeslora.models.bi_encoder import BiEncoder
 from bayeslora.models.fingerprint import base_fingerprint, frozen_tensors, is_saved
 from bayeslora.posterior.store import Draw, load_into, read_tensors

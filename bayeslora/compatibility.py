@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import is_lazy
 
+from bayeslora.chain.batches import Batches
+from bayeslora.chain.modes import evaluation_mode
 from bayeslora.datasets.base import Data
-from bayeslora.datasets.batches import Batches
 from bayeslora.errors import ConfigError, Problems, require
 from bayeslora.factories import first_line, naming, offer, settings_of, target_of
 from bayeslora.likelihood import NOISE, Categorical, Gaussian, Likelihood
-from bayeslora.models.modes import evaluation_mode
 from bayeslora.potential import matches
 
 if TYPE_CHECKING:

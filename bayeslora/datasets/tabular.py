@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from bayeslora.datasets.base import Data, Real, Split, carve, size_problems
-from bayeslora.datasets.examples import Identity
 from bayeslora.datasets.images import Normalise
+from bayeslora.datasets.in_memory import Identity
 from bayeslora.errors import DataError, Problems
 from bayeslora.rng import generator
 

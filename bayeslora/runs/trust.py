@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from bayeslora.errors import DataError
+from bayeslora.runs.provenance import check_layout
 
 MAX_BYTES = 1 << 20
 """A larger `config.yaml` is none of ours."""
@@ -27,7 +28,7 @@ PLACES = {
     "likelihood": ("bayeslora.likelihood",),
     "chain.warmup.optimizer": ("torch.optim",),
     "logger": ("bayeslora.loggers", "lightning.pytorch.loggers"),
-    "callbacks": ("bayeslora.chains", "bayeslora.engine.callbacks"),
+    "callbacks": ("bayeslora.engine.callbacks",),
 }
 """Packages whose classes (of models: functions too) a recorded configuration may name, by the node that names them."""
 
@@ -44,7 +45,7 @@ def read_config(file: Path) -> dict[str, Any]:
     """A `config.yaml` as plain Python: dictionaries with text as keys, lists, text, numbers, true, false and null.
 
     Raises:
-        DataError: it is missing, unreadable, or holds anything else.
+        DataError: it is missing, unreadable, holds anything else, or is of another layout of run directories.
     """
     try:
         with file.open("rb") as stream:
@@ -60,6 +61,7 @@ def read_config(file: Path) -> dict[str, Any]:
         raise DataError(f"{file} cannot be read: {(str(error).splitlines() or [''])[0]}") from error
     if not isinstance(loaded, dict) or not _is_plain(loaded):
         raise DataError(f"{file} does not hold a configuration")
+    check_layout(loaded, file)
     return loaded
 
 

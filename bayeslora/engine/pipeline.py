@@ -6,15 +6,15 @@ from dataclasses import asdict
 
 import torch
 
-from bayeslora.chains.runner import ChainRunner
-from bayeslora.chains.trial import tried
 from bayeslora.engine.acceleration import accelerate
+from bayeslora.engine.runner import ChainRunner
+from bayeslora.engine.trial import tried
 from bayeslora.errors import DivergedError, WorkerError
 from bayeslora.evaluation.rechecks import check_draws
 from bayeslora.evaluation.results import Results
 from bayeslora.evaluation.run import evaluate
 from bayeslora.experiment import Experiment
-from bayeslora.rundir import RunDirectory
+from bayeslora.runs.directory import RunDirectory
 from bayeslora.settings import AUTO
 
 

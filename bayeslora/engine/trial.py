@@ -12,12 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from bayeslora.chains.padding import PaddingRows
-from bayeslora.chains.stack import Stack
-from bayeslora.datasets.batches import evaluation_batches
+from bayeslora.chain.batches import evaluation_batches
+from bayeslora.chain.chain import check_answers
+from bayeslora.chain.modes import evaluation_mode, frozen_statistics, normalise_by_batch, set_sampling_mode
+from bayeslora.chain.padding import PaddingRows
+from bayeslora.chain.stack import Stack
 from bayeslora.errors import ConfigError, require
 from bayeslora.factories import first_line
-from bayeslora.models.modes import evaluation_mode, frozen_statistics, normalise_by_batch, set_sampling_mode
 from bayeslora.rng import generator
 
 if TYPE_CHECKING:
@@ -249,15 +250,6 @@ class _Trial:
         finite = own[own.isfinite()].abs()
         size = float(finite.max()) if finite.numel() else 0.0
         return torch.allclose(found, own, rtol=0.0, atol=tolerance * size + 1e-2 * tolerance * scale, equal_nan=True)
-
-
-def check_answers(model: nn.Module, once: Tensor, again: Tensor) -> None:
-    """Raise `ConfigError` where a model's NLL of one batch differs: dropout, say, that no mode turns off."""
-    require(
-        torch.allclose(once, again, rtol=1e-3, atol=1e-3, equal_nan=True),
-        f"{_named(model)} gives two answers to one batch, which changes the potential at every step. Dropout layers are"
-        " off already: look for F.dropout(…, training=True) and the like",
-    )
 
 
 @contextmanager

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bayeslora.datasets.cache import Tensors
+from bayeslora.cache import Tensors
 from bayeslora.datasets.images import open_picture
 from bayeslora.errors import DataError
 

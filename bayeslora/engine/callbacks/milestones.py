@@ -11,9 +11,9 @@ import torch
 from lightning import Callback, Trainer
 from torch import Tensor
 
-from bayeslora.chains.module import SamplingModule
-from bayeslora.chains.snapshot import Extra
+from bayeslora.chain.snapshot import Extra
 from bayeslora.diagnostics.online import Estimate, OnlineSeries, is_milestone, summary
+from bayeslora.engine.module import SamplingModule
 from bayeslora.loggers import ChainLoggers
 
 SCALARS = ("potential_per_example", "l2_norm")

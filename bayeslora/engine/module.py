@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from bayeslora.chain.chain import Batch, Chain
-from bayeslora.chains.plan import Phase, Plan
+from bayeslora.chain.plan import Phase, Plan
 from bayeslora.engine.acceleration import can_compile, compiled
 from bayeslora.settings import check_precision
 

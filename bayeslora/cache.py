@@ -12,8 +12,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from bayeslora.atomic import digest, replaced
 from bayeslora.errors import DataError, StorageError
-from bayeslora.files import digest, replaced
 
 log = logging.getLogger(__name__)
 

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from bayeslora.chain.modes import set_sampling_mode
 from bayeslora.diagnostics.thermometer import block_sizes, readings, temperatures
 from bayeslora.diagnostics.values import ALL, TOLERANCE, MeasuredTemperature
 from bayeslora.evaluation.results import Diagnostics
 from bayeslora.evaluation.series import Series, by_scalar
-from bayeslora.models.modes import set_sampling_mode
 from bayeslora.posterior.store import load_into
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def _missing(experiment: Experiment, series: Series) -> str | None:
     if experiment.map_step == experiment.plan.total:
         return "the run samples at T = 0, where there is no temperature to measure"
     if not _recorded(series, READINGS):
-        return "the draws hold no readings: callbacks.thermometer was null, or the run is of an older version"
+        return "the draws hold no readings: callbacks.thermometer was null"
     return None
 
 

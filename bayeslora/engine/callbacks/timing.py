@@ -11,7 +11,7 @@ from typing import Any
 
 from lightning import Callback, Trainer
 
-from bayeslora.chains.module import SamplingModule
+from bayeslora.engine.module import SamplingModule
 
 
 class Timing(Callback):

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from bayeslora.chain.chain import Chain
-from bayeslora.chains.stack import Stack
+from bayeslora.chain.stack import Stack
 from bayeslora.errors import DataError
 
 MODEL, WARMUP, SAMPLER, EXTRA = "model/", "warm-up/", "sampler/", "extra/"

@@ -13,13 +13,13 @@ from typing import Any, TypeGuard
 
 from lightning import Callback, Trainer
 
+from bayeslora.atomic import write_atomically
 from bayeslora.chain.chain import Chain
-from bayeslora.chains.module import SamplingModule
-from bayeslora.chains.snapshot import Extra, Snapshot, capture, restore
+from bayeslora.chain.snapshot import Extra, Snapshot, capture, restore
+from bayeslora.engine.module import SamplingModule
+from bayeslora.engine.signals import SIGNALS, hand_on
 from bayeslora.errors import DataError, InterruptedRunError
-from bayeslora.files import write_atomically
 from bayeslora.posterior.store import parse_tensors, serialise
-from bayeslora.stopping import SIGNALS, hand_on
 
 KEEP = 2
 """Newest resume points kept: should one be damaged, the one before it serves."""

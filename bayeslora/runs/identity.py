@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from bayeslora.atomic import digest
+from bayeslora.chain.modes import normalise_by_batch
 from bayeslora.errors import ConfigError, DataError
-from bayeslora.files import digest
 from bayeslora.likelihood import NOISE
-from bayeslora.models.modes import normalise_by_batch
 
 NAMED = 3
 """Differences that a message names; the others it counts."""
@@ -46,14 +46,12 @@ class Fingerprint:
         return cls([addresses.sub("", line) for line in repr(model).splitlines()], sampled, fixed)
 
     @classmethod
-    def recorded(cls, value: Any, source: Any) -> Fingerprint | None:
-        """What `to_json` gave, as it was read; None where nothing is recorded.
+    def recorded(cls, value: Any, source: Any) -> Fingerprint:
+        """What `to_json` gave, as it was read.
 
         Raises:
             DataError: it is none.
         """
-        if value is None:
-            return None
         parts = [value.get(name) for name in ("structure", "sampled", "fixed")] if isinstance(value, dict) else [None]
         lines = isinstance(parts[0], list) and all(isinstance(line, str) for line in parts[0])
         if not (lines and all(isinstance(part, dict) for part in parts[1:])):

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from bayeslora.datasets.base import Data, Real, Split, Transform
-from bayeslora.datasets.checks import check_class_numbers, check_counted_from_0
 from bayeslora.datasets.images import Normalise
+from bayeslora.datasets.validation import check_class_numbers, check_counted_from_0
 from bayeslora.errors import ConfigError, DataError, require
 
 

@@ -3,27 +3,21 @@
 from __future__ import annotations
 
 import json
-import platform
-import shlex
-import subprocess
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from torch import Tensor
 
+from bayeslora.atomic import locked, remove_leftovers, user_path, write_atomically
 from bayeslora.errors import ConfigError, DataError, StorageError
-from bayeslora.files import locked, remove_leftovers, user_path, write_atomically
-from bayeslora.identity import Fingerprint, named
 from bayeslora.posterior.store import DrawStore, read_tensors, serialise
-from bayeslora.recorded import check_contained, check_trusted, read_config
+from bayeslora.runs.identity import Fingerprint, named
+from bayeslora.runs.provenance import provenance
+from bayeslora.runs.trust import check_contained, check_trusted, read_config
 
-PACKAGES = ("bayeslora", "torch", "lightning", "hydra-core", "torchvision", "transformers", "peft", "arviz")
 FREE_TO_CHANGE = {
     "provenance", "fingerprint", "run_dir", "resume", "logger", "callbacks", "evaluate", "trainer",
     "chain.index", "chain.parallel", "chain.resume_every",
@@ -97,7 +91,7 @@ class RunDirectory:
 
     @property
     def fingerprint(self) -> Fingerprint | None:
-        """The recorded fingerprint of the model; None where there is no run yet, or an earlier version began it.
+        """The recorded fingerprint of the model; None where there is no run yet.
 
         Raises:
             DataError: it cannot be read.
@@ -118,13 +112,7 @@ class RunDirectory:
     def check_model(self, fingerprint: Fingerprint) -> None:
         """Raise `ConfigError` unless draws of a model with this fingerprint may be added to those that are here."""
         there = self.fingerprint
-        if there is None:
-            print(  # noqa: T201
-                f"{self.root} was begun by an earlier version, which recorded no fingerprint of its model: only the"
-                " NLL of its draws tells whether it is this one",
-                flush=True,
-            )
-        elif differences := fingerprint.differences(there):
+        if there is not None and (differences := fingerprint.differences(there)):
             raise ConfigError(
                 f"run_dir={self.root} already holds a run of another model: {named(differences)}. Choose another"
                 " run_dir, or give the model of the run that is there"
@@ -254,40 +242,3 @@ def relocated(config: dict[str, Any], folder: Path | str) -> dict[str, Any]:
         return value
 
     return config | {key: moved(config[key]) for key in ("logger", "callbacks", "run_dir") if key in config}
-
-
-def provenance() -> dict[str, Any]:
-    """Command, commit, versions and hardware of this process."""
-    return {
-        "command": shlex.join(["python", *sys.orig_argv[1:]]),
-        "commit": commit(),
-        "python": platform.python_version(),
-        "versions": {name: _version(name) for name in PACKAGES},
-        "hardware": hardware(),
-    }
-
-
-def hardware() -> str:
-    """Processor and accelerator, in words."""
-    cpu = f"{platform.machine()} CPU, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
-    return f"{torch.cuda.get_device_name(0)}; {cpu}" if torch.cuda.is_available() else cpu
-
-
-def commit() -> str | None:
-    """Commit of the checkout this package runs from, with `+` where files differ from it; None outside a checkout."""
-    here = Path(__file__).resolve().parent
-    try:
-        out = subprocess.run(
-            ["git", "-C", str(here), "describe", "--always", "--dirty=+", "--abbrev=12"],
-            capture_output=True, text=True, check=True, timeout=5,
-        )  # fmt: skip
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return out.stdout.strip()
-
-
-def _version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None

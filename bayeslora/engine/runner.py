@@ -7,13 +7,13 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from bayeslora.chains.resume import KeepResumePoints, Restore, ResumePoints
-from bayeslora.chains.snapshot import Extra, Snapshot
-from bayeslora.datasets.batches import Batches, SharedBatches
+from bayeslora.atomic import remove_leftovers
+from bayeslora.chain.batches import Batches, SharedBatches
+from bayeslora.chain.snapshot import Extra, Snapshot
+from bayeslora.engine.callbacks.resume import KeepResumePoints, Restore, ResumePoints
 from bayeslora.engine.processes import run_processes, run_ranks
 from bayeslora.errors import DataError, DivergedError, InterruptedRunError
 from bayeslora.factories import offer
-from bayeslora.files import remove_leftovers
 from bayeslora.posterior.store import read_baseline
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from bayeslora.experiment import BatchAt, Experiment
     from bayeslora.loggers import ChainLoggers
-    from bayeslora.rundir import RunDirectory
+    from bayeslora.runs.directory import RunDirectory
 
 SMALLEST_SCALE = 1 / 64
 """Retries halve the step size down to this factor; then the chain is given up."""
@@ -138,7 +138,7 @@ class ChainRunner:
         from lightning.pytorch.plugins.environments import LightningEnvironment
         from lightning.pytorch.strategies import DDPStrategy
 
-        from bayeslora.chains.module import SamplingModule
+        from bayeslora.engine.module import SamplingModule
         from bayeslora.loggers import make_loggers, quiet_lightning
 
         experiment, settings = self.experiment, self.experiment.trainer
@@ -182,8 +182,8 @@ class ChainRunner:
 
     def _callbacks(self, chains: list[int], start: list[Snapshot], loggers: ChainLoggers) -> list[Callback]:
         """What accompanies chains: first what puts them where they were, last what writes their resume points."""
-        from bayeslora.chains.collector import DrawCollector, DrawScalars
-        from bayeslora.chains.timing import Timing
+        from bayeslora.engine.callbacks.draws import DrawCollector, DrawScalars
+        from bayeslora.engine.callbacks.timing import Timing
 
         experiment, settings = self.experiment, self.experiment.chain
         folders = [self.run.chain(chain) for chain in chains]

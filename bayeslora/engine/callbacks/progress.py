@@ -11,8 +11,8 @@ from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
-from bayeslora.chains.collector import DrawCollector
-from bayeslora.chains.module import SamplingModule
+from bayeslora.engine.callbacks.draws import DrawCollector
+from bayeslora.engine.module import SamplingModule
 from bayeslora.loggers import ChainLoggers
 
 

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 from torch.utils._pytree import tree_map
 
-from bayeslora.datasets.batches import Batches
-from bayeslora.models.modes import normalise_by_batch
+from bayeslora.chain.batches import Batches
+from bayeslora.chain.modes import normalise_by_batch
 
 
 class Stack(nn.Module):
@@ -31,7 +31,7 @@ class Stack(nn.Module):
     Note:
         Chain k's outputs and gradients depend on row k alone: they equal those of model k run by itself, up to the
         order in which a batched matrix product adds. A structure cannot tell whether this holds: a layer may move the
-        batch to another axis, or use a weight in another way than by calling its module. `chains/trial.py` compares.
+        batch to another axis, or use a weight in another way than by calling its module. `engine/trial.py` compares.
     """
 
     def __init__(self, models: Iterable[nn.Module], flat: bool | None = None) -> None:

@@ -11,10 +11,10 @@ import torch
 from lightning import Callback, Trainer
 from torch import Tensor
 
-from bayeslora.chains.module import SamplingModule
-from bayeslora.chains.scalars import block_norms, projections
+from bayeslora.chain.modes import evaluation_mode
+from bayeslora.diagnostics.projections import block_norms, projections
+from bayeslora.engine.module import SamplingModule
 from bayeslora.loggers import ChainLoggers
-from bayeslora.models.modes import evaluation_mode
 from bayeslora.posterior.store import DrawStore, write_baseline
 
 Probe = Callable[[], Iterable[tuple[Tensor, Tensor]]]

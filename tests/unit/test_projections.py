@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from bayeslora.chains import scalars
-from bayeslora.chains.scalars import block_norms, block_of, projections
+from bayeslora.diagnostics import projections as module
+from bayeslora.diagnostics.projections import block_norms, block_of, projections
 from tests.cases import each
 
 
@@ -37,8 +37,8 @@ def test_block_norms_add_up_to_the_norm_of_all():
 @each("limit", [1000, 5])
 def test_projections_are_linear_fixed_and_of_unit_scale(limit: int, monkeypatch: pytest.MonkeyPatch):
     """Of a standard normal θ each is standard normal, up to the norm of its direction."""
-    monkeypatch.setattr(scalars, "COORDINATES", limit)
-    scalars._directions.cache_clear()
+    monkeypatch.setattr(module, "COORDINATES", limit)
+    module._directions.cache_clear()
     a, b = torch.randn(2, 40), torch.randn(2, 40)
     split = {"x": a[:, :10], "y": a[:, 10:].reshape(2, 5, 6)}
     pa, pb = projections({"t": a}, 1), projections({"t": b}, 1)
@@ -47,8 +47,8 @@ def test_projections_are_linear_fixed_and_of_unit_scale(limit: int, monkeypatch:
     torch.testing.assert_close(projections({"t": a + 2 * b}, 1), pa + 2 * pb, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(projections({"t": a[1]}, 0), pa[1])
     many = projections({"t": torch.randn(4000, 40, generator=torch.Generator().manual_seed(0))}, 1)
-    index, weight = scalars._directions(40)
+    index, weight = module._directions(40)
     for i in range(10):
         variance = torch.zeros(40).index_add_(0, index[i], weight[i]).square().sum()
         assert many[:, i].var().item() == pytest.approx(variance.item(), rel=4 * (2 / 4000) ** 0.5)
-    scalars._directions.cache_clear()
+    module._directions.cache_clear()

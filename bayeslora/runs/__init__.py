@@ -1,0 +1,1 @@
+"""Run directories: where everything of a run lies, which model it belongs to, and what of it may be trusted."""

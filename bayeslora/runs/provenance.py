@@ -1,0 +1,70 @@
+"""Where a run comes from: command, commit, versions and hardware."""
+
+from __future__ import annotations
+
+import platform
+import shlex
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bayeslora.errors import DataError
+
+LAYOUT = 2
+"""Of run directories: 2 since version 0.2, where the parts that a configuration names got other names."""
+
+PACKAGES = ("bayeslora", "torch", "lightning", "hydra-core", "torchvision", "transformers", "peft", "arviz")
+
+
+def provenance() -> dict[str, Any]:
+    """Command, commit, versions and hardware of this process."""
+    return {
+        "layout": LAYOUT,
+        "command": shlex.join(["python", *sys.orig_argv[1:]]),
+        "commit": commit(),
+        "python": platform.python_version(),
+        "versions": {name: _version(name) for name in PACKAGES},
+        "hardware": hardware(),
+    }
+
+
+def check_layout(config: dict[str, Any], source: Path) -> None:
+    """Raise `DataError` for a recorded configuration of another version's layout."""
+    recorded = config.get("provenance")
+    recorded = recorded if isinstance(recorded, dict) else {}
+    if recorded.get("layout") == LAYOUT:
+        return
+    versions = recorded.get("versions")
+    written = versions.get("bayeslora") if isinstance(versions, dict) else None
+    by = f"bayeslora {written or '0.1'} (commit {recorded.get('commit')})"
+    raise DataError(f"{source} was written by {by}, whose parts had other names: only that version reads this run")
+
+
+def hardware() -> str:
+    """Processor and accelerator, in words."""
+    cpu = f"{platform.machine()} CPU, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
+    return f"{torch.cuda.get_device_name(0)}; {cpu}" if torch.cuda.is_available() else cpu
+
+
+def commit() -> str | None:
+    """Commit of the checkout this package runs from, with `+` where files differ from it; None outside a checkout."""
+    here = Path(__file__).resolve().parent
+    try:
+        out = subprocess.run(
+            ["git", "-C", str(here), "describe", "--always", "--dirty=+", "--abbrev=12"],
+            capture_output=True, text=True, check=True, timeout=5,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return out.stdout.strip()
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
