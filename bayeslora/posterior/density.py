@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from bayeslora.errors import DataError, require
+
 
 @dataclass(frozen=True)
 class Normals:
@@ -64,7 +66,13 @@ class NormalMixture:
 
     @property
     def normals(self) -> Normals:
-        """Moments so far."""
+        """Moments so far.
+
+        Raises:
+            DataError: no draw was added.
+        """
+        if not self.count:
+            raise DataError("an ensemble needs at least one draw")
         return Normals(self._mean, self._noise / self.count, self._square / self.count)
 
     @property
@@ -76,3 +84,28 @@ class NormalMixture:
     def pit(self) -> Tensor:
         """The mixture's distribution function at the targets, [N, D]: uniform on [0, 1] where it is calibrated."""
         return self._below / self.count
+
+
+def mixture_quantiles(mean: Tensor, variance: Tensor, levels: Tensor) -> Tensor:
+    """Quantiles of (1/S) Σₛ N(μₛ, σₛ²) by bisection between the components' own: [Q, N, D], fp64.
+
+    Args:
+        mean, variance: of S draws, [S, N, D].
+        levels: [Q], each between 0 and 1.
+
+    Raises:
+        ConfigError: a level is out of range.
+    """
+    inside = bool(((levels > 0) & (levels < 1)).all())
+    require(inside, f"levels={levels.tolist()}: each must lie between 0 and 1, e.g. 0.05 and 0.95")
+    mean, sd = mean.double(), variance.double().sqrt()
+    found = []
+    for level in levels.double():
+        own = mean + torch.special.ndtri(level) * sd
+        low, high = own.amin(0), own.amax(0)
+        for _ in range(50):
+            middle = (low + high) / 2
+            below = torch.special.ndtr((middle - mean) / sd).mean(0) < level
+            low, high = low.where(~below, middle), high.where(below, middle)
+        found.append((low + high) / 2)
+    return torch.stack(found)

@@ -30,27 +30,28 @@ def passes(inputs: Any, model: nn.Module, transform: Callable[[Tensor], Tensor] 
 
     Args:
         inputs: a function that starts a pass, batches, a `DataLoader`, a map-style dataset, a tensor or an array.
-        model: for which they are.
-        transform: images of bytes to model inputs; None where it is not known.
+        model: for which they are, on whose device they are given.
+        transform: what is stored (images of bytes, or a `Split`) to model inputs; None where it is not known.
 
     Raises:
         DataError: a loader that shuffles, at once or when a second pass differs from the first; images of bytes without
             a transform.
     """
     own = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
+    stored = isinstance(inputs, Split) and transform is not None
     if isinstance(inputs, Dataset | Split):
         inputs = as_split(inputs).inputs
     if isinstance(inputs, np.ndarray):
         inputs = torch.from_numpy(np.ascontiguousarray(inputs))
     if isinstance(inputs, Tensor):
         batches = inputs.split(BATCH)
-        prepare = transform if inputs.dtype == torch.uint8 and inputs.ndim == 4 else Identity()
+        prepare = transform if stored or (inputs.dtype == torch.uint8 and inputs.ndim == 4) else Identity()
         if prepare is None:
             raise DataError("these images are bytes; give what the model takes, scaled as for the run's own images")
-        return lambda: ((_as(prepare(batch.to(own.device)), own.dtype), batch.new_empty(0)) for batch in batches)
+        return lambda: ((_like(prepare(batch.to(own.device)), own), batch.new_empty(0)) for batch in batches)
     if isinstance(inputs, DataLoader) and isinstance(inputs.sampler, SHUFFLING):
         raise DataError(f"this DataLoader shuffles, but {ORDER}: give one with shuffle=False")
-    return _Repeated(inputs if callable(inputs) else lambda: inputs, own.dtype)
+    return _Repeated(inputs if callable(inputs) else lambda: inputs, own)
 
 
 class _Repeated:
@@ -58,11 +59,11 @@ class _Repeated:
 
     Args:
         start: starts a pass.
-        dtype: of floating-point inputs to the model.
+        own: a tensor of the model, whose device inputs take, and floating-point ones its precision.
     """
 
-    def __init__(self, start: Loader, dtype: torch.dtype) -> None:
-        self.start, self.dtype = start, dtype
+    def __init__(self, start: Loader, own: Tensor) -> None:
+        self.start, self.own = start, own
         self.first: list[str] | None = None
 
     def __call__(self) -> Iterator[tuple[Any, Tensor]]:
@@ -77,7 +78,7 @@ class _Repeated:
             given.append(digest(leaves))
             if self.first is not None and given != self.first[: len(given)]:
                 raise DataError(f"the batches of a second pass are not those of the first, but {ORDER}")
-            yield tree_map(lambda leaf: _as(leaf, self.dtype), inputs), targets
+            yield _like(inputs, self.own), targets
         if self.first is not None and len(given) < len(self.first):
             raise DataError(
                 f"a second pass gives {len(given)} batches and the first gave {len(self.first)}, but {ORDER}: give a"
@@ -86,8 +87,14 @@ class _Repeated:
         self.first = given
 
 
-def _as(value: Any, dtype: torch.dtype) -> Any:
-    """An array as a tensor, and a floating-point one in another precision; anything else as it is."""
-    if isinstance(value, np.ndarray):
-        value = torch.from_numpy(np.ascontiguousarray(value))
-    return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
+def _like(inputs: Any, own: Tensor) -> Any:
+    """Inputs on the device of a model's tensor, floating-point ones in its precision; arrays as tensors."""
+
+    def moved(value: Any) -> Any:
+        if isinstance(value, np.ndarray):
+            value = torch.from_numpy(np.ascontiguousarray(value))
+        if not isinstance(value, Tensor):
+            return value
+        return value.to(own.device, own.dtype if value.is_floating_point() else value.dtype)
+
+    return tree_map(moved, inputs)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,13 +15,14 @@ from torch import Tensor, nn
 from bayeslora.errors import DataError, require
 from bayeslora.likelihood import NOISE, Categorical, Gaussian, Likelihood, from_recorded
 from bayeslora.models.adapters import export_adapters
-from bayeslora.posterior.density import NormalMixture, Normals
+from bayeslora.posterior.density import NormalMixture, Normals, mixture_quantiles
 from bayeslora.posterior.store import Draw, DrawStore, load_into, read_baseline, read_tensors
 from bayeslora.runs.identity import Fingerprint, named, put_fixed
 from bayeslora.runs.trust import read_config
 
 if TYPE_CHECKING:
     from bayeslora.evaluation.results import Results
+    from bayeslora.experiment import Experiment
 
 Loader = Callable[[], Iterable[tuple[Tensor, Tensor]]]
 """Starts a pass over (inputs, targets) batches."""
@@ -71,18 +73,19 @@ class Posterior:
 
     Args:
         stores: one `DrawStore` a chain.
-        model: a model to load draws into; needed for `predict`.
+        model: a model to load draws into; None: that of the run in `root`, built when it is first needed.
         map_file: the MAP baseline, if the run kept one.
         likelihood: what the model's outputs mean; None: classes.
         root: the run directory, if there is one.
+        trust, data_path: of the run, as `load` has them.
 
     Attributes:
         metrics: the content of `metrics.json`, if the run was evaluated.
-        transform: images of bytes to model inputs, as `bayeslora.sample` made them.
+        transform: what is stored to model inputs (images of bytes to numbers, tokens), as the run made its own.
 
     Example:
-        >>> posterior = Posterior.load("outputs/quickstart/…", model)      # doctest: +SKIP
-        >>> p = posterior.predict(loader).exp()                            # doctest: +SKIP
+        >>> posterior = Posterior.load("outputs/quickstart/…")                         # doctest: +SKIP
+        >>> p = posterior.predict(posterior.experiment.data.test).exp()                # doctest: +SKIP
     """
 
     def __init__(
@@ -92,25 +95,47 @@ class Posterior:
         map_file: Path | None = None,
         likelihood: Likelihood | None = None,
         root: Path | None = None,
+        *,
+        trust: str | Sequence[str] | None = None,
+        data_path: Path | str | None = None,
     ) -> None:
-        self.stores, self.model, self.map_file = stores, model, map_file
+        self.stores, self._model, self.map_file = stores, model, map_file
+        self._trust, self._data_path = trust, data_path
         self.likelihood: Likelihood = likelihood or Categorical()
         self.root = root
         self.metrics: Results | None = None
         self.transform: Callable[[Tensor], Tensor] | None = None
         self._keeps: Any = None
 
+    def __repr__(self) -> str:
+        told = [f"{len(self)} draws of {len(self.stores)} chain{'s' * (len(self.stores) != 1)}"]
+        told.append(type(self.likelihood).__name__)
+        if self._model is not None:
+            sampled = sum(p.numel() for p in self._model.parameters() if p.requires_grad)
+            told.append(f"{type(self._model).__name__} with {sampled:,} sampled parameters")
+        return f"Posterior({', '.join(told)}{f', in {self.root}' if self.root is not None else ''})"
+
     @classmethod
     def load(
-        cls, run_dir: Path | str, model: nn.Module | None = None, likelihood: Likelihood | None = None
+        cls,
+        run_dir: Path | str,
+        model: nn.Module | None = None,
+        likelihood: Likelihood | None = None,
+        *,
+        trust: str | Sequence[str] | None = None,
+        data_path: Path | str | None = None,
     ) -> Posterior:
         """The posterior of a finished or half-finished run, or what `save` wrote.
 
         Args:
             run_dir: its folder.
             model: the one that was sampled: of the same structure, and with the same values of all that was not
-                sampled. Its sampled tensors are replaced, and those that its function draws at random.
+                sampled. Its sampled tensors are replaced, and those that its function draws at random. None: built from
+                the run's `config.yaml` when it is first needed, which loads the run's dataset; only `bayeslora.sample`
+                records no way to build its model.
             likelihood: None: as the run's `config.yaml` says.
+            trust: packages, modules or classes not of bayeslora that the configuration may name when it is built.
+            data_path: where the run's dataset lies now; None: where the run found it.
 
         Raises:
             DataError: there is no draw in `run_dir`, or it is a run of another model.
@@ -125,8 +150,43 @@ class Posterior:
         config = read_config(config_file) if config_file.is_file() else {}
         likelihood = likelihood or from_recorded(config.get("likelihood"))
         if model is not None and config:
-            _check_model(model, root, Fingerprint.recorded(config.get("fingerprint"), config_file))
-        return cls(stores, model, map_file if map_file.exists() else None, likelihood, root)
+            _check_model(model, root)
+        kept = map_file if map_file.exists() else None
+        return cls(stores, model, kept, likelihood, root, trust=trust, data_path=data_path)
+
+    @cached_property
+    def experiment(self) -> Experiment:
+        """The run's parts, built from its `config.yaml`: model, likelihood, dataset (`experiment.data.test`), settings.
+
+        Raises:
+            DataError: there is no run directory, or it is that of a program that called `bayeslora.sample`.
+            ConfigError: its dataset cannot be loaded, or its configuration names code that is not trusted.
+        """
+        config = read_config(file) if self.root and (file := self.root / "config.yaml").is_file() else {}
+        target = str((config.get("dataset") or {}).get("_target_", "")).rpartition(".")[2]
+        if self.root is None or target in ("", "InPython"):
+            raise DataError(
+                "this posterior does not say how its model is made: give it, Posterior.load(run_dir, model)"
+            )
+        from bayeslora.app.compose import recorded
+        from bayeslora.runs.directory import RunDirectory
+
+        return recorded(RunDirectory(self.root), self._trust, None if self._data_path is None else str(self._data_path))
+
+    @property
+    def model(self) -> nn.Module:
+        """The model into which draws are loaded: the one that was given, or that of `experiment`, on the CPU."""
+        if self._model is None:
+            model, experiment = self.experiment.model().cpu(), self.experiment
+            assert self.root is not None
+            _check_model(model, self.root)
+            self._model, self.transform = model, experiment.data.transform
+        return self._model
+
+    def to(self, device: torch.device | str) -> Posterior:
+        """This posterior, with its model on another device; inputs follow it, predictions are on the CPU."""
+        self.model.to(device)
+        return self
 
     def save(self, folder: Path | str) -> Path:
         """Copy draws, baseline and settings into a new folder, from which `load` reads them; returns it.
@@ -187,24 +247,33 @@ class Posterior:
             return None
         return self._model_with(read_baseline(self.map_file), str(self.map_file))
 
-    def predict(self, inputs: Any) -> Any:
+    def predict(self, inputs: Any, return_std: bool = False) -> Any:
         """What the ensemble of all draws predicts: probabilities, or densities, averaged.
 
         Args:
             inputs: a function that starts a pass over (inputs, targets) batches, called once a draw; or a list or a
                 `DataLoader` of such batches that does not shuffle; or a map-style `Dataset`; or a tensor or array
-                [N, …]. Of datasets, tensors and arrays, images of bytes become what `bayeslora.sample` made of its own.
-                Floating-point inputs take the model's precision.
+                [N, …]. Of datasets, tensors and arrays, images of bytes become what the run made of its own, and so
+                does a `Split` of the run's data. Floating-point inputs take the model's precision.
+            return_std: give a pair in its place, as scikit-learn does: mean and standard deviation.
 
         Returns:
-            Classes: log p [N, C]. Regression: `Normals`, mean and variances [N, D].
+            Classes: log p [N, C]; with `return_std` p and its standard deviation over draws. Regression: `Normals`,
+            mean and variances [N, D]; with `return_std` the mean and the sd of a new target, noise included.
 
         Raises:
             DataError: images of bytes, of a posterior that was loaded and cannot know how they were scaled; batches
                 that are not the same in every pass.
         """
         if isinstance(self.likelihood, Gaussian):
-            return self.predict_normals(inputs)
+            said = self.predict_normals(inputs)
+            return (said.mean, said.sd) if return_std else said
+        if return_std:
+            loader, moments = self._loader(inputs), NormalMixture()
+            for draw in self.draws():
+                p = self.predict_draw(draw, loader).exp()
+                moments.add(p, torch.zeros_like(p))
+            return moments.normals.mean, moments.normals.spread.sqrt()
         mixture, loader = Mixture(), self._loader(inputs)
         for draw in self.draws():
             mixture.add(self.predict_draw(draw, loader))
@@ -217,9 +286,28 @@ class Posterior:
         mixture, loader = NormalMixture(), self._loader(inputs)
         for draw in self.draws(chain):
             mixture.add(*normals(self.model_of(draw), loader(), self.likelihood))
-        if not mixture.count:
-            raise DataError("an ensemble needs at least one draw")
         return mixture.normals
+
+    def quantiles(self, inputs: Any, levels: float | Sequence[float] = (0.05, 0.5, 0.95)) -> Tensor:
+        """Quantiles of a regression's predictive density, the mixture of all draws' normals: [Q, N, D] for Q levels.
+
+        Holds mean and variance of every draw, 2·S·N·D numbers.
+
+        Args:
+            inputs: as `predict` takes them.
+            levels: shares below, each between 0 and 1; one number gives [N, D].
+
+        Raises:
+            ConfigError: the posterior is of classes, or a level is out of range.
+        """
+        likelihood = self.likelihood
+        require(isinstance(likelihood, Gaussian), "this posterior is of classes, which have no quantiles: use predict")
+        assert isinstance(likelihood, Gaussian)
+        loader = self._loader(inputs)
+        moments = [normals(self.model_of(draw), loader(), likelihood) for draw in self.draws()]
+        mean, variance = (torch.stack(part) for part in zip(*moments, strict=True))
+        found = mixture_quantiles(mean, variance, torch.atleast_1d(torch.as_tensor(levels, dtype=torch.float64)))
+        return found[0] if isinstance(levels, float | int) else found
 
     def diagnostics(self) -> dict[str, dict[str, Any]]:
         """R-hat, ESS and Monte Carlo error of every scalar of the draws, by name (see `Convergence`)."""
@@ -236,16 +324,11 @@ class Posterior:
 
     def adapters(self, out_dir: Path | str, facts: Mapping[str, str] | None = None) -> list[Path]:
         """Write every draw of a LoRA model as a PEFT adapter folder; returns the folders (see `export_adapters`)."""
-        return export_adapters(self._require_model(), self.draws(), out_dir, facts)
-
-    def _require_model(self) -> nn.Module:
-        if self.model is None:
-            raise DataError("Posterior.load(run_dir, model) needs the model to predict with")
-        return self.model
+        return export_adapters(self.model, self.draws(), out_dir, facts)
 
     def _model_with(self, tensors: Mapping[str, Tensor], source: str) -> nn.Module:
         """The model with these tensors; a sampled noise becomes its parameter."""
-        model = self._require_model()
+        model = self.model
         if NOISE in tensors:
             self.likelihood.attach(model, len(tensors[NOISE]))
         load_into(model, tensors, source)
@@ -255,11 +338,14 @@ class Posterior:
         """Passes over batches of whatever `predict` takes."""
         from bayeslora.posterior.inputs import passes  # with the readers of datasets
 
-        return passes(inputs, self._require_model(), self.transform)
+        model = self.model  # which may bring the transform with it
+        return passes(inputs, model, self.transform)
 
 
-def _check_model(model: nn.Module, root: Path, there: Fingerprint) -> None:
+def _check_model(model: nn.Module, root: Path) -> None:
     """Raise `DataError` unless this is the model of a run; give it the run's own values of what is drawn at random."""
+    config_file = root / "config.yaml"
+    there = Fingerprint.recorded(read_config(config_file).get("fingerprint"), config_file)
     ours, file = Fingerprint.of(model), root / "fixed.safetensors"
     kept = read_tensors(file) if file.is_file() else {}
     differences = ours.with_fixed(kept).differences(there)
