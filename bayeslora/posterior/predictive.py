@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from bayeslora.errors import DataError, require
 from bayeslora.likelihood import NOISE, Categorical, Gaussian, Likelihood, from_recorded
-from bayeslora.models.adapters import export_adapters
 from bayeslora.posterior.density import NormalMixture, Normals, mixture_quantiles
 from bayeslora.posterior.store import Draw, DrawStore, load_into, read_baseline, read_tensors
 from bayeslora.runs.identity import Fingerprint, named, put_fixed
@@ -324,6 +323,8 @@ class Posterior:
 
     def adapters(self, out_dir: Path | str, facts: Mapping[str, str] | None = None) -> list[Path]:
         """Write every draw of a LoRA model as a PEFT adapter folder; returns the folders (see `export_adapters`)."""
+        from bayeslora.models.adapters import export_adapters  # with the names of peft
+
         return export_adapters(self.model, self.draws(), out_dir, facts)
 
     def _model_with(self, tensors: Mapping[str, Tensor], source: str) -> nn.Module:
