@@ -20,7 +20,7 @@ DECIMALS = (".", ",")
 """Decimal marks that numbers may have."""
 
 GROUPED = r"\d{1,3}(?:[.,' \x{a0}\x{202f}’]\d{3})+(?:[.,]\d+)?"
-LIKE_NUMBER = rf"^[€$£¥]?\s*[+-]?[€$£¥]?\s*(?:{GROUPED}|\d+(?:[.,]\d+)?)\s*[\pL°%‰€$£¥²³/]{{0,12}}$"
+LIKE_NUMBER = rf"^[€$£¥]?\s*[+−–-]?[€$£¥]?\s*(?:{GROUPED}|\d+(?:[.,]\d+)?|\d+/\d+)\s*[\pL°%‰€$£¥²³/]{{0,12}}$"
 """What people write for a number: other decimal marks, thousands separators, a currency, a unit."""
 ORDINAL = r"\d(?:st|nd|rd|th)$"
 DATE = r"^(?:\d{4}[-/.]\d{1,2}[-/.]\d{1,2}|\d{1,2}[-/.]\d{1,2}[-/.]\d{2,4})(?:[ T]\d{1,2}:.*)?$"

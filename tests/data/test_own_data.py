@@ -275,6 +275,8 @@ BAD_CSV: dict[str, tuple[str, dict[str, Any]]] = {
     "column a: '0 cm' is no number.*without units": column(lambda i: f"{i} cm"),
     "column a: '0%' is no number.*without units": column(lambda i: f"{i}%"),
     "column a: '€0.50' is no number": column(lambda i: f"€{i}.50"),
+    "column a: '−0' is no number": column(lambda i: f"−{i}"),
+    "column a: '0/7' is no number.*without units": column(lambda i: f"{i}/7"),
     "column a: '0d' is no number.*dataset.categories=\\[a\\]": column(lambda i: f"{i % 3}d"),
     "column y: '1,000' is no number": ("a,y\n" + "".join(f'{i},"{i + 1},000"\n' for i in range(40)), {}),
     "column a holds the number inf": column(lambda i: "1e999" if i == 3 else i),
