@@ -70,21 +70,23 @@ def bias_check(cfg: DictConfig) -> dict[str, Any]:
     experiment = to_experiment(OmegaConf.create(changed), other)
     after = run_experiment(experiment, other)
     assert after is not None  # it ran every chain
-    found: dict[str, Any] = compare(before, after, cfg.limits)
+    comparison: dict[str, Any] = compare(before, after, cfg.limits)
     if cfg.bootstrap:
         for name, error in _example_errors(run, other, experiment, cfg.bootstrap).items():
-            found[name]["test_se"] = error
-    found |= {"run_dir": str(other.root), "lr": [settings["sampler"]["lr"], changed["sampler"]["lr"]]}
-    where = write_atomically(run.root / "bias.json", (json.dumps(found, indent=2, allow_nan=False) + "\n").encode())
+            comparison[name]["test_se"] = error
+    comparison |= {"run_dir": str(other.root), "lr": [settings["sampler"]["lr"], changed["sampler"]["lr"]]}
+    where = write_atomically(
+        run.root / "bias.json", (json.dumps(comparison, indent=2, allow_nan=False) + "\n").encode()
+    )
     console = Console()
     if not console.is_terminal:
         console.width = 160  # a file has no width; the table must not be cut to a guess of it
-    console.print(table(found))
+    console.print(table(comparison))
     console.print(f"bias check: {where}", soft_wrap=True, highlight=False)
-    problems = list(_problems(found))
+    problems = list(_problems(comparison))
     if cfg.strict and problems:
         raise CriteriaError(*problems)
-    return found
+    return comparison
 
 
 def half_step(recorded: dict[str, Any], folder: Path, split: str, keep_time: bool = True) -> dict[str, Any]:
@@ -180,19 +182,19 @@ def bootstrap(
     return {name: statistics.stdev(values) for name, values in changes.items()}
 
 
-def table(found: Mapping[str, Any]) -> Table:
+def table(comparison: Mapping[str, Any]) -> Table:
     """The comparison for the terminal."""
     from rich import box
     from rich.table import Table
 
-    old, new = found["lr"]
+    old, new = comparison["lr"]
     rows = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     rows.add_column("", no_wrap=True)
     for title in (f"ε = {old:g}", f"ε = {new:g}", "change", "± chains", "± examples", "limit"):
         rows.add_column(title, justify="right", no_wrap=True)
     rows.add_column("verdict")
-    for name in _compared(found):
-        one = found[name]
+    for name in _compared(comparison):
+        one = comparison[name]
         numbers = [one["before"], one["after"], one["change"], one["se"], one.get("test_se"), one["limit"]]
         specs = (".4f", ".4f", "+.4f", ".4f", ".4f", "g")
         shown = ["–" if value is None else format(value, spec) for value, spec in zip(numbers, specs, strict=True)]
@@ -213,15 +215,15 @@ def label(name: str) -> str:
     return name.replace("_", " ") if "_" in name else name.upper()
 
 
-def _compared(found: Mapping[str, Any]) -> list[str]:
+def _compared(comparison: Mapping[str, Any]) -> list[str]:
     """The metrics that a comparison holds."""
-    return [name for name, one in found.items() if isinstance(one, Mapping) and "passed" in one]
+    return [name for name, one in comparison.items() if isinstance(one, Mapping) and "passed" in one]
 
 
-def _problems(found: Mapping[str, Any]) -> Iterator[str]:
+def _problems(comparison: Mapping[str, Any]) -> Iterator[str]:
     """Sentences on the metrics that do not pass."""
-    for name in _compared(found):
-        one = found[name]
+    for name in _compared(comparison):
+        one = comparison[name]
         if not one["passed"]:
             why = one["reason"] or f"it must be below {one['limit']:g}"
             yield f"{label(name)} changes by {one['change']:+.4f} at half the step size ({why})"

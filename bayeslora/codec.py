@@ -26,14 +26,14 @@ FLAT = {"flat": True}
 def encode(value: Any) -> Any:
     """Plain values: a dataclass as a dictionary; a number that is NaN or infinite as None, for JSON has none."""
     if dataclasses.is_dataclass(value):
-        found: dict[str, Any] = {}
+        plain: dict[str, Any] = {}
         for field in dataclasses.fields(value):
             entry = getattr(value, field.name)
             if field.metadata.get("flat"):
-                found |= encode(entry) or {}
+                plain |= encode(entry) or {}
             elif not (field.metadata.get("optional") and entry == _default(field)):
-                found[field.name] = encode(entry)
-        return found
+                plain[field.name] = encode(entry)
+        return plain
     if isinstance(value, Mapping):
         return {str(key): encode(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
@@ -52,8 +52,8 @@ def decode(kind: type[T], value: Any, name: str = "it") -> T:
     Raises:
         DataError: a value is not of its type, or a key is missing or unknown.
     """
-    found: T = _decode(kind, value, name)
-    return found
+    decoded: T = _decode(kind, value, name)
+    return decoded
 
 
 def _decode(kind: Any, value: Any, name: str) -> Any:  # noqa: PLR0911 (one a kind)
@@ -79,7 +79,7 @@ def _decode(kind: Any, value: Any, name: str) -> Any:  # noqa: PLR0911 (one a ki
 
 
 def _dataclass(kind: Any, value: Mapping[str, Any], name: str) -> Any:
-    hints, rest, found = _hints(kind), dict(value), {}
+    hints, rest, values = _hints(kind), dict(value), {}
     rest_field = None
     for field in dataclasses.fields(kind):
         if field.metadata.get("flat"):
@@ -87,14 +87,14 @@ def _dataclass(kind: Any, value: Mapping[str, Any], name: str) -> Any:
             continue
         hint, entry = hints[field.name], rest.pop(field.name, None)
         if field.name in value and (entry is not None or types.NoneType in get_args(hint)):
-            found[field.name] = _decode(hint, entry, f"{name}.{field.name}")
+            values[field.name] = _decode(hint, entry, f"{name}.{field.name}")
         elif _default(field) is dataclasses.MISSING:
             raise DataError(f"{name} lacks {field.name}")
     if rest and rest_field is None:
         raise DataError(f"{name} has the unknown key {', '.join(map(str, rest))}")
     if rest:
-        found[rest_field] = _decode(hints[rest_field], rest, name)  # type: ignore[index]
-    return kind(**found)
+        values[rest_field] = _decode(hints[rest_field], rest, name)  # type: ignore[index]
+    return kind(**values)
 
 
 def _alternative(kinds: Sequence[Any], value: Any) -> Any:

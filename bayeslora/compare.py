@@ -74,17 +74,17 @@ def folders(run_dirs: str | Sequence[str]) -> list[Path]:
     Raises:
         ConfigError: a pattern matches no run, or none is given.
     """
-    found: list[Path] = []
+    paths: list[Path] = []
     for entry in [run_dirs] if isinstance(run_dirs, str) else run_dirs:
         matches = [user_path(str(entry))]
         if glob.has_magic(str(entry)):
-            there = map(Path, sorted(glob.glob(str(matches[0]))))  # noqa: PTH207
-            matches = [path for path in there if (path / "config.yaml").is_file()]
+            matching = map(Path, sorted(glob.glob(str(matches[0]))))  # noqa: PTH207
+            matches = [path for path in matching if (path / "config.yaml").is_file()]
             require(bool(matches), f"run_dirs={entry} matches no run directory")
-        found += matches
-    require(bool(found), "run_dirs names no run: give a list of folders, or a pattern such as outputs/quickstart/*")
+        paths += matches
+    require(bool(paths), "run_dirs names no run: give a list of folders, or a pattern such as outputs/quickstart/*")
     once: dict[Path, Path] = {}
-    for path in found:
+    for path in paths:
         once.setdefault(path.resolve(), path)
     return list(once.values())
 
@@ -125,15 +125,15 @@ def draws(path: Path) -> dict[int, int]:
 
 def _indices(manifest: Path) -> list[int]:
     """Numbers of the draws listed; lines that are cut off, or are no draws, are passed over."""
-    found = []
+    indices = []
     for line in manifest.read_bytes().splitlines():
         try:
             entry = json.loads(line)
         except ValueError:
             continue
         if isinstance(entry, dict) and isinstance(entry.get("index"), int):
-            found.append(entry["index"])
-    return found
+            indices.append(entry["index"])
+    return indices
 
 
 def _config(path: Path) -> dict[str, Any]:

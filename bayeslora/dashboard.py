@@ -34,11 +34,11 @@ the chain was resumed) and `RUN_DIR/logs/evaluation`.
 
 def panels() -> dict[Panel, list[str]]:
     """The keys of each panel, panels in the order of their sections."""
-    found: dict[Panel, list[str]] = {}
+    by_panel: dict[Panel, list[str]] = {}
     for key, panel in KEYS.items():
-        found.setdefault(panel, []).append(key)
+        by_panel.setdefault(panel, []).append(key)
     order = list(SECTIONS)
-    return dict(sorted(found.items(), key=lambda item: order.index(item[0].section)))
+    return dict(sorted(by_panel.items(), key=lambda item: order.index(item[0].section)))
 
 
 def workspace() -> dict[str, Any]:

@@ -350,8 +350,8 @@ def load_data(dataset: Any) -> Data:
     """
     from bayeslora.datasets.in_memory import from_examples
 
-    found = dataset.load() if hasattr(dataset, "load") else dataset
-    data = found if isinstance(found, Data) else from_examples(found, name=type(dataset).__name__)
+    loaded = dataset.load() if hasattr(dataset, "load") else dataset
+    data = loaded if isinstance(loaded, Data) else from_examples(loaded, name=type(dataset).__name__)
     for note in data.notes:
         log.info("%s: %s", data.name, note)
     return data.with_scale_notes()

@@ -85,9 +85,9 @@ def facts(run: RunDirectory, experiment: Experiment) -> dict[str, str]:
     if run.metrics_file.is_file():
         results = Results.read(run.metrics_file)
         for label, scores in (("MAP", results.map), ("Ensemble of all draws", results.ensemble)):
-            known = {name: value for name, value in vars(scores).items() if value is not None} if scores else {}
-            if known:
-                lines[label] = ", ".join(f"{name} {value:.4g}" for name, value in known.items())
+            values = {name: value for name, value in vars(scores).items() if value is not None} if scores else {}
+            if values:
+                lines[label] = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
     return lines
 
 

@@ -81,11 +81,11 @@ def check_arguments(target: Callable[..., Any], settings: Mapping[str, Any], pat
             yield unknown_key(f"{path}.{key}", key, [p for p in parameters if p not in INJECTED])
 
 
-def unknown_key(name: str, key: str, known: list[str]) -> str:
+def unknown_key(name: str, key: str, choices: list[str]) -> str:
     """Message for a key that means nothing."""
-    close = difflib.get_close_matches(key, known, n=1)
+    close = difflib.get_close_matches(key, choices, n=1)
     removal = f"if it is an experiment's own, ~{name} takes it away"
-    hint = f"did you mean {close[0]}?" if close else f"known here: {', '.join(known)}; {removal}"
+    hint = f"did you mean {close[0]}?" if close else f"known here: {', '.join(choices)}; {removal}"
     return f"unknown key {name}: {hint}"
 
 

@@ -229,8 +229,8 @@ def _likelihood(likelihood: str | Likelihood | None, data: Data) -> Likelihood:
         return Categorical() if data.real is None else Gaussian()
     if not isinstance(likelihood, str):
         return likelihood
-    known = ", ".join(LIKELIHOODS)
-    require(likelihood in LIKELIHOODS, f"likelihood={likelihood} is unknown; choose one of {known}")
+    names = ", ".join(LIKELIHOODS)
+    require(likelihood in LIKELIHOODS, f"likelihood={likelihood} is unknown; choose one of {names}")
     made: Likelihood = LIKELIHOODS[likelihood]()
     return made
 

@@ -120,15 +120,15 @@ class Prior:
 
 def _fan_ins(model: nn.Module) -> dict[str, float]:
     """Fan-in by name of a model's weights whose first axis is not that of the outputs."""
-    found: dict[str, float] = {}
+    fan_ins: dict[str, float] = {}
     for path, module in model.named_modules():
         weight = f"{path}.weight".lstrip(".")
         if isinstance(module, nn.modules.conv._ConvTransposeNd):
             terms = math.prod(module.kernel_size) / math.prod(module.stride)
-            found[weight] = max(1.0, module.in_channels / module.groups * terms)
+            fan_ins[weight] = max(1.0, module.in_channels / module.groups * terms)
         elif type(module).__name__ == "Conv1D" and isinstance(module.weight, Tensor):
-            found[weight] = float(module.weight.shape[0])
-    return found
+            fan_ins[weight] = float(module.weight.shape[0])
+    return fan_ins
 
 
 class _GaussianEnergy(torch.autograd.Function):

@@ -174,11 +174,11 @@ class TrainerSettings:
         problems.raise_if_any()
 
     def _device_problems(self) -> Iterator[str]:
-        strategy, devices, there = self.strategy, self.devices, self.devices
+        strategy, devices, present = self.strategy, self.devices, self.devices
         if self.accelerator == "gpu":
             import torch
 
-            there = torch.cuda.device_count()
+            present = torch.cuda.device_count()
             if not torch.cuda.is_available():
                 yield "trainer.accelerator=gpu but torch sees no CUDA device; use trainer=cpu, or look at nvidia-smi"
         if strategy.startswith(("fsdp", "deepspeed")):
@@ -196,8 +196,8 @@ class TrainerSettings:
             )
         if devices < 1:
             yield f"trainer.devices={devices} must be at least 1"
-        if devices > there > 0:
-            yield f"trainer.devices={devices}, but torch sees {there}"
+        if devices > present > 0:
+            yield f"trainer.devices={devices}, but torch sees {present}"
 
 
 def check_precision(precision: str) -> None:

@@ -98,13 +98,13 @@ def check_keys(cfg: DictConfig, overrides: Sequence[str] = ()) -> None:
 
 def listed_settings() -> dict[str, dict[str, list[str]]]:
     """By part, the settings that `conf/` lists for each class or function of this package: all that it takes."""
-    found: dict[str, dict[str, list[str]]] = {part: {} for part in PARTS}
-    for part, targets in found.items():
+    listed: dict[str, dict[str, list[str]]] = {part: {} for part in PARTS}
+    for part, targets in listed.items():
         for file in sorted(Path(CONF_DIR, part).glob("*.yaml")):
             node = yaml.load(file.read_bytes(), Loader=LOADER)
             if isinstance(node, dict) and str(node.get("_target_")).startswith("bayeslora."):
                 targets[node["_target_"]] = [key for key in node if not key.startswith("_") and key != "defaults"]
-    return found
+    return listed
 
 
 def known_keys() -> dict[str, list[str]]:
@@ -117,12 +117,12 @@ def known_keys() -> dict[str, list[str]]:
 
 def _check_node(cfg: DictConfig, schema: type, path: str, also: tuple[str, ...] = ()) -> Iterator[tuple[str, str]]:
     """Keys and types of `cfg` against a dataclass, node by node; `also` may be meant by an unknown key."""
-    known = {f.name: f for f in fields(schema)}
+    fields_by_name = {f.name: f for f in fields(schema)}
     defaults = OmegaConf.structured(schema)
     for key in cfg:
         name = path + str(key)
-        if key not in known:
-            yield name, unknown_key(name, str(key), [*known, *also])
+        if key not in fields_by_name:
+            yield name, unknown_key(name, str(key), [*fields_by_name, *also])
             continue
         nested = OmegaConf.get_type(defaults, key)
         try:

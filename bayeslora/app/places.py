@@ -32,8 +32,8 @@ def set_paths(cfg: DictConfig) -> None:
     cfg.run_dir = str(user_path(str(cfg.run_dir)))
     for key in ("dataset.path", "evaluate.reference", "evaluate.ood_path"):
         if isinstance(path := OmegaConf.select(cfg, key, throw_on_missing=False), str):
-            there = user_path(path)
-            OmegaConf.update(cfg, key, str(there.absolute()) if there.exists() else str(there))
+            place = user_path(path)
+            OmegaConf.update(cfg, key, str(place.absolute()) if place.exists() else str(place))
 
 
 def _resumed(cfg: DictConfig, named: bool) -> Path:
@@ -57,8 +57,8 @@ def _resumed(cfg: DictConfig, named: bool) -> Path:
     wanted = fixed(plain(cfg))
     for file in sorted(beside.glob("*/config.yaml"), reverse=True):
         with suppress(DataError):  # a folder with a spoilt configuration is not the one
-            there = RunDirectory(file.parent).config
-            if isinstance(there.get("chain"), dict) and not any(differences(wanted, fixed(there))):
+            recorded = RunDirectory(file.parent).config
+            if isinstance(recorded.get("chain"), dict) and not any(differences(wanted, fixed(recorded))):
                 return file.parent
     raise ConfigError(
         f"resume=true, but {beside} holds no run of this configuration; leave resume out to start one, or give"

@@ -114,8 +114,8 @@ def _check_fits(snapshot: Snapshot, held: Mapping[str, Tensor], params: Sequence
     """
     size = sum(p[0].numel() if stacked else p.numel() for p in params)
     for name, tensor in held.items():
-        found = snapshot.tensors.get(MODEL + name)
-        if found is None or found.shape != tensor.shape:
+        saved = snapshot.tensors.get(MODEL + name)
+        if saved is None or saved.shape != tensor.shape:
             raise DataError(f"a resume point does not fit the model: {name} is missing or has another shape")
     for name, tensor in snapshot.tensors.items():
         kind, _, rest = name.partition("/")
@@ -123,8 +123,8 @@ def _check_fits(snapshot: Snapshot, held: Mapping[str, Tensor], params: Sequence
         if kind + "/" == SAMPLER:
             fits = tensor.numel() == 1 or tensor.shape == (size,)
         elif kind + "/" == WARMUP:
-            known = place.isdecimal() and int(place) < len(params) and bool(key)
-            fits = known and tensor.shape in (torch.Size(()), params[int(place)].shape[stacked:])
+            is_place = place.isdecimal() and int(place) < len(params) and bool(key)
+            fits = is_place and tensor.shape in (torch.Size(()), params[int(place)].shape[stacked:])
         else:
             fits = name.removeprefix(MODEL) in held if name.startswith(MODEL) else name.startswith(EXTRA)
         if not fits:

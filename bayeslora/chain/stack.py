@@ -167,12 +167,12 @@ def _places(model: nn.Module) -> dict[str, str]:
     A module under two names is one place: `functional_call` would not put back what it replaces twice.
     """
     first: dict[int, str] = {}
-    found = {}
+    first_names = {}
     for path, module in model.named_modules():
         for tensors in (module.named_parameters, module.named_buffers):
             for place, tensor in tensors(path, recurse=False, remove_duplicate=False):
-                found[place] = first.setdefault(id(tensor), place)
-    return found
+                first_names[place] = first.setdefault(id(tensor), place)
+    return first_names
 
 
 def _sampled(model: nn.Module) -> dict[str, Tensor]:

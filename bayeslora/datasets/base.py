@@ -147,10 +147,10 @@ class Dataset(Protocol):
 def size_problems(validation_size: int, limit_train: int | None, limit_test: int | None) -> list[str]:
     """What is wrong with the sizes asked of `carve`, before the data are known; one message each."""
     limits = [("limit_train", limit_train, 1), ("limit_test", limit_test, 1)]
-    asked = [("validation_size", validation_size, 0), *(limit for limit in limits if limit[1] is not None)]
+    sizes = [("validation_size", validation_size, 0), *(limit for limit in limits if limit[1] is not None)]
     return [
         f"dataset.{name} must be a whole number of at least {least}, not {value!r}"
-        for name, value, least in asked
+        for name, value, least in sizes
         if not (isinstance(value, int) and value >= least)
     ]
 

@@ -166,8 +166,8 @@ def find_files(folder: Path, task: str) -> Files | None:
 
 def _first(place: Path, names: Iterable[str], ending: str) -> tuple[Path, ...]:
     """The files of the first of the names that has any."""
-    found = (tuple(sorted(place.glob(name + ending))) for name in names)
-    return next((files for files in found if files), ())
+    candidates = (tuple(sorted(place.glob(name + ending))) for name in names)
+    return next((files for files in candidates if files), ())
 
 
 def _missing(place: Path, split: str, ending: str) -> str:

@@ -124,23 +124,23 @@ class Hub:
 
     def _splits(self) -> tuple[datasets.Dataset, datasets.Dataset, list[str]]:
         """Training and test set, and what to say of them."""
-        found = load(str(self.path), self.subset)
+        splits = load(str(self.path), self.subset)
         name = self.train or "train"
-        if name not in found:
-            raise DataError(f"{self.path} has no split {name}, only {', '.join(found)}; set dataset.train")
-        train = found[name]
-        if self.test is not None and self.test not in found:
-            raise DataError(f"{self.path} has no split {self.test}, only {', '.join(found)}; set dataset.test")
-        candidates = [self.test] if self.test else [one for one in TESTS if one in found and one != name]
+        if name not in splits:
+            raise DataError(f"{self.path} has no split {name}, only {', '.join(splits)}; set dataset.train")
+        train = splits[name]
+        if self.test is not None and self.test not in splits:
+            raise DataError(f"{self.path} has no split {self.test}, only {', '.join(splits)}; set dataset.test")
+        candidates = [self.test] if self.test else [one for one in TESTS if one in splits and one != name]
         label = self._label(train)
         classes = set(self._labels(train, label)) - {None}
-        labelled = [one for one in candidates if set(self._labels(found[one], label, classes)) - {None}]
+        labelled = [one for one in candidates if set(self._labels(splits[one], label, classes)) - {None}]
         hidden = [f"the split {one} has no labels and is not used" for one in candidates if one not in labelled]
         if hidden and self.test:
             raise DataError(f"{self.path}: {hidden[0]}; set another dataset.test, or none to hold out a share")
         if labelled:
             first = labelled[0]
-            return train, found[first], [f"tested on {first}"] * (first != "test") + hidden
+            return train, splits[first], [f"tested on {first}"] * (first != "test") + hidden
         ours, theirs = held_out(len(train), self.test_share)
         notes = [f"{len(theirs):,} examples held out for the test set", *hidden]
         return train.select(ours), train.select(theirs), notes

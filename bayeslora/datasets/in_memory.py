@@ -124,8 +124,10 @@ def _collected(examples: Any, part: str) -> tuple[Tensor, Tensor]:
     items = [examples[row] for row in range(len(examples))]
     wrong = next((item for item in items if not (isinstance(item, tuple | list) and len(item) == 2)), None)
     if wrong is not None:
-        found = f"a {type(wrong).__name__}" + (f" with {', '.join(map(str, wrong))}" if isinstance(wrong, dict) else "")
-        raise DataError(f"{part}: an item must be (input, target), not {found}")
+        described = f"a {type(wrong).__name__}" + (
+            f" with {', '.join(map(str, wrong))}" if isinstance(wrong, dict) else ""
+        )
+        raise DataError(f"{part}: an item must be (input, target), not {described}")
     if not items:
         raise DataError(f"{part} holds no examples")
     try:

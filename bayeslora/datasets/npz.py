@@ -93,24 +93,24 @@ class Npz:
     def _parts(self, file: Path) -> tuple[dict[str, np.ndarray], list[str]]:
         """Inputs and targets of training and test set by name, and what to say of them."""
         arrays = read_arrays(file)
-        found = {part: next((arrays[n] for n in names if n in arrays), None) for part, names in NAMES.items()}
-        there = {part: array for part, array in found.items() if array is not None}
-        missing = [part for part in ("x_train", "y_train") if part not in there]
-        if missing or ("x_test" in there) != ("y_test" in there):
-            wanted = missing or [part for part in ("x_test", "y_test") if part not in there]
+        by_part = {part: next((arrays[n] for n in names if n in arrays), None) for part, names in NAMES.items()}
+        present = {part: array for part, array in by_part.items() if array is not None}
+        missing = [part for part in ("x_train", "y_train") if part not in present]
+        if missing or ("x_test" in present) != ("y_test" in present):
+            wanted = missing or [part for part in ("x_test", "y_test") if part not in present]
             raise DataError(
                 f"{file} holds {', '.join(arrays) or 'nothing'}, and no {' and '.join(wanted)}; save it by"
                 " np.savez(file, x_train=…, y_train=…, x_test=…, y_test=…)"
             )
-        for split in {part.partition("_")[2] for part in there}:
-            sizes = [len(there[f"{axis}_{split}"]) if there[f"{axis}_{split}"].ndim else 0 for axis in "xy"]
+        for split in {part.partition("_")[2] for part in present}:
+            sizes = [len(present[f"{axis}_{split}"]) if present[f"{axis}_{split}"].ndim else 0 for axis in "xy"]
             if len(set(sizes)) > 1 or not sizes[0]:
                 raise DataError(f"{file}: {sizes[0]} inputs and {sizes[1]} targets of {split}; there must be as many")
-        if "x_test" in there:
-            return there, []
-        train, test = held_out(len(there["y_train"]), self.test_share)
+        if "x_test" in present:
+            return present, []
+        train, test = held_out(len(present["y_train"]), self.test_share)
         rows = {"train": train, "test": test}
-        parts = {f"{axis}_{split}": there[f"{axis}_train"][rows[split]] for axis in "xy" for split in rows}
+        parts = {f"{axis}_{split}": present[f"{axis}_train"][rows[split]] for axis in "xy" for split in rows}
         return parts, [f"{len(test):,} examples held out for the test set"]
 
 
@@ -121,11 +121,11 @@ def read_arrays(file: Path) -> dict[str, np.ndarray]:
         DataError: it is no such file.
     """
     try:
-        found = np.load(file, allow_pickle=False)
-        if isinstance(found, np.ndarray):
-            raise ValueError(f"it holds one array {list(found.shape)}, as .npy does, and no targets")
-        with found:
-            return {name: found[name] for name in found.files}
+        archive = np.load(file, allow_pickle=False)
+        if isinstance(archive, np.ndarray):
+            raise ValueError(f"it holds one array {list(archive.shape)}, as .npy does, and no targets")
+        with archive:
+            return {name: archive[name] for name in archive.files}
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise DataError(

@@ -81,14 +81,14 @@ def sentence_data(
     used = {"train": _used(train, [*train.columns], "train")}
     classes = _classes(train, [label for _, label in used["train"].rows])
     used["test"] = _used(test, [*train.columns], "test", classes.keys())
-    found = list(notes)
+    all_notes = list(notes)
     splits = {}
     for part, table in parts.items():
-        found += used[part].notes
+        all_notes += used[part].notes
         targets = _targets(table, used[part].rows, classes)
         splits[part] = Split(torch.arange(len(targets)), targets)
     if len(train.columns) > 2:
-        found.append(f"the columns {', '.join([*train.columns][:-1])} joined into the first text")
+        all_notes.append(f"the columns {', '.join([*train.columns][:-1])} joined into the first text")
     data = Data(
         name=name,
         train=splits["train"],
@@ -96,7 +96,7 @@ def sentence_data(
         test=splits["test"],
         class_names=train.class_names or tuple(map(str, classes)),
         transform=TrimPadding(),
-        notes=tuple(found),
+        notes=tuple(all_notes),
         texts={part: used[part].texts for part in parts},
     )
     return _tokenised(carve(data, validation_size, limit_train, limit_test), reading)

@@ -234,15 +234,15 @@ def hub_folder(
     wanted, reason = list(patterns), ""
     for cached in (True, False):
         try:
-            found = snapshot_download(name, repo_type=kind, allow_patterns=wanted, local_files_only=cached)
+            folder = snapshot_download(name, repo_type=kind, allow_patterns=wanted, local_files_only=cached)
         except (OSError, ValueError, HTTPError) as error:
             reason = _first_line(error.__cause__ or error)
             partial = getattr(error, "snapshot_path", None)  # what it lacks may be nothing that is needed
             if partial is not None and complete(Path(partial)):
                 return Path(partial)
         else:
-            if not cached or complete(Path(found)):
-                return Path(found)
+            if not cached or complete(Path(folder)):
+                return Path(folder)
     raise DataError(f"{name} is neither a folder nor in the hub's cache, and downloading failed ({reason}). {advice}")
 
 

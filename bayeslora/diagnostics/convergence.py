@@ -153,10 +153,10 @@ def growth(series: Sequence[np.ndarray], points: int = 20) -> dict[str, list[flo
     shortest = min((len(chain) for chain in chains), default=0)
     spread = np.linspace(MIN_DRAWS, max(MIN_DRAWS, shortest), points).round().astype(int)
     ends = [int(end) for end in np.unique(spread) if end <= shortest]
-    found = [convergence([chain[:end] for chain in chains]) for end in ends]
+    estimates = [convergence([chain[:end] for chain in chains]) for end in ends]
     names = ("ess_bulk", "ess_tail", "mcse_mean")
     return {"draws": [float(end * len(chains)) for end in ends]} | {
-        name: [getattr(one, name) for one in found] for name in names
+        name: [getattr(one, name) for one in estimates] for name in names
     }
 
 

@@ -56,13 +56,13 @@ def metrics(log_probs: Tensor, targets: Tensor) -> dict[str, float]:
     _check(log_probs, targets)
     probs = log_probs.float().exp()
     truth = torch.nn.functional.one_hot(targets.long(), probs.shape[1])
-    found = {
+    scores = {
         "accuracy": (log_probs.argmax(1) == targets).double().mean().item(),
         "nll": -log_probs.double().gather(1, targets.long()[:, None]).mean().item(),
         "ece": _ece(probs, targets),
         "brier": (probs - truth).double().square().sum(1).mean().item(),
     }
-    return found if probs.shape[1] != 2 else found | {"f1": _f1(log_probs.argmax(1), targets)}
+    return scores if probs.shape[1] != 2 else scores | {"f1": _f1(log_probs.argmax(1), targets)}
 
 
 def reliability(log_probs: Tensor, targets: Tensor, bins: int = BINS) -> Reliability:

@@ -145,13 +145,13 @@ class BatchMeans:
 
     def _add_level(self, level: int, seen: int, sums: np.ndarray) -> np.ndarray:
         """Take in sums [size, n] after `seen` others of this level; returns those they complete of the next."""
-        tail, known = self.tails[level], min(seen, OVERLAP - 1)
-        sums = np.concatenate([tail[:, tail.shape[1] - known :], sums], axis=1)
+        tail, kept = self.tails[level], min(seen, OVERLAP - 1)
+        sums = np.concatenate([tail[:, tail.shape[1] - kept :], sums], axis=1)
         closed = max(0, sums.shape[1] - OVERLAP + 1)
         self.windows[level].add(np.add.reduce([sums[:, k : k + closed] for k in range(OVERLAP)]))
         last = sums[:, 1 - OVERLAP :]
         tail[:, tail.shape[1] - last.shape[1] :] = last
-        unpaired = sums[:, known - seen % 2 :]
+        unpaired = sums[:, kept - seen % 2 :]
         pairs = unpaired.shape[1] // 2
         return unpaired[:, 0 : 2 * pairs : 2] + unpaired[:, 1 : 2 * pairs : 2]
 
@@ -370,10 +370,10 @@ def _problem(chains: Sequence[Estimate]) -> str | None:
     if not chains:
         return "there are no chains"
     missing = [f"chain {place}: {chain.reason}" for place, chain in enumerate(chains) if chain.mcse is None]
-    said = missing[:1] + [f"{len(missing) - 1} more likewise"] * (len(missing) > 1)
+    reasons = missing[:1] + [f"{len(missing) - 1} more likewise"] * (len(missing) > 1)
     if missing and len(chains) > 1 and all(chain.sd is not None for chain in chains):
-        said.append(f"R-hat of the chains' means alone is {_rhat(chains, _between(chains)):.3g}")
-    return "; ".join(said) or None
+        reasons.append(f"R-hat of the chains' means alone is {_rhat(chains, _between(chains)):.3g}")
+    return "; ".join(reasons) or None
 
 
 def _squared_error(chains: Sequence[Estimate]) -> tuple[float, float]:

@@ -67,13 +67,13 @@ def relaxations(
     return [Relaxation(block, time, burn_in) for block, time in sorted(longest.items(), key=lambda item: -item[1])]
 
 
-def too_short(found: list[Relaxation], cycles: bool = False) -> str | None:
+def too_short(times: list[Relaxation], cycles: bool = False) -> str | None:
     """One sentence on the blocks for which the burn-in is too short, with the numbers; None where it is enough."""
-    short = [one for one in found if not one.enough]
+    short = [one for one in times if not one.enough]
     if not short:
         return None
     worst = short[0]
-    others = f", and {len(short) - 1} further of {len(found)} blocks are too slow" if len(short) > 1 else ""
+    others = f", and {len(short) - 1} further of {len(times)} blocks are too slow" if len(short) > 1 else ""
     steps, key = ("sampling steps before a cycle's first draw", "thin") if cycles else ("steps of burn-in", "burn_in")
     return (
         f"{worst.burn_in:,.0f} {steps} are too few: where the data do not constrain block {worst.block}, it forgets its"

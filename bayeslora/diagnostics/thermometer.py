@@ -35,17 +35,17 @@ Series = Mapping[str, Sequence[np.ndarray]]
 
 def blocks(names: Iterable[str]) -> dict[str, list[str]]:
     """Names of parameters by block; a block that is called like one of this module's own entries gets an underscore."""
-    found: dict[str, list[str]] = {}
+    names_of: dict[str, list[str]] = {}
     for name in names:
         block = block_of(name)
-        found.setdefault(f"{block}_" if block in (ALL, POOLED) else block, []).append(name)
-    return found
+        names_of.setdefault(f"{block}_" if block in (ALL, POOLED) else block, []).append(name)
+    return names_of
 
 
 def block_sizes(sizes: Mapping[str, int]) -> dict[str, int]:
     """Coordinates of each block, and of `all`, from those of each parameter."""
-    found = {block: sum(sizes[name] for name in names) for block, names in blocks(sizes).items()}
-    return found | {ALL: sum(sizes.values())}
+    sizes_of = {block: sum(sizes[name] for name in names) for block, names in blocks(sizes).items()}
+    return sizes_of | {ALL: sum(sizes.values())}
 
 
 def readings(
@@ -126,10 +126,10 @@ def _estimate(chains: Sequence[np.ndarray]) -> MeasuredTemperature:
     """Mean and standard error of readings."""
     shortest = min((len(chain) for chain in chains), default=0)
     cut = [chain[:shortest] for chain in chains]
-    found = convergence(cut)
-    if found.mcse_mean is None:
-        return MeasuredTemperature(reason=found.reason or "the standard error is not known")
-    return MeasuredTemperature(float(np.mean(cut)), found.mcse_mean)
+    estimate = convergence(cut)
+    if estimate.mcse_mean is None:
+        return MeasuredTemperature(reason=estimate.reason or "the standard error is not known")
+    return MeasuredTemperature(float(np.mean(cut)), estimate.mcse_mean)
 
 
 def _unmixed(one: MeasuredTemperature, at_zero: MeasuredTemperature) -> str | None:

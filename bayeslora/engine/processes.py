@@ -71,8 +71,8 @@ def run_processes(experiment: Experiment, run: RunDirectory, chains: Sequence[in
         raise InterruptedRunError(next(iter(messages.values()), advice))
     failed = {chain: code for chain, code in codes.items() if code != 0 and chain not in stopped}
     if failed:
-        said = [f"chain {chain}: {messages.get(chain) or exit_signal(code)}" for chain, code in failed.items()]
-        raise WorkerError(f"{'; '.join(said)}. The other chains are finished", list(failed))
+        causes = [f"chain {chain}: {messages.get(chain) or exit_signal(code)}" for chain, code in failed.items()]
+        raise WorkerError(f"{'; '.join(causes)}. The other chains are finished", list(failed))
     return stopped
 
 
@@ -155,11 +155,11 @@ class _Workers:
 
     def answers(self) -> dict[int, tuple[type[BayesloraError], str, int]]:
         """The error, message and step of those that said something before they ended."""
-        found = {}
+        answered = {}
         for number, pipe in self.pipes.items():
             with suppress(EOFError):  # it said nothing, or was killed amid its words
-                found[number] = pipe.recv()
-        return found
+                answered[number] = pipe.recv()
+        return answered
 
     def kill(self) -> None:
         """End all processes at once."""

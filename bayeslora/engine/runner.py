@@ -110,13 +110,15 @@ class ChainRunner:
         steps = [{step for step in self.points(chain).steps() if self._sound(chain, step)} for chain in chains]
         for step in sorted(set.intersection(*steps), reverse=True):
             try:
-                found = [self.points(chain).read(step) for chain in chains]
+                snapshots = [self.points(chain).read(step) for chain in chains]
             except DataError:
                 continue
-            scales = [(s.values.get("lr_scale"), self._scale(c, step - 1)) for c, s in zip(chains, found, strict=True)]
+            scales = [
+                (s.values.get("lr_scale"), self._scale(c, step - 1)) for c, s in zip(chains, snapshots, strict=True)
+            ]
             if all(kept == wanted for kept, wanted in scales):
-                values = [s.values | {"lr_scale": self._scale(c, step)} for c, s in zip(chains, found, strict=True)]
-                return [replace(s, values=v) for s, v in zip(found, values, strict=True)]
+                values = [s.values | {"lr_scale": self._scale(c, step)} for c, s in zip(chains, snapshots, strict=True)]
+                return [replace(s, values=v) for s, v in zip(snapshots, values, strict=True)]
         return []
 
     def points(self, chain: int) -> ResumePoints:

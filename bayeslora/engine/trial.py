@@ -83,8 +83,8 @@ class _Trial:
         cause = ""
         for flat in (None, False):  # None: wherever the structure allows it
             own: list[dict[str, Tensor]] = []
-            with ExitStack() as lent:
-                stack = Stack(self._models(own, lent), flat)
+            with ExitStack() as scope:
+                stack = Stack(self._models(own, scope), flat)
                 try:
                     cause = self._difference(own, self._step(stack))
                 except ConfigError:
@@ -99,7 +99,7 @@ class _Trial:
             f"chain.parallel=stacked cannot run {type(stack.model).__name__}: {cause}; choose chain.parallel=sequential"
         )
 
-    def _models(self, own: list[dict[str, Tensor]], lent: ExitStack | None = None) -> Iterator[nn.Module]:
+    def _models(self, own: list[dict[str, Tensor]], scope: ExitStack | None = None) -> Iterator[nn.Module]:
         """The model of each chain, moved a little; what each gives by itself is added to `own`.
 
         The first stays so until `lent` ends, since it lends a stack its structure. All are made before one is moved:
@@ -109,7 +109,7 @@ class _Trial:
         for place, (chain, model) in enumerate(zip(self.chains, models, strict=True)):
             self._check_batch_size(model)
             with ExitStack() as here:
-                (lent if lent is not None and place == 0 else here).enter_context(self._moved(model, chain))
+                (scope if scope is not None and place == 0 else here).enter_context(self._moved(model, chain))
                 with _buffers_restored(model):
                     try:
                         if place == 0:
@@ -203,16 +203,16 @@ class _Trial:
         nll = self.experiment.likelihood.nll(outputs, targets)
         nll.mean(-1).sum().backward()
         padding.drop_gradient(params)
-        found = {"the output": outputs.detach()}
+        results = {"the output": outputs.detach()}
         for name, p in params.items():
             gradient = torch.zeros_like(p) if p.grad is None else p.grad
-            found[f"the gradient of {name}"] = gradient.to_dense() if gradient.is_sparse else gradient
+            results[f"the gradient of {name}"] = gradient.to_dense() if gradient.is_sparse else gradient
             p.grad = None
         self.experiment.potential(nll.detach(), params).sum().backward()
-        found |= {name: b.clone() for name, b in _buffers(model).items()}
+        results |= {name: b.clone() for name, b in _buffers(model).items()}
         with torch.no_grad(), evaluation_mode(network):
-            found["the output in evaluation mode"] = model(shared) if stack is None else stack(shared, True)
-        return found
+            results["the output in evaluation mode"] = model(shared) if stack is None else stack(shared, True)
+        return results
 
     def _batch(self, model: nn.Module, place: int) -> tuple[Any, Tensor]:
         """The examples of a chain, every chain's its own, in the precision of the model."""
@@ -242,14 +242,14 @@ class _Trial:
                 return f"{name} is not that of each chain's own model"
         return ""
 
-    def _agree(self, found: Tensor, own: Tensor, scale: float = 0.0) -> bool:
+    def _agree(self, tensor: Tensor, own: Tensor, scale: float = 0.0) -> bool:
         """Whether two tensors are equal up to rounding, which also depends on the `scale` of what they came from."""
-        if found.shape != own.shape:
+        if tensor.shape != own.shape:
             return False
         tolerance = 1e-4 if own.dtype == torch.float64 else 1e-3
         finite = own[own.isfinite()].abs()
         size = float(finite.max()) if finite.numel() else 0.0
-        return torch.allclose(found, own, rtol=0.0, atol=tolerance * size + 1e-2 * tolerance * scale, equal_nan=True)
+        return torch.allclose(tensor, own, rtol=0.0, atol=tolerance * size + 1e-2 * tolerance * scale, equal_nan=True)
 
 
 @contextmanager

@@ -58,13 +58,13 @@ def views(experiment: Experiment) -> tuple[list[View], dict[str, str]]:
         ConfigError: there is no such dataset.
         DataError: its files are not where they should be.
     """
-    asked: list[View] = []
+    wanted: list[View] = []
     missing: dict[str, str] = {}
     if experiment.make_ood is not None:
         other = experiment.make_ood()
         problem = _does_not_fit(experiment.data, other)
         if problem is None:
-            asked.append(_view_of(experiment, other))
+            wanted.append(_view_of(experiment, other))
         else:
             missing["ood"] = f"{experiment.evaluation.ood} holds {problem}; choose a dataset of the same kind and size"
     if experiment.evaluation.corruptions:
@@ -74,10 +74,10 @@ def views(experiment: Experiment) -> tuple[list[View], dict[str, str]]:
         elif kind == "images" and experiment.data.in_channels not in (1, 3):
             kind = f"images of {experiment.data.in_channels} channels, not 1 or 3"
         if kind == "images":
-            asked += _corrupted(experiment)
+            wanted += _corrupted(experiment)
         else:
             missing["corruptions"] = f"the data are {kind}, and corruptions are of images"
-    return asked, missing
+    return wanted, missing
 
 
 def with_shift(
@@ -159,13 +159,13 @@ def _view_of(experiment: Experiment, data: Data) -> View:
 def _corrupted(experiment: Experiment) -> list[View]:
     """The test images under every corruption and severity."""
     clean = _to_corrupt(experiment)
-    asked = []
+    wanted = []
     for name, corrupt in CORRUPTIONS.items():
         for severity in SEVERITIES:
             images = corrupt(clean.inputs.cpu(), severity)
             split = Split(images, clean.targets.cpu()).to(experiment.device)
-            asked.append(View(f"corruption/{name}/{severity}", experiment.loader(split), clean.targets.cpu()))
-    return asked
+            wanted.append(View(f"corruption/{name}/{severity}", experiment.loader(split), clean.targets.cpu()))
+    return wanted
 
 
 def _to_corrupt(experiment: Experiment) -> Split:

@@ -185,8 +185,8 @@ def moments_on_plane(
     line = (edge[1:] + edge[:-1]) / 2
     theta = np.stack(np.meshgrid(line, line, indexing="ij"), axis=-1).reshape(-1, 2)
     whiten = np.linalg.inv(np.linalg.cholesky(covariance)).T
-    there, target = theta @ whiten, (theta - drift(theta)) @ whiten
-    square = (target**2).sum(1)[:, None] - 2 * target @ there.T + (there**2).sum(1)[None]
+    whitened, target = theta @ whiten, (theta - drift(theta)) @ whiten
+    square = (target**2).sum(1)[:, None] - 2 * target @ whitened.T + (whitened**2).sum(1)[None]
     weight = stationary_density(np.exp(-square / 2))
     moments = np.einsum("n,ni,nj->ij", weight, theta, theta)
     return {f"cov {i}{j}": float(moments[i, j]) for i, j in ((0, 0), (0, 1), (1, 1))}

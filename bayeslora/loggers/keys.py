@@ -114,9 +114,9 @@ def _evaluation_keys() -> Iterator[tuple[str, Panel]]:
         )
     for name, (title, look) in _DIAGNOSTICS.items():
         predictions = {"rhat": "rhat_median", "ess_bulk": "ess_median"}.get(name)
-        found = [f"{scalar}/{name}" for scalar in ("potential", "l2_norm")]
-        found += [f"function_space/{predictions}"] if predictions else []
-        for place in found:
+        keys = [f"{scalar}/{name}" for scalar in ("potential", "l2_norm")]
+        keys += [f"function_space/{predictions}"] if predictions else []
+        for place in keys:
             tells = f"Final {title} over the chains, of potential, parameter norm and predictions on the probe set."
             yield f"evaluation/diagnostics/{place}", Panel("Evaluation", f"Final {title}", tells, look, "bar")
 

@@ -136,7 +136,7 @@ def tables(results: Results) -> dict[str, tuple[Sequence[str], list[Sequence[str
     from bayeslora.report.chain_rows import convergence_rows
     from bayeslora.report.table import columns, criteria_rows, rows
 
-    found: dict[str, tuple[Sequence[str], list[Sequence[str]]]] = {
+    by_name: dict[str, tuple[Sequence[str], list[Sequence[str]]]] = {
         "report/predictions": (
             ("of", *(column.title for column in columns(results))),
             [(row.label, *(cell.text for cell in row.cells)) for row in rows(results)],
@@ -147,7 +147,7 @@ def tables(results: Results) -> dict[str, tuple[Sequence[str], list[Sequence[str
         ),
         "report/criteria": (("criterion", "value", "limit", "passed"), [*criteria_rows(results)]),
     }
-    return {key: table for key, table in found.items() if table[1]}
+    return {key: table for key, table in by_name.items() if table[1]}
 
 
 def wandb_id(run_dir: Path, part: str) -> str:

@@ -187,7 +187,7 @@ def full_names(names: Iterable[str]) -> str:
     for name in sorted(names):
         before, number, after = FIRST_NUMBER.fullmatch(name).groups()  # type: ignore[union-attr]  # it matches all
         numbers.setdefault((re.escape(before), re.escape(after)), []).append(number)
-    one = {ends: f"(?:{'|'.join(found)})" if found[0] else "" for ends, found in numbers.items()}
+    one = {ends: f"(?:{'|'.join(numbers_of)})" if numbers_of[0] else "" for ends, numbers_of in numbers.items()}
     return "|".join(before + number + after for (before, after), number in one.items())
 
 
@@ -235,12 +235,12 @@ def _check_base(base: Any, path: Path, origin: Mapping[str, Any], settings: Mapp
             f" {'AutoModel' if (path / HEAD).is_file() else 'AutoModelForSequenceClassification'}.from_pretrained"
         )
     own = settings.get("modules_to_save") or ()
-    found = base_fingerprint(tensor for name, tensor in base.named_parameters() if not is_saved(name, own))
-    if found != origin["base_sha256"]:
+    digest = base_fingerprint(tensor for name, tensor in base.named_parameters() if not is_saved(name, own))
+    if digest != origin["base_sha256"]:
         named = settings.get("base_model_name_or_path")
         raise DataError(
             f"{path} is an adapter of another base model ({named}): its weights have fingerprint"
-            f" {origin['base_sha256'][:12]}, these have {found[:12]}"
+            f" {origin['base_sha256'][:12]}, these have {digest[:12]}"
         )
 
 

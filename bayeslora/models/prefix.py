@@ -132,8 +132,8 @@ def with_prefix(data: Data, model: Any, device: torch.device | str, batch_size: 
     def compute() -> dict[str, Tensor]:
         log.info("computing the lowest %d layers once for %s tokens", prefix.depth, f"{total:,}")
         batches = (split.inputs[i : i + batch_size] for split in splits for i in range(0, len(split), batch_size))
-        found = [_activations(model, prefix, data.transform(batch).to(device)).cpu() for batch in batches]
-        return {"states": torch.cat([torch.zeros_like(found[0][:1]), *found])}
+        activations = [_activations(model, prefix, data.transform(batch).to(device)).cpu() for batch in batches]
+        return {"states": torch.cat([torch.zeros_like(activations[0][:1]), *activations])}
 
     fault = _unusable(model, prefix, data, device)
     if fault is None:

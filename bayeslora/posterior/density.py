@@ -99,7 +99,7 @@ def mixture_quantiles(mean: Tensor, variance: Tensor, levels: Tensor) -> Tensor:
     inside = bool(((levels > 0) & (levels < 1)).all())
     require(inside, f"levels={levels.tolist()}: each must lie between 0 and 1, e.g. 0.05 and 0.95")
     mean, sd = mean.double(), variance.double().sqrt()
-    found = []
+    quantiles = []
     for level in levels.double():
         own = mean + torch.special.ndtri(level) * sd
         low, high = own.amin(0), own.amax(0)
@@ -107,5 +107,5 @@ def mixture_quantiles(mean: Tensor, variance: Tensor, levels: Tensor) -> Tensor:
             middle = (low + high) / 2
             below = torch.special.ndtr((middle - mean) / sd).mean(0) < level
             low, high = low.where(~below, middle), high.where(below, middle)
-        found.append((low + high) / 2)
-    return torch.stack(found)
+        quantiles.append((low + high) / 2)
+    return torch.stack(quantiles)

@@ -122,8 +122,8 @@ class DrawStore:
 
     def records(self) -> list[Record]:
         """The manifest's lines in the order of the draws, up to the first missing one; unreadable lines are skipped."""
-        found = self._records()
-        return [found[i] for i in takewhile(found.__contains__, count())]
+        records = self._records()
+        return [records[i] for i in takewhile(records.__contains__, count())]
 
     def load(self, record: Record) -> Draw:
         """Read one draw.

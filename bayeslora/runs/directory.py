@@ -111,8 +111,8 @@ class RunDirectory:
 
     def check_model(self, fingerprint: Fingerprint) -> None:
         """Raise `ConfigError` unless draws of a model with this fingerprint may be added to those that are here."""
-        there = self.fingerprint
-        if there is not None and (differences := fingerprint.differences(there)):
+        recorded = self.fingerprint
+        if recorded is not None and (differences := fingerprint.differences(recorded)):
             raise ConfigError(
                 f"run_dir={self.root} already holds a run of another model: {named(differences)}. Choose another"
                 " run_dir, or give the model of the run that is there"
@@ -177,10 +177,10 @@ class RunDirectory:
                     self.check(config)
                     if fingerprint is not None:
                         self.check_model(fingerprint)
-                    there = self.config
-                    if there["chain"]["num_draws"] >= config["chain"]["num_draws"]:
+                    present = self.config
+                    if present["chain"]["num_draws"] >= config["chain"]["num_draws"]:
                         return
-                    recorded = there | {"chain": there["chain"] | {"num_draws": config["chain"]["num_draws"]}}
+                    recorded = present | {"chain": present["chain"] | {"num_draws": config["chain"]["num_draws"]}}
                 elif fixed:
                     write_atomically(self.fixed_file, serialise(fixed, {}))
                 write_atomically(self.config_file, yaml.safe_dump(recorded, sort_keys=False).encode())
@@ -189,13 +189,13 @@ class RunDirectory:
 
     def phase_totals(self, of: str = "seconds") -> dict[str, float]:
         """Seconds (or steps) by phase, summed over chains, as the chains noted them; empty where they did not."""
-        found: dict[str, float] = {}
+        totals: dict[str, float] = {}
         for file in self.root.glob("chains/*/timing.jsonl"):
             for line in file.read_bytes().splitlines():
                 with suppress(ValueError, TypeError, KeyError, AttributeError):
                     entry = json.loads(line)
-                    found[str(entry["phase"])] = found.get(str(entry["phase"]), 0.0) + float(entry[of])
-        return found
+                    totals[str(entry["phase"])] = totals.get(str(entry["phase"]), 0.0) + float(entry[of])
+        return totals
 
     def write_metrics(self, metrics: dict[str, Any]) -> None:
         """Write `metrics.json`."""

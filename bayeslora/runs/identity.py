@@ -60,39 +60,39 @@ class Fingerprint:
 
     def with_fixed(self, tensors: Mapping[str, Tensor]) -> Fingerprint:
         """The fingerprint that the model would have with other values of what is not sampled."""
-        there = {name: _digest(name, tensor) for name, tensor in tensors.items() if name in self.fixed}
-        return replace(self, fixed=self.fixed | there)
+        replaced = {name: _digest(name, tensor) for name, tensor in tensors.items() if name in self.fixed}
+        return replace(self, fixed=self.fixed | replaced)
 
     def to_json(self) -> dict[str, Any]:
         """As plain values."""
         return asdict(self)
 
-    def differences(self, there: Fingerprint) -> list[str]:
+    def differences(self, other: Fingerprint) -> list[str]:
         """In words, how a model (this one) differs from that of a run (`there`); empty where it does not."""
-        return [*self._in_structure(there), *self._in_sampled(there), *self._in_fixed(there)]
+        return [*self._in_structure(other), *self._in_sampled(other), *self._in_fixed(other)]
 
-    def _in_structure(self, there: Fingerprint) -> Iterator[str]:
-        for ours, theirs in zip_longest(self.structure, there.structure, fillvalue="nothing"):
+    def _in_structure(self, other: Fingerprint) -> Iterator[str]:
+        for ours, theirs in zip_longest(self.structure, other.structure, fillvalue="nothing"):
             if ours != theirs:
                 yield f"{ours.strip()} where the run has {theirs.strip()}"
                 return
 
-    def _in_sampled(self, there: Fingerprint) -> Iterator[str]:
-        for name in {**there.sampled, **self.sampled}:
+    def _in_sampled(self, other: Fingerprint) -> Iterator[str]:
+        for name in {**other.sampled, **self.sampled}:
             if name not in self.sampled:
                 yield f"{name} is not sampled, in the run it is" + " (it is frozen)" * (name in self.fixed)
-            elif name not in there.sampled:
+            elif name not in other.sampled:
                 yield f"{name} is sampled, in the run it is not"
-            elif self.sampled[name] != there.sampled[name]:
-                yield f"{name} is {self.sampled[name]}, in the run {there.sampled[name]}"
+            elif self.sampled[name] != other.sampled[name]:
+                yield f"{name} is {self.sampled[name]}, in the run {other.sampled[name]}"
 
-    def _in_fixed(self, there: Fingerprint) -> Iterator[str]:
-        for name in {**there.fixed, **self.fixed}:
-            if name in self.sampled or name in there.sampled:
+    def _in_fixed(self, other: Fingerprint) -> Iterator[str]:
+        for name in {**other.fixed, **self.fixed}:
+            if name in self.sampled or name in other.sampled:
                 continue
-            if name not in self.fixed or name not in there.fixed:
-                yield f"only {'the run' if name in there.fixed else 'this model'} has {name}, which is not sampled"
-            elif self.fixed[name] != there.fixed[name]:
+            if name not in self.fixed or name not in other.fixed:
+                yield f"only {'the run' if name in other.fixed else 'this model'} has {name}, which is not sampled"
+            elif self.fixed[name] != other.fixed[name]:
                 yield f"{name}, which is not sampled, has other values"
 
 
@@ -181,8 +181,8 @@ def _shared(first: nn.Module, second: nn.Module) -> list[str]:
             name: b for name, b in model.named_buffers() if name.rpartition(".")[0] in paths
         }
 
-    there = {tensor.untyped_storage().data_ptr() for tensor in moving(second).values() if tensor.numel()}
-    return [name for name, t in moving(first).items() if t.numel() and t.untyped_storage().data_ptr() in there]
+    storages = {tensor.untyped_storage().data_ptr() for tensor in moving(second).values() if tensor.numel()}
+    return [name for name, t in moving(first).items() if t.numel() and t.untyped_storage().data_ptr() in storages]
 
 
 @torch.no_grad()

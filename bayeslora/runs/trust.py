@@ -135,9 +135,9 @@ def _is_known(path: str, target: str) -> bool:
         return False
     module = target.rpartition(".")[0]
     packages = tuple(f"{package}." for package in PLACES[place] if f"{module}.".startswith(f"{package}."))
-    found = _resolve(target) if packages else None
-    functions_too = place == "model" and inspect.isfunction(found)
-    return (inspect.isclass(found) or functions_too) and f"{found.__module__}.".startswith(packages)
+    resolved = _resolve(target) if packages else None
+    functions_too = place == "model" and inspect.isfunction(resolved)
+    return (inspect.isclass(resolved) or functions_too) and f"{resolved.__module__}.".startswith(packages)
 
 
 def _is_trusted(target: str, trusted: Sequence[str]) -> bool:
@@ -146,8 +146,10 @@ def _is_trusted(target: str, trusted: Sequence[str]) -> bool:
     def named(name: str) -> bool:
         return any(name == one or name.startswith(f"{one}.") for one in trusted)
 
-    found = _resolve(target) if named(target) else None
-    return found is not None and named(f"{getattr(found, '__module__', '')}.{getattr(found, '__qualname__', '')}")
+    resolved = _resolve(target) if named(target) else None
+    return resolved is not None and named(
+        f"{getattr(resolved, '__module__', '')}.{getattr(resolved, '__qualname__', '')}"
+    )
 
 
 def _resolve(target: str) -> Any:

@@ -165,8 +165,8 @@ class Sampler(Optimizer):
         """The vector of that name in `memory`, [D] or [K, D]; a new one filled with `fill` if there is none."""
         if name not in self.memory:
             self.memory[name] = self._new().fill_(fill)
-        found: Tensor = self.memory[name]
-        return found
+        vector: Tensor = self.memory[name]
+        return vector
 
     def buffer(self, name: str, dtype: torch.dtype | None = None, shape: tuple[int, ...] | None = None) -> Tensor:
         """A vector [D] or [K, D] (or of another type and shape) for use within a step."""

@@ -71,6 +71,6 @@ class FSGLD(Sampler):
         z = self.parts(self.draw(self.buffer("perturbation"), purpose=purpose, step=step))
         self.leave()
         torch._foreach_add_(self.theta, z, alpha=self.sigma)
-        found = evaluate()
+        potential_and_force = evaluate()
         self.come_back()
-        return found
+        return potential_and_force
