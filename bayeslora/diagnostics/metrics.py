@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -65,6 +66,27 @@ def metrics(log_probs: Tensor, targets: Tensor) -> dict[str, float]:
     return scores if probs.shape[1] != 2 else scores | {"f1": _f1(log_probs.argmax(1), targets)}
 
 
+def parts(log_probs: Tensor, targets: Tensor) -> dict[str, np.ndarray]:
+    """What each example adds to each of the scores of `metrics`, [N, S] (see `bayeslora.diagnostics.paired`).
+
+    Args:
+        log_probs: normalised log-probabilities [N, C].
+        targets: class numbers [N].
+    """
+    truth, predicted = targets.long(), log_probs.argmax(1)
+    right, probs = (predicted == truth).double(), log_probs.float().exp()
+    confidence, bins = _confidence_bins(log_probs, BINS)
+    found = {
+        "accuracy": right[:, None],
+        "nll": -log_probs.double().gather(1, truth[:, None]),
+        "ece": torch.nn.functional.one_hot(bins, BINS) * (right - confidence)[:, None],
+        "brier": (probs - torch.nn.functional.one_hot(truth, probs.shape[1])).double().square().sum(1, keepdim=True),
+    }
+    if probs.shape[1] == 2:
+        found["f1"] = torch.stack([predicted * truth, predicted + truth], 1).double()
+    return {name: values.numpy() for name, values in found.items()}
+
+
 def reliability(log_probs: Tensor, targets: Tensor, bins: int = BINS) -> Reliability:
     """Accuracy against confidence in `bins` bins [edge, next edge); a confidence of 1 is in the last bin.
 
@@ -77,10 +99,8 @@ def reliability(log_probs: Tensor, targets: Tensor, bins: int = BINS) -> Reliabi
         ConfigError, DivergedError: as `metrics`.
     """
     _check(log_probs, targets)
-    log_confidence, predicted = log_probs.float().max(1)
-    confidence, right = _below_one(log_confidence.exp()), (predicted == targets).double()
-    edges = torch.linspace(0, 1, bins + 1, device=confidence.device)
-    index = torch.bucketize(confidence, edges, right=True) - 1
+    edges, right = torch.linspace(0, 1, bins + 1, device=log_probs.device), (log_probs.argmax(1) == targets).double()
+    confidence, index = _confidence_bins(log_probs, bins)
     count = torch.bincount(index, minlength=bins).tolist()
     return Reliability(
         edges=tuple(edges.tolist()),
@@ -88,6 +108,13 @@ def reliability(log_probs: Tensor, targets: Tensor, bins: int = BINS) -> Reliabi
         accuracy=_means(torch.bincount(index, right, bins), count),
         count=tuple(count),
     )
+
+
+def _confidence_bins(log_probs: Tensor, bins: int) -> tuple[Tensor, Tensor]:
+    """Probabilities of the predicted classes [N], and the numbers of their bins [N], from log p [N, C]."""
+    confidence = _below_one(log_probs.float().max(1).values.exp())
+    edges = torch.linspace(0, 1, bins + 1, device=confidence.device)
+    return confidence, torch.bucketize(confidence, edges, right=True) - 1
 
 
 def _means(sums: Tensor, count: list[int]) -> tuple[float | None, ...]:

@@ -12,6 +12,19 @@ TOLERANCE = 0.05
 
 
 @dataclass(frozen=True)
+class Difference:
+    """A difference of two scores on the same examples, and its standard error over examples; None where not known."""
+
+    value: float | None = None
+    se: float | None = None
+
+    @property
+    def tie(self) -> bool:
+        """Whether it is within two standard errors, which count as none."""
+        return self.value is not None and self.se is not None and abs(self.value) <= 2 * self.se
+
+
+@dataclass(frozen=True)
 class RiskCoverage:
     """Error rate among the most confident examples, against the fraction of examples answered.
 

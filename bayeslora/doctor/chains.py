@@ -75,7 +75,7 @@ def _draws(run: RunDirectory, chain: int) -> list[str]:
 
 def _whole(run: RunDirectory) -> Finding:
     """Whether a finished run has left what it should, with finite numbers."""
-    files = (run.config_file, run.map_file, run.metrics_file, run.diagnostics_file, run.report / "index.html")
+    files = (run.config_file, run.map_file(), run.metrics_file, run.diagnostics_file, run.report / "index.html")
     missing = [file.name for file in files if not file.is_file()]
     if missing:
         return failure(

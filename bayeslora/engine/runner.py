@@ -14,7 +14,7 @@ from bayeslora.engine.callbacks.resume import KeepResumePoints, Restore, ResumeP
 from bayeslora.engine.processes import run_processes, run_ranks
 from bayeslora.errors import DataError, DivergedError, InterruptedRunError
 from bayeslora.factories import offer
-from bayeslora.posterior.store import read_baseline
+from bayeslora.posterior.store import MAP_FILE, read_baseline
 
 if TYPE_CHECKING:
     from lightning import Callback
@@ -78,8 +78,7 @@ class ChainRunner:
         """Remove what a killed process left half written of a chain."""
         self.run.store(chain).repair()
         remove_leftovers(self.points(chain).folder)
-        if chain == 0:
-            remove_leftovers(self.run.root, self.run.map_file.name)
+        remove_leftovers(self.run.chain(chain), self.run.map_file().name)
 
     def _groups(self, chains: list[int]) -> list[list[int]]:
         """Which chains run together: all in a stack but those that were tried again, whose step size is their own."""
@@ -201,7 +200,7 @@ class ChainRunner:
         collector = DrawCollector(
             [self.run.store(chain) for chain in chains],
             experiment.probe(),
-            self.run.map_file if chains[0] == 0 else None,
+            [self.run.map_file(chain) for chain in chains],
             experiment.map_step,
             validation=experiment.validation_probe(),
             loggers=loggers,
@@ -236,11 +235,12 @@ class ChainRunner:
         return whole and step <= plan.total and not self._lacks_map(chain, step)
 
     def _lacks_map(self, chain: int, step: int) -> bool:
-        """Whether the MAP baseline should be there after `step` steps and is not, or is damaged."""
-        if chain != 0 or not 0 < self.experiment.map_step <= step:
+        """Whether a chain's MAP baseline should be there after `step` steps and is not, or is damaged."""
+        before = self.run.root / MAP_FILE  # runs of before kept chain 0's there, and no other
+        if not 0 < self.experiment.map_step <= step or before.exists():
             return False
         try:
-            read_baseline(self.run.map_file)
+            read_baseline(self.run.map_file(chain))
         except DataError:
             return True
         return False

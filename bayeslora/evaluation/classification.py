@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 from torch import Tensor
 
-from bayeslora.diagnostics.calibration import fit_temperature
-from bayeslora.diagnostics.metrics import metrics
+from bayeslora.diagnostics.calibration import fit_temperature, scaled
+from bayeslora.diagnostics.metrics import metrics, parts
 from bayeslora.diagnostics.uncertainty import ONE_DRAW, predictive_entropy, risk_coverage
+from bayeslora.diagnostics.values import Difference
 from bayeslora.evaluation import shift
+from bayeslora.evaluation.baselines import differences, map_ensemble
 from bayeslora.evaluation.predictions import Pass, Predictions, predict
 from bayeslora.evaluation.results import (
     Agreement,
@@ -60,12 +62,15 @@ def summarise(predictions: Predictions, series: Series, gradients: int) -> Resul
         series: scalars of the draws.
         gradients: minibatch gradients that the sampling took, summed over chains.
     """
-    targets, baseline = predictions.targets, predictions.map
+    targets, baseline, ends = predictions.targets, predictions.map, predictions.map_ensemble
+    tempered = None if baseline is None else _tempered(baseline, predictions)
     return Results(
         map=None if baseline is None else scores(baseline, targets),
-        map_tempered=None if baseline is None else _tempered(baseline, predictions),
+        map_tempered=tempered,
+        map_ensemble=map_ensemble(predictions.map_members, None if ends is None else scores(ends, targets)),
         draw=single_draws(predictions.draw_scores),
         ensemble=scores(predictions.ensemble, targets),
+        differences=_differences(predictions, None if tempered is None else tempered.temperature),
         chains=[
             ChainScores(chain, scores(log_probs, targets))
             for chain, log_probs in zip(predictions.chains, predictions.by_chain, strict=True)
@@ -109,6 +114,17 @@ def _tempered(baseline: Tensor, predictions: Predictions) -> TemperedMap:
     scaling = fit_temperature(*(predictions.map_validation or (None, None)))
     scaled = None if scaling.temperature is None else scores(scaling.apply(baseline), predictions.targets)
     return TemperedMap(**vars(scaling), scores=scaled)
+
+
+def _differences(predictions: Predictions, temperature: float | None) -> dict[str, dict[str, Difference]]:
+    baseline = predictions.map
+    of = {
+        "ensemble": predictions.ensemble,
+        "map": baseline,
+        "map_tempered": None if baseline is None or temperature is None else scaled(baseline, temperature),
+        "map_ensemble": predictions.map_ensemble,
+    }
+    return differences({name: None if p is None else parts(p, predictions.targets) for name, p in of.items()})
 
 
 def _fidelity(predictions: Predictions) -> ReferenceFidelity:

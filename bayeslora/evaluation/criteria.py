@@ -5,12 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 
+from bayeslora.diagnostics.values import Difference
 from bayeslora.evaluation.results import Criterion, FunctionSpace, Results, score
 from bayeslora.settings import Criteria
 
+AGAINST_MAP = {"nll_above_map": ("nll", 1.0), "ece_above_map": ("ece", 1.0), "accuracy_below_map": ("accuracy", -1.0)}
+"""Criteria on differences of the ensemble to MAP: the score, and the difference's sign."""
 
-def _against_map(name: str, sign: float = 1.0) -> Callable[[Results], float | None]:
-    """sign × (ensemble − MAP) of a score; None without a baseline."""
+
+def _against_map(criterion: str) -> Callable[[Results], float | None]:
+    """sign × (ensemble − MAP) of a criterion's score; None without a baseline."""
+    name, sign = AGAINST_MAP[criterion]
 
     def difference(results: Results) -> float | None:
         ensemble, baseline = score(results.ensemble, name), score(results.map, name)
@@ -38,9 +43,9 @@ CRITERIA: dict[str, tuple[str, Callable[[Results], float | None], str]] = {
     "l2_norm_rhat": ("R-hat of the parameter norm", lambda r: r.diagnostics.of("l2_norm").rhat, "at most"),
     "potential_ess": ("Bulk ESS of the potential", lambda r: r.diagnostics.of("potential").ess_bulk, "at least"),
     "l2_norm_ess": ("Bulk ESS of the parameter norm", lambda r: r.diagnostics.of("l2_norm").ess_bulk, "at least"),
-    "nll_above_map": ("NLL, ensemble less MAP", _against_map("nll"), "below"),
-    "ece_above_map": ("ECE, ensemble less MAP", _against_map("ece"), "below"),
-    "accuracy_below_map": ("Accuracy, MAP less ensemble", _against_map("accuracy", -1.0), "at most"),
+    "nll_above_map": ("NLL, ensemble less MAP", _against_map("nll_above_map"), "below"),
+    "ece_above_map": ("ECE, ensemble less MAP", _against_map("ece_above_map"), "below"),
+    "accuracy_below_map": ("Accuracy, MAP less ensemble", _against_map("accuracy_below_map"), "at most"),
     "temperature": ("Measured temperature of a block off T, by T", _off_temperature, "at most"),
 }
 """By name: the criterion in words, its value, and how the value must lie to its limit."""
@@ -56,7 +61,10 @@ HOLDS: dict[str, Callable[[float, float], bool]] = {
 
 
 def judge(results: Results, limits: Criteria) -> dict[str, Criterion]:
-    """Each criterion that has a limit: its value, the limit, how they must lie, and whether they do."""
+    """Each criterion that has a limit: its value, the limit, how they must lie, and whether they do.
+
+    A difference to MAP within two of its standard errors counts as none.
+    """
     judged = {}
     for name, (title, measure, relation) in CRITERIA.items():
         limit = getattr(limits, name)
@@ -64,15 +72,16 @@ def judge(results: Results, limits: Criteria) -> dict[str, Criterion]:
             continue
         value = measure(results)
         value = value if value is not None and math.isfinite(value) else None
-        passed = value is not None and HOLDS[relation](value, limit)
-        judged[name] = Criterion(title, value, limit, relation, passed)
+        against = results.differences.get("map", {}).get(AGAINST_MAP.get(name, ("", 0.0))[0], Difference())
+        passed = value is not None and HOLDS[relation](0.0 if against.tie else value, limit)
+        judged[name] = Criterion(title, value, limit, relation, passed, against.se)
     return judged
 
 
 def failed(criteria: Mapping[str, Criterion]) -> list[str]:
     """Sentences on the criteria that are not met."""
     return [
-        f"{c.title} is {'not known' if c.value is None else format(c.value, '.4g')} and must be {c.relation}"
+        f"{c.title} is {'not known' if c.value is None else c.shown} and must be {c.relation}"
         f"{'' if c.limit is None else f' {c.limit:g}'}"
         for c in criteria.values()
         if not c.passed

@@ -57,7 +57,9 @@ class Predictions:
         chains: numbers of the chains that have draws, in the order of the lists below.
         targets: true classes [N] of the evaluated split.
         map: log p [N, C] of the MAP baseline, or None.
-        map_validation: the same on the validation set, with its targets; None where there is no such set or baseline.
+        map_ensemble: log p [N, C] of the warm-up ends of several chains, averaged, or None.
+        map_members: how many they are.
+        map_validation: as `map` on the validation set, with its targets; None where there is no such set or baseline.
         ensemble: log p [N, C] of all draws.
         by_chain: log p [N, C] of each chain's draws.
         draw_scores: scores of the single draws of each chain, by name: [draws].
@@ -72,6 +74,8 @@ class Predictions:
     chains: list[int]
     targets: Tensor
     map: Tensor | None
+    map_ensemble: Tensor | None
+    map_members: int
     map_validation: tuple[Tensor, Tensor] | None
     ensemble: Tensor
     by_chain: list[Tensor]
@@ -150,10 +154,12 @@ class Pass:
     def result(
         self,
         baseline: Tensor | None,
+        members: Mixture,
         validation: tuple[Tensor, Tensor] | None,
         views_by_map: Mapping[str, Tensor | None],
     ) -> Predictions:
-        """What all draws together leave, beside the MAP baseline's predictions."""
+        """What all draws together leave, beside the predictions of MAP and of all chains' warm-up ends, `members`."""
+        ends = members.log_probs if members.count > 1 else None
         chains = sorted(self.chains)
         mixtures = [self.chains[chain].log_probs for chain in chains]
         views = {
@@ -161,20 +167,21 @@ class Pass:
             for name, (mixture, entropy) in self.by_view.items()
         }
         return Predictions(
-            chains, self.targets, baseline, validation, self.whole.log_probs, mixtures,
+            chains, self.targets, baseline, ends, members.count, validation, self.whole.log_probs, mixtures,
             [dict(self.singles[chain]) for chain in chains], dict(self.curve),
             [np.stack(self.probes[chain]) for chain in chains], self.entropy.entropy, views,
-            self._fidelities(baseline, chains, mixtures), dict(self.fidelity_curve),
+            self._fidelities({"map": baseline, "map_ensemble": ends}, chains, mixtures), dict(self.fidelity_curve),
         )  # fmt: skip
 
-    def _fidelities(self, baseline: Tensor | None, chains: list[int], mixtures: list[Tensor]) -> dict[str, Fidelity]:
+    def _fidelities(
+        self, baselines: Mapping[str, Tensor | None], chains: list[int], mixtures: list[Tensor]
+    ) -> dict[str, Fidelity]:
         if self.reference is None or self.draw_fidelity is None:
             return {}
         named = {"ensemble": self.whole.log_probs} | {
             f"chain {k}": predicted for k, predicted in zip(chains, mixtures, strict=True)
         }
-        if baseline is not None:
-            named = {"map": baseline} | named
+        named |= {name: baseline for name, baseline in baselines.items() if baseline is not None}
         return {name: fidelity(predicted, self.reference) for name, predicted in named.items()} | {
             "draw": self.draw_fidelity.fidelity
         }
@@ -193,6 +200,9 @@ def predict(posterior: Posterior, work: Pass, validation: tuple[Loader, Tensor] 
         for draw in draws:
             work.add(draw.chain, posterior.model_of(draw))
         work.end_round()
+    members = Mixture()
+    for model in posterior.map_models():
+        members.add(log_probs(model, work.loader()))
     baseline = posterior.predict_map(work.loader)
     held_out = None
     if baseline is not None and validation is not None:
@@ -201,4 +211,4 @@ def predict(posterior: Posterior, work: Pass, validation: tuple[Loader, Tensor] 
         assert predicted is not None
         held_out = predicted, targets
     by_map = {view.name: posterior.predict_map(view.loader) for view in work.views}
-    return work.result(baseline, held_out, by_map)
+    return work.result(baseline, members, held_out, by_map)

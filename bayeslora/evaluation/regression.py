@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import combinations
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from bayeslora.diagnostics.paired import QUANTILES, value_of
 from bayeslora.errors import DivergedError
+from bayeslora.evaluation.baselines import differences, map_ensemble
 from bayeslora.evaluation.results import (
     Agreement,
     ChainScores,
@@ -76,9 +78,23 @@ def calibration_error(pit: Tensor) -> float:
     Args:
         pit: predictive distribution functions at the targets, [N, D].
     """
-    quantiles = torch.arange(0.05, 0.96, 0.05, dtype=torch.float64)
-    shares = torch.stack([(pit <= q).double().mean() for q in quantiles])
-    return (shares - quantiles).abs().mean().item()
+    return float(value_of("calibration_error", _below_quantiles(pit)))
+
+
+def _below_quantiles(pit: Tensor) -> np.ndarray:
+    """Share of each example's targets below each of `QUANTILES`, [N, 19]."""
+    return (pit.numpy()[..., None] <= QUANTILES).mean(1)
+
+
+def parts(mixture: NormalMixture, targets: Tensor) -> dict[str, np.ndarray]:
+    """What each example adds to the scores by which densities are compared (see `bayeslora.diagnostics.paired`)."""
+    error = (mixture.normals.mean - targets).numpy()
+    return {
+        "nll": mixture.nll.numpy()[:, None],
+        "rmse": np.square(error).mean(1, keepdims=True),
+        "mae": np.abs(error).mean(1, keepdims=True),
+        "calibration_error": _below_quantiles(mixture.pit),
+    }
 
 
 class RegressionPass:
@@ -131,11 +147,12 @@ class RegressionPass:
         mean, variance = normals(model, self.loader(), self.likelihood)
         return self.mean + self.std * mean, self.std**2 * variance
 
-    def scores_of(self, model: torch.nn.Module) -> RegressionScores:
-        """Scores of one model."""
+    def mixture(self, models: Iterable[nn.Module]) -> NormalMixture:
+        """The density of several models together, each asked in turn."""
         mixture = NormalMixture(self.targets)
-        mixture.add(*self.density(model))
-        return scores(mixture, self.targets)
+        for model in models:
+            mixture.add(*self.density(model))
+        return mixture
 
     def add(self, chain: int, model: torch.nn.Module) -> None:
         """Take in a draw, as the model that holds it."""
@@ -173,14 +190,22 @@ def run_through(posterior: Posterior, experiment: Experiment) -> RegressionPass:
 def summarise(work: RegressionPass, posterior: Posterior, series: Series, experiment: Experiment) -> Results:
     """Results without criteria and provenance; what needs classes is absent, with the reason."""
     baseline = posterior.map_model()
+    point = None if baseline is None else work.mixture([baseline])
+    ends = work.mixture(posterior.map_models())
+    compared = {"ensemble": work.whole, "map": point, "map_ensemble": ends if ends.count > 1 else None}
+    scored = {name: None if one is None else scores(one, work.targets) for name, one in compared.items()}
     chains, asked = work.chains, experiment.evaluation
     densities = [work.by_chain[chain].normals for chain in chains]
     return Results(
         task="regression",
-        map=None if baseline is None else work.scores_of(baseline),
+        map=scored["map"],
         map_tempered=TemperedMap(reason=ABSENT),
+        map_ensemble=map_ensemble(ends.count, scored["map_ensemble"]),
         draw=single_draws(work.draw_scores),
-        ensemble=scores(work.whole, work.targets),
+        ensemble=scored["ensemble"],
+        differences=differences(
+            {name: None if one is None else parts(one, work.targets) for name, one in compared.items()}
+        ),
         chains=[ChainScores(chain, scores(work.by_chain[chain], work.targets)) for chain in chains],
         cumulative=Curve.of(work.curve),
         uncertainty=Uncertainty(variance=_variance(work.whole.normals), reason=ABSENT),

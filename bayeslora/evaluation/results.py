@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from bayeslora.codec import FLAT, OPTIONAL, decode, encode
 from bayeslora.diagnostics.convergence import Convergence, FunctionSpace
-from bayeslora.diagnostics.values import Fidelity, MeasuredTemperature, RiskCoverage
+from bayeslora.diagnostics.values import Difference, Fidelity, MeasuredTemperature, RiskCoverage
 from bayeslora.errors import DataError
 
 Number = float | None
@@ -83,6 +83,15 @@ class TemperedMap:
     temperature: Number = None
     nll_before: Number = None
     nll_after: Number = None
+    reason: str | None = None
+    scores: Scores | None = field(default=None, metadata=FLAT)
+
+
+@dataclass(frozen=True)
+class MapEnsemble:
+    """MAP × K, a deep ensemble: the probabilities of `members` warm-up ends averaged, one a chain."""
+
+    members: int = 0
     reason: str | None = None
     scores: Scores | None = field(default=None, metadata=FLAT)
 
@@ -269,13 +278,26 @@ class Corruptions:
 
 @dataclass(frozen=True)
 class Criterion:
-    """A limit that a run is held to: its value, the limit, how they must lie, and whether they do."""
+    """A limit that a run is held to: its value, the limit, how they must lie, and whether they do.
+
+    `se` is the standard error of a difference to MAP; within two of them it is a tie, which counts as 0.
+    """
 
     title: str = ""
     value: Number = None
     limit: Number = None
     relation: str = ""
     passed: bool = False
+    se: Number = field(default=None, metadata=OPTIONAL)
+
+    @property
+    def shown(self) -> str:
+        """The value in words, a difference with its standard error."""
+        if self.value is None:
+            return "–"
+        error = "" if self.se is None else f" ± {self.se:.1g}"
+        tie = ", a tie," if Difference(self.value, self.se).tie else ""
+        return f"{self.value:.4g}{error}{tie}"
 
 
 @dataclass(frozen=True)
@@ -324,8 +346,11 @@ class Results:
         task: what was predicted.
         map: of the MAP baseline.
         map_tempered: of MAP with a fitted temperature, the honest baseline.
+        map_ensemble: of the warm-up ends of all chains.
         draw: of single draws, by score.
         ensemble: of all draws, probabilities averaged.
+        differences: scores of the ensemble less those of `map`, `map_tempered` and `map_ensemble`, and of the latter
+            less MAP's (`map_ensemble_less_map`), on the same examples.
         chains: of each chain's own ensemble.
         cumulative: of the growing ensemble.
         absent: of a regression: what it has none of, and why.
@@ -335,8 +360,10 @@ class Results:
     task: Literal["classification", "regression"] = "classification"
     map: Scores | None = None
     map_tempered: TemperedMap | None = None
+    map_ensemble: MapEnsemble | None = None
     draw: dict[str, DrawScore] = field(default_factory=dict)
     ensemble: Scores | None = None
+    differences: dict[str, dict[str, Difference]] = field(default_factory=dict, metadata=OPTIONAL)
     chains: list[ChainScores] = field(default_factory=list)
     cumulative: Curve = field(default_factory=Curve)
     uncertainty: Uncertainty = field(default_factory=Uncertainty)

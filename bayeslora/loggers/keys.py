@@ -54,7 +54,7 @@ _SCORES = {
     "brier": ("Brier score", "Lower is better."),
     "f1": ("F1", "Higher is better. Logged for two classes."),
 }
-_ROWS = ("map/{}", "map_tempered/{}", "draw/{}/mean", "ensemble/{}")
+_ROWS = ("map/{}", "map_tempered/{}", "map_ensemble/{}", "draw/{}/mean", "ensemble/{}")
 _DIAGNOSTICS = {
     "rhat": ("R-hat", "At most 1.01 for potential and norm, and for the median of the predictions."),
     "ess_bulk": ("Bulk ESS", "At least 100 a chain."),
@@ -96,7 +96,8 @@ def _online_keys() -> Iterator[tuple[str, Panel]]:
 def _evaluation_keys() -> Iterator[tuple[str, Panel]]:
     """Keys of the final scalars: `evaluation/` and their place in `metrics.json`."""
     for score, (title, look) in _SCORES.items():
-        tells = f"{title} on the evaluated split: MAP, MAP scaled by a temperature, the mean single draw, the ensemble."
+        rows = "MAP, MAP scaled by a temperature, MAP × K, the mean single draw, the ensemble"
+        tells = f"{title} on the evaluated split: {rows}."
         for row in _ROWS:
             yield f"evaluation/{row.format(score)}", Panel("Evaluation", title, tells, look, "bar")
     for score in _SCORES:

@@ -14,6 +14,7 @@ from uuid import uuid4
 
 from bayeslora.atomic import locked, write_atomically
 from bayeslora.factories import first_line
+from bayeslora.posterior.store import MAP_FILE
 from bayeslora.runs.directory import RunDirectory
 
 if TYPE_CHECKING:
@@ -95,7 +96,7 @@ class WandbRun:
 
         for file in (run.config_file, run.metrics_file, *run.root.glob("chains/*/manifest.jsonl")):
             add(file, "mutable")
-        for kept in (run.map_file, run.fixed_file):
+        for kept in (*run.root.glob(f"chains/*/{MAP_FILE}"), run.fixed_file):
             if kept.exists():
                 add(kept, "immutable")
         for folder in run.root.glob("chains/*"):

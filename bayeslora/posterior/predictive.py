@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from bayeslora.errors import DataError, require
 from bayeslora.likelihood import NOISE, Categorical, Gaussian, Likelihood, from_recorded
 from bayeslora.posterior.density import NormalMixture, Normals, mixture_quantiles
-from bayeslora.posterior.store import Draw, DrawStore, load_into, read_baseline, read_tensors
+from bayeslora.posterior.store import MAP_FILE, Draw, DrawStore, load_into, read_baseline, read_tensors
 from bayeslora.runs.identity import Fingerprint, named, put_fixed
 from bayeslora.runs.trust import read_config
 
@@ -73,7 +73,7 @@ class Posterior:
     Args:
         stores: one `DrawStore` a chain.
         model: a model to load draws into; None: that of the run in `root`, built when it is first needed.
-        map_file: the MAP baseline, if the run kept one.
+        baselines: by chain, the warm-up's end point, where the run kept them; that of chain 0 is the MAP baseline.
         likelihood: what the model's outputs mean; None: classes.
         root: the run directory, if there is one.
         trust, data_path: of the run, as `load` has them.
@@ -91,14 +91,14 @@ class Posterior:
         self,
         stores: list[DrawStore],
         model: nn.Module | None = None,
-        map_file: Path | None = None,
+        baselines: Mapping[int, Path] | None = None,
         likelihood: Likelihood | None = None,
         root: Path | None = None,
         *,
         trust: str | Sequence[str] | None = None,
         data_path: Path | str | None = None,
     ) -> None:
-        self.stores, self._model, self.map_file = stores, model, map_file
+        self.stores, self._model, self.baselines = stores, model, dict(baselines or {})
         self._trust, self._data_path = trust, data_path
         self.likelihood: Likelihood = likelihood or Categorical()
         self.root = root
@@ -142,16 +142,17 @@ class Posterior:
         root = Path(run_dir)
         folders = sorted((p for p in root.glob("chains/*") if p.name.isdigit()), key=lambda p: int(p.name))
         stores = [store for store in (DrawStore(p, int(p.name)) for p in folders) if len(store)]
-        map_file = root / "map.safetensors"
-        if not stores and not map_file.exists():
+        baselines = {int(p.name): p / MAP_FILE for p in folders if (p / MAP_FILE).exists()}
+        if (root / MAP_FILE).exists():  # where runs of before kept chain 0's
+            baselines.setdefault(0, root / MAP_FILE)
+        if not stores and not baselines:
             raise DataError(f"{root} holds no draws yet; run bayeslora.train with run_dir={root} first")
         config_file = root / "config.yaml"
         config = read_config(config_file) if config_file.is_file() else {}
         likelihood = likelihood or from_recorded(config.get("likelihood"))
         if model is not None and config:
             _check_model(model, root)
-        kept = map_file if map_file.exists() else None
-        return cls(stores, model, kept, likelihood, root, trust=trust, data_path=data_path)
+        return cls(stores, model, baselines, likelihood, root, trust=trust, data_path=data_path)
 
     @cached_property
     def experiment(self) -> Experiment:
@@ -202,7 +203,11 @@ class Posterior:
             into.mkdir(parents=True)
             shutil.copytree(store.folder / "draws", into / "draws")
             shutil.copy2(store.manifest, into)
-        for name in ("map.safetensors", "fixed.safetensors", "config.yaml", "metrics.json"):
+        for chain, file in self.baselines.items():
+            into = target / "chains" / str(chain)
+            into.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(file, into)
+        for name in ("fixed.safetensors", "config.yaml", "metrics.json"):
             if self.root is not None and (self.root / name).is_file():
                 target.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(self.root / name, target)
@@ -242,9 +247,11 @@ class Posterior:
 
     def map_model(self) -> nn.Module | None:
         """The model with the MAP baseline's tensors; None where the run kept none."""
-        if self.map_file is None:
-            return None
-        return self._model_with(read_baseline(self.map_file), str(self.map_file))
+        return self._at_baseline(0) if 0 in self.baselines else None
+
+    def map_models(self) -> Iterator[nn.Module]:
+        """The model with the warm-up's end point of each chain in turn: a deep ensemble."""
+        return map(self._at_baseline, self.baselines)
 
     def predict(self, inputs: Any, return_std: bool = False) -> Any:
         """What the ensemble of all draws predicts: probabilities, or densities, averaged.
@@ -326,6 +333,9 @@ class Posterior:
         from bayeslora.models.adapters import export_adapters  # with the names of peft
 
         return export_adapters(self.model, self.draws(), out_dir, facts)
+
+    def _at_baseline(self, chain: int) -> nn.Module:
+        return self._model_with(read_baseline(self.baselines[chain]), str(self.baselines[chain]))
 
     def _model_with(self, tensors: Mapping[str, Tensor], source: str) -> nn.Module:
         """The model with these tensors; a sampled noise becomes its parameter."""

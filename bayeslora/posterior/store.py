@@ -21,6 +21,9 @@ from torch import Tensor
 from bayeslora.atomic import digest, remove_leftovers, write_atomically
 from bayeslora.errors import DataError, StorageError
 
+MAP_FILE = "map.safetensors"
+"""In a chain's folder: its warm-up's end point."""
+
 
 @dataclass(frozen=True)
 class Record:
@@ -234,7 +237,7 @@ def parse_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def write_baseline(path: Path, state: Mapping[str, Tensor], chain: int, step: int) -> None:
-    """Write the MAP baseline, with a checksum of its own since no manifest lists it."""
+    """Write a chain's MAP baseline, with a checksum of its own since no manifest lists it."""
     write_atomically(path, serialise(state, {"chain": chain, "step": step, "sha256": digest(state)}))
 
 

@@ -15,7 +15,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from bayeslora.evaluation.results import Criterion, DrawScore, Results, TemperedMap
+from bayeslora.evaluation.results import Criterion, DrawScore, MapEnsemble, Results, TemperedMap
 from bayeslora.report.table import Cell, Column, columns, entry, score_cells
 from bayeslora.report.temperature import temperature_cell
 from bayeslora.report.words import MISSING, finite_or_none, number
@@ -29,6 +29,7 @@ PREDICTIONS = {
     "ensemble": "Ensemble of all draws",
     "draw": "Single draws, mean ± sd",
     "map": "MAP",
+    "map_ensemble": "MAP × K, the deep ensemble of the chains' warm-up ends",
     "map_tempered": "MAP, scaled by a temperature fitted on validation",
 }
 DIAGNOSTICS = {
@@ -74,9 +75,9 @@ class Compared:
         return f"{self.config.get('name')}: {sampler} on {data}, T = {self.config.get('temperature')}"
 
     def scores(self, source: str, column: Column) -> DrawScore:
-        """A score of `map`, `map_tempered`, `draw` or `ensemble`."""
+        """A score of `map`, `map_tempered`, `map_ensemble`, `draw` or `ensemble`."""
         part = getattr(self.results, source)
-        return entry(part.scores if isinstance(part, TemperedMap) else part, column.key)
+        return entry(part.scores if isinstance(part, TemperedMap | MapEnsemble) else part, column.key)
 
 
 @dataclass(frozen=True)
@@ -113,9 +114,17 @@ def score_grids(runs: Sequence[Compared]) -> Iterator[Grid]:
     shown = _columns(runs)
     for source, title in PREDICTIONS.items():
         having = [run for run in runs if any(run.scores(source, column) != DrawScore() for column in shown)]
-        scored = [score_cells(column, [run.scores(source, column) for run in having]) for column in shown]
+        scored = [_cells(column, [run.scores(source, column) for run in having]) for column in shown]
         cells = [list(row) for row in zip(*scored, strict=True)]
         yield Grid(title, [column.title for column in shown], [run.mark for run in having], cells)
+
+
+def _cells(column: Column, entries: Sequence[DrawScore]) -> list[Cell]:
+    """One column's cells; the best is marked unless all that is shown is equal."""
+    shown = [None if finite_or_none(one.mean) is None else column.show(one.mean or 0.0) for one in entries]
+    means = [one.mean for one, text in zip(entries, shown, strict=True) if text is not None and one.mean is not None]
+    best = column.show((max if column.higher_is_better else min)(means)) if len({*shown} - {None}) > 1 else None
+    return score_cells(column, entries, [text is not None and text == best for text in shown])
 
 
 def convergence_grid(runs: Sequence[Compared]) -> Grid:

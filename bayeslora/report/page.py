@@ -53,7 +53,7 @@ def _page(data: ReportData, plots: Mapping[str, list[Plot]]) -> str:
     met, count, problems = verdict.criteria_verdict(results)
     sentences = [
         verdict.verdict(results, data.draws),
-        verdict.tempered_verdict(results),
+        verdict.baselines_verdict(results),
         verdict.convergence_verdict(results),
         measured_temperature_verdict(results),
         verdict.temperature_verdict(results, data.temperature),

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from bayeslora.evaluation.results import Corruption, Corruptions, Fidelity, Number, Results, Scores, score
-from bayeslora.report.table import COLUMNS, Column
+from bayeslora.report.table import COLUMNS, Column, map_ensemble_label
 from bayeslora.report.words import MISSING, finite_or_none, number
 
 Rows = list[tuple[str, list[str]]]
@@ -89,11 +89,11 @@ def corruption_kinds(results: Results) -> dict[str, Corruption]:
 def reference_rows(results: Results) -> Rows:
     """Agreement with a reference posterior and distance from it, each ± its standard error over examples."""
     found = {} if results.reference is None else results.reference.rows
-    labels = {"map": "MAP", "draw": "Single draw, mean"}
+    labels = {"map": "MAP", "map_ensemble": map_ensemble_label(results), "draw": "Single draw, mean"}
     chains = sorted(name for name in found if name.startswith("chain "))
     return [
         (labels.get(name, name.capitalize()), _fidelity_cells(one))
-        for name in ("map", "draw", *chains, "ensemble")
+        for name in ("map", "map_ensemble", "draw", *chains, "ensemble")
         if (one := found.get(name)) is not None
     ]
 

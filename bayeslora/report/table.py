@@ -11,8 +11,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from bayeslora.diagnostics.values import Difference
 from bayeslora.evaluation.criteria import failed
-from bayeslora.evaluation.results import DrawScore, FunctionSpace, Results, Scores, TemperedMap, score
+from bayeslora.evaluation.results import DrawScore, FunctionSpace, MapEnsemble, Results, Scores, TemperedMap, score
 from bayeslora.report.words import MISSING, finite_or_none, number
 
 
@@ -25,11 +26,22 @@ class Column:
     higher_is_better: bool = False
     percent: bool = False
 
+    @property
+    def of_predicted_class(self) -> bool:
+        """Whether it looks at the predicted class alone, which a temperature leaves as it is."""
+        return self.key in ("accuracy", "f1")
+
     def show(self, value: float, digits: int = 4, sd: float | None = None) -> str:
         """The value with so many digits as a fraction (two fewer as a percentage), its sd and its unit."""
         scale, digits, unit = (100, digits - 2, " %") if self.percent else (1, digits, "")
         spread = "" if sd is None else f" ± {scale * sd:.{digits}f}"
         return f"{scale * value:.{digits}f}{spread}{unit}"
+
+    def signed(self, difference: Difference) -> str:
+        """A difference with its sign and standard error."""
+        scale, digits, unit = (100, 1, " %") if self.percent else (1, 3, "")
+        value = f"{scale * (difference.value or 0.0):+.{digits}f}".replace("-", "−")
+        return f"{value}{'' if difference.se is None else f' ± {scale * difference.se:.{digits}f}'}{unit}"
 
     @property
     def name(self) -> str:
@@ -65,10 +77,11 @@ class Cell:
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the results: what was evaluated, and a cell for each column."""
+    """One line of the results: what was evaluated, a cell for each column, and whether they are differences."""
 
     label: str
     cells: tuple[Cell, ...]
+    difference: bool = False
 
 
 def columns(results: Results) -> tuple[Column, ...]:
@@ -79,14 +92,72 @@ def columns(results: Results) -> tuple[Column, ...]:
 
 
 def rows(results: Results) -> list[Row]:
-    """MAP, MAP at its fitted temperature, the mean single draw ± sd, each of several chains' ensembles, and all."""
+    """MAP, MAP at its fitted temperature, MAP × K, the mean single draw ± sd, each chain's ensemble, that of all draws.
+
+    Then the ensemble's differences to MAP and to MAP × K. Bold: the best of MAP, MAP × K and ensemble, and its ties.
+    """
     chains = results.chains if len(results.chains) > 1 else []
-    labels = ["MAP", "MAP, scaled", "Draw ± sd", *(f"Chain {one.chain}" for one in chains), "Ensemble"]
-    tempered = (results.map_tempered or TemperedMap()).scores
-    sources = [results.map, tempered, results.draw, *(one.scores for one in chains), results.ensemble]
-    there = [(label, source) for label, source in zip(labels, sources, strict=True) if source]
-    table = [score_cells(column, [entry(source, column.key) for _, source in there]) for column in columns(results)]
-    return [Row(label, cells) for (label, _), cells in zip(there, zip(*table, strict=True), strict=True)]
+    sources: dict[str, tuple[str, Scores | Mapping[str, DrawScore] | None]] = {
+        "map": ("MAP", results.map),
+        "map_tempered": ("MAP, scaled", (results.map_tempered or TemperedMap()).scores),
+        "map_ensemble": (map_ensemble_label(results), (results.map_ensemble or MapEnsemble()).scores),
+        "draw": ("Draw ± sd", results.draw),
+        **{f"chain {one.chain}": (f"Chain {one.chain}", one.scores) for one in chains},
+        "ensemble": ("Ensemble", results.ensemble),
+    }
+    there = {name: source for name, source in sources.items() if source[1]}
+    table = []
+    for column in columns(results):
+        best = leaders(results, column)
+        entries = [entry(source, column.key) for _, source in there.values()]
+        table.append(score_cells(column, entries, [name in best for name in there]))
+    found = [Row(label, cells) for (label, _), cells in zip(there.values(), zip(*table, strict=True), strict=True)]
+    return found + [_difference_row(results, name) for name in ("map", "map_ensemble") if name in results.differences]
+
+
+def map_ensemble_label(results: Results) -> str:
+    """The deep ensemble's name in tables."""
+    return f"MAP × {(results.map_ensemble or MapEnsemble()).members}"
+
+
+def leaders(results: Results, column: Column) -> set[str]:
+    """Which of `map`, `map_ensemble` and `ensemble` are best by a score or tie with the best; none where all do."""
+    ends = (results.map_ensemble or MapEnsemble()).scores
+    scores = {"map": results.map, "map_ensemble": ends, "ensemble": results.ensemble}
+    found = {name: finite_or_none(score(one, column.key)) for name, one in scores.items()}
+    values = {name: value for name, value in found.items() if value is not None}
+    if not values:
+        return set()
+    best = (max if column.higher_is_better else min)(values, key=lambda name: values[name])
+    level = {name for name in values if name == best or tie(results, column, best, name)}
+    return level if len(level) < len(values) else set()
+
+
+def tie(results: Results, column: Column, one: str, other: str) -> bool:
+    """Whether two of `map`, `map_tempered`, `map_ensemble` and `ensemble` differ by no more than two standard errors.
+
+    Where none is known: whether they are equal at the digits shown.
+    """
+    pair = {one, other}
+    names = (*pair - {"ensemble"}, "") if "ensemble" in pair else ("map_ensemble_less_map",)
+    found = results.differences.get(names[0], {}).get(column.key)
+    if found is not None and found.se is not None:
+        return found.tie
+    parts = {"map": results.map, "ensemble": results.ensemble}
+    for name, part in (("map_tempered", results.map_tempered), ("map_ensemble", results.map_ensemble)):
+        parts[name] = None if part is None else part.scores
+    shown = {column.show(value, 3) for name in pair if (value := score(parts[name], column.key)) is not None}
+    return len(shown) == 1
+
+
+def _difference_row(results: Results, name: str) -> Row:
+    """The ensemble's scores less a baseline's, each ± its standard error."""
+    baseline = "MAP" if name == "map" else map_ensemble_label(results)
+    cells = []
+    for column in columns(results):
+        one = results.differences[name].get(column.key, Difference())
+        cells.append(Cell(MISSING if finite_or_none(one.value) is None else column.signed(one)))
+    return Row(f"Ensemble − {baseline}", tuple(cells), difference=True)
 
 
 def entry(source: Scores | Mapping[str, DrawScore] | None, name: str) -> DrawScore:
@@ -103,6 +174,8 @@ def results_table(results: Results) -> Table:
     for column in columns(results):
         table.add_column(column.title, justify="right", no_wrap=True)
     for row in rows(results):
+        if row.difference:
+            table.add_section()
         table.add_row(row.label, *(Text(cell.text, style="bold" if cell.best else "") for cell in row.cells))
     return table
 
@@ -136,7 +209,7 @@ def criteria_rows(results: Results) -> list[tuple[str, str, str, str]]:
     return [
         (
             one.title or name,
-            number(one.value, ".4g"),
+            one.shown,
             f"{one.relation} {number(one.limit, '.4g')}".strip(),
             _outcome(results, name),
         )
@@ -178,19 +251,15 @@ def _outcome(results: Results, name: str) -> str:
     return f"not known: {criterion_reason(results, name) or 'no reason was recorded'}"
 
 
-def score_cells(column: Column, entries: Sequence[DrawScore]) -> list[Cell]:
-    """One column's cells, with sd where there is one; the best is marked unless all that is shown is equal."""
-    means = [finite_or_none(entry.mean) for entry in entries]
-    shown = {mean: column.show(mean) for mean in means if mean is not None}
-    several = len(set(shown.values())) > 1
-    best = shown[(max if column.higher_is_better else min)(shown)] if several else None
+def score_cells(column: Column, entries: Sequence[DrawScore], best: Sequence[bool]) -> list[Cell]:
+    """One column's cells, with sd where there is one, marked where they are among the best."""
     return [
         Cell(MISSING)
-        if mean is None
+        if (mean := finite_or_none(one.mean)) is None
         else Cell(
-            column.show(mean, sd=finite_or_none(entry.sd)),
-            best=shown[mean] == best,
-            note="" if entry.mcse is None else f"MCSE {column.show(entry.mcse)}",
+            column.show(mean, sd=finite_or_none(one.sd)),
+            best=leads,
+            note="" if one.mcse is None else f"MCSE {column.show(one.mcse)}",
         )
-        for mean, entry in zip(means, entries, strict=True)
+        for one, leads in zip(entries, best, strict=True)
     ]

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from bayeslora.evaluation.criteria import failed
-from bayeslora.evaluation.results import Results, Scores, TemperedMap, score
+from bayeslora.evaluation.results import MapEnsemble, Results, Scores, TemperedMap, score
 from bayeslora.report.chain_rows import LABELS, RHAT_BAD, deciding, rhat_limit
-from bayeslora.report.table import COLUMNS, Column, columns, criterion_reason
+from bayeslora.report.table import Column, columns, criterion_reason, map_ensemble_label, tie
 from bayeslora.report.words import finite_or_none, listed, sentence
 
 AGAINST_MAP = {
@@ -18,7 +18,7 @@ AGAINST_MAP = {
 
 
 def verdict(results: Results, draws: int) -> str:
-    """One sentence comparing the ensemble of `draws` draws with MAP; equal at the digits shown is a tie."""
+    """One sentence comparing the ensemble of `draws` draws with MAP; within two standard errors is a tie."""
     subject = f"The ensemble of {draws:,} draws" if draws != 1 else "The only draw"
     if results.ensemble is None:
         return "No draw has been evaluated, so there is nothing to compare."
@@ -27,7 +27,7 @@ def verdict(results: Results, draws: int) -> str:
         return f"{subject} reaches {listed(reached)}; there is no MAP baseline to compare it with."
     outcomes: dict[str, list[str]] = {outcome: [] for outcome in AGAINST_MAP}
     for column in columns(results):
-        outcome, numbers = _compare(column, results.ensemble, results.map)
+        outcome, numbers = _compare(column, results, "map")
         outcomes[outcome].append(f"{column.name} ({numbers})")
     there = [(outcome, names) for outcome, names in outcomes.items() if names]
     clauses = [
@@ -36,18 +36,23 @@ def verdict(results: Results, draws: int) -> str:
     return f"{subject} {', '.join(clauses[:-1])}{', and ' if clauses[1:] else ''}{clauses[-1]}."
 
 
-def tempered_verdict(results: Results) -> str | None:
-    """One sentence comparing the ensemble with MAP at its fitted temperature; None where there is no such baseline."""
-    baseline = (results.map_tempered or TemperedMap()).scores
-    if results.ensemble is None or baseline is None:
-        return None
-    clauses = []
-    for outcome, words in {"beats": "better", "is worse": "worse", "ties": "as good"}.items():
-        names = [c.name for c in COLUMNS[1:] if _compare(c, results.ensemble, baseline)[0] == outcome]
-        if names:
-            clauses.append(f"{words} on {listed(names)}")
-    stands = f"it is {listed(clauses)}" if clauses else "it cannot be compared"
-    return f"Against MAP with a temperature fitted on the validation set {stands}."
+def baselines_verdict(results: Results) -> str | None:
+    """Sentences comparing the ensemble with the harder baselines: MAP × K, MAP at its fitted temperature."""
+    found = []
+    for name, words in {
+        "map_ensemble": f"{map_ensemble_label(results)}, the deep ensemble of the chains' warm-up ends,",
+        "map_tempered": "MAP with a temperature fitted on the validation set",
+    }.items():
+        if results.ensemble is None or _baseline(results, name) is None:
+            continue
+        clauses = []
+        compared = [c for c in columns(results) if name != "map_tempered" or not c.of_predicted_class]
+        for outcome, stands in {"beats": "better", "is worse": "worse", "ties": "as good"}.items():
+            names = [c.name for c in compared if _compare(c, results, name)[0] == outcome]
+            if names:
+                clauses.append(f"{stands} on {listed(names)}")
+        found.append(f"Against {words} it {f'is {listed(clauses)}' if clauses else 'cannot be compared'}.")
+    return " ".join(found) or None
 
 
 def temperature_verdict(results: Results, temperature: float | None) -> str | None:
@@ -58,7 +63,7 @@ def temperature_verdict(results: Results, temperature: float | None) -> str | No
     ensemble, baseline = results.ensemble, results.map
     if temperature != 1.0 or baseline is None or ensemble is None:
         return None
-    worse = [c.name for c in columns(results) if _compare(c, ensemble, baseline)[0] == "is worse"]
+    worse = [c.name for c in columns(results) if _compare(c, results, "map")[0] == "is worse"]
     if not worse:
         return None
     cause = (
@@ -115,14 +120,21 @@ def criteria_verdict(results: Results) -> tuple[bool | None, str, list[str]]:
     return not problems, count, sentences
 
 
-def _compare(column: Column, ensemble: Scores, baseline: Scores) -> tuple[str, str]:
-    """How a score stands against the baseline, and both in digits."""
-    value, against = finite_or_none(score(ensemble, column.key)), finite_or_none(score(baseline, column.key))
+def _baseline(results: Results, name: str) -> Scores | None:
+    """The scores of `map`, `map_tempered` or `map_ensemble`."""
+    part = getattr(results, name)
+    return part.scores if isinstance(part, TemperedMap | MapEnsemble) else part
+
+
+def _compare(column: Column, results: Results, name: str) -> tuple[str, str]:
+    """How a score of the ensemble stands against a baseline's, and both in digits."""
+    value = finite_or_none(score(results.ensemble, column.key))
+    against = finite_or_none(score(_baseline(results, name), column.key))
     if value is None or against is None:
         return "cannot be compared", "a value is missing"
     shown, other = column.show(value, 3), column.show(against, 3)
-    if shown == other:
-        return "ties", shown
+    if tie(results, column, "ensemble", name):
+        return "ties", shown if shown == other else f"{shown} vs {other}"
     return "beats" if (value > against) == column.higher_is_better else "is worse", f"{shown} vs {other}"
 
 

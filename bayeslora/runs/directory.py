@@ -13,7 +13,7 @@ from torch import Tensor
 
 from bayeslora.atomic import locked, remove_leftovers, user_path, write_atomically
 from bayeslora.errors import ConfigError, DataError, StorageError
-from bayeslora.posterior.store import DrawStore, read_tensors, serialise
+from bayeslora.posterior.store import MAP_FILE, DrawStore, read_tensors, serialise
 from bayeslora.runs.identity import Fingerprint, named
 from bayeslora.runs.provenance import provenance
 from bayeslora.runs.trust import check_contained, check_trusted, read_config
@@ -36,7 +36,6 @@ class RunDirectory:
     def __init__(self, root: Path | str) -> None:
         self.root = user_path(root)
         self.config_file = self.root / "config.yaml"
-        self.map_file = self.root / "map.safetensors"
         self.fixed_file = self.root / "fixed.safetensors"
         self.metrics_file = self.root / "metrics.json"
         self.diagnostics_file = self.root / "diagnostics.nc"
@@ -45,6 +44,10 @@ class RunDirectory:
     def chain(self, chain: int) -> Path:
         """The folder of one chain."""
         return self.root / "chains" / str(chain)
+
+    def map_file(self, chain: int = 0) -> Path:
+        """The warm-up's end point of one chain; that of chain 0 is the MAP baseline."""
+        return self.chain(chain) / MAP_FILE
 
     def store(self, chain: int) -> DrawStore:
         """The draws of one chain."""

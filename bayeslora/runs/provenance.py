@@ -10,8 +10,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from bayeslora.errors import DataError
 
 LAYOUT = 2
@@ -46,6 +44,8 @@ def check_layout(config: dict[str, Any], source: Path) -> None:
 
 def hardware() -> str:
     """Processor and accelerator, in words."""
+    import torch  # which reading a configuration does not need
+
     cpu = f"{platform.machine()} CPU, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
     return f"{torch.cuda.get_device_name(0)}; {cpu}" if torch.cuda.is_available() else cpu
 

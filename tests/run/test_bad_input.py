@@ -340,7 +340,8 @@ def test_resume_goes_on_with_the_run_that_was_named_or_says_which(
 
 
 def test_a_run_without_draws_says_how_to_get_them(command: Command, tmp_path: Path, finished: Path) -> None:
-    for name in ("config.yaml", "map.safetensors"):
+    (tmp_path / "chains/0").mkdir(parents=True)
+    for name in ("config.yaml", "chains/0/map.safetensors"):
         shutil.copy(finished / name, tmp_path / name)
         before_work(command("evaluate", f"run_dir={tmp_path}"), "holds no draws yet", f"run_dir={tmp_path}")
 
@@ -377,7 +378,7 @@ def test_a_step_size_that_is_far_too_large_ends_with_3(command: Command, tmp_pat
     result = command("train", *TINY, "sampler.lr=1e9", f"run_dir={tmp_path / 'run'}")
     words = ("chain 0 diverged in step ", ": potential_per_example ", "Make sampler.lr smaller or the warm-up longer")
     assert refused(result, *words, "chain 1 diverged in", "other settings need another run_dir", code=3)
-    assert (tmp_path / "run" / "map.safetensors").exists()
+    assert (tmp_path / "run" / "chains/0/map.safetensors").exists()
 
 
 @each(("at", "kept", "where"), [(9, 3, "step 13"), (8, 3, "step 13"), (0, 0, "step 5")])
@@ -457,7 +458,7 @@ def test_a_warm_up_that_ends_in_nonsense_leaves_no_baseline(command: Command, tm
         "Make chain.warmup.optimizer.lr smaller;",
         code=3,
     )
-    assert not (tmp_path / "run" / "map.safetensors").exists()
+    assert not (tmp_path / "run" / "chains/0/map.safetensors").exists()
 
 
 def test_a_terminal_gets_its_cursor_back(tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:

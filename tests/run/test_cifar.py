@@ -55,7 +55,7 @@ def test_the_experiment_runs_on_the_real_images(
     assert setup.data.num_classes == classes
     with torch.device("meta"):
         shapes = {name: t.shape for name, t in setup.make().state_dict().items()}
-    baseline = load_file(folder / "map.safetensors")
+    baseline = load_file(folder / "chains/0/map.safetensors")
     for chain in range(chains):
         assert [record["step"] for record in manifest(folder, chain)] == [5, 6]
         first, second = draw(folder, chain, 0), draw(folder, chain, 1)

@@ -115,7 +115,7 @@ def test_a_damaged_draw_is_named_and_made_again(
 def test_a_damaged_baseline_is_named_and_made_again(
     damage: str, zygote: Zygote, reference: Reference, run_dir: Path
 ) -> None:
-    file = run_dir / "map.safetensors"
+    file = run_dir / "chains/0/map.safetensors"
     content = bytearray(file.read_bytes())
     content[-len(content) // 4] ^= 4
     file.write_bytes(content[:-9] if damage == "cut" else content)

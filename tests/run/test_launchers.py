@@ -47,7 +47,7 @@ def test_four_jobs_make_the_run_that_four_chains_in_a_row_make(launcher: str, se
     assert result.code == 0, result.err
     assert digests(folder, 4) == digests(sequential, 4)
     assert [manifest(folder, chain) for chain in range(4)] == [manifest(sequential, chain) for chain in range(4)]
-    assert (folder / "map.safetensors").read_bytes() == (sequential / "map.safetensors").read_bytes()
+    assert (folder / "chains/0/map.safetensors").read_bytes() == (sequential / "chains/0/map.safetensors").read_bytes()
     ours, theirs = (json.loads((f / "metrics.json").read_text()) for f in (folder, sequential))
     assert len(ours["chains"]) == 4
     assert {**ours, "provenance": None} == {**theirs, "provenance": None}  # whoever ended last evaluated all of it

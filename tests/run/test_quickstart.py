@@ -60,7 +60,7 @@ def inodes(folder: Path) -> dict[str, tuple[int, int]]:
 
 
 def test_the_run_directory_holds_what_the_design_says(finished: Path) -> None:
-    for name in ("config.yaml", "map.safetensors", "metrics.json", "diagnostics.nc", "report/index.html"):
+    for name in ("config.yaml", "chains/0/map.safetensors", "metrics.json", "diagnostics.nc", "report/index.html"):
         assert (finished / name).stat().st_size > 100, name
     for chain in (0, 1):
         records = manifest(finished, chain)
@@ -82,7 +82,7 @@ def test_the_recorded_configuration_says_where_it_comes_from(finished: Path) -> 
     assert re.fullmatch(r"[0-9a-f]{12}\+?|[\w.-]+", provenance["commit"])
     assert provenance["versions"]["torch"] == torch.__version__.split("+")[0]
     assert shlex.split(provenance["command"]) == ["python", *sys.orig_argv[1:]]
-    assert set(provenance) == {"command", "commit", "python", "versions", "hardware"}
+    assert set(provenance) == {"layout", "command", "commit", "python", "versions", "hardware"}
 
 
 def test_metrics_have_the_keys_that_scripts_read(finished: Path) -> None:
@@ -149,7 +149,13 @@ def test_the_ensembles_numbers_are_those_of_plain_torch(finished: Path) -> None:
     for chain, found in enumerate(metrics["chains"]):
         assert found.pop("chain") == chain
         assert found == pytest.approx(scores(each[chain].mean(0)), rel=1e-5)
-    assert metrics["map"] == pytest.approx(scores(probabilities(load_file(finished / "map.safetensors"))), rel=1e-5)
+    ends = [probabilities(load_file(finished / f"chains/{chain}/map.safetensors")) for chain in range(2)]
+    assert metrics["map"] == pytest.approx(scores(ends[0]), rel=1e-5)
+    assert metrics["map_ensemble"].pop("members") == 2
+    assert metrics["map_ensemble"].pop("reason") is None
+    assert metrics["map_ensemble"] == pytest.approx(scores((ends[0] + ends[1]) / 2), rel=1e-5)
+    for name, one in metrics["differences"]["map_ensemble"].items():
+        assert one["value"] == pytest.approx(metrics["ensemble"][name] - metrics["map_ensemble"][name], abs=1e-6)
     singles = [scores(p) for p in each.reshape(10, *each.shape[2:])]
     for name in METRICS:
         values = [single[name] for single in singles]
@@ -193,7 +199,7 @@ def test_every_batch_is_one_optimizer_step_of_the_plan(tmp_path: Path, sampler: 
 def test_map_is_sampled_at_temperature_zero_and_its_last_draw_is_the_baseline(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     run(folder, "sampler=map", "chain.num_chains=1", base=OWN)
-    assert same(load_file(folder / "map.safetensors"), draw(folder, 0, 4))
+    assert same(load_file(folder / "chains/0/map.safetensors"), draw(folder, 0, 4))
     setup = to_experiment(composed(*OWN, "sampler=map"))
     parameter = torch.nn.Parameter(torch.zeros(1))
     assert setup.make_sampler([parameter], kT=setup.potential.kT(1.0), seed=0, chain=0).kT == 0
@@ -203,7 +209,7 @@ def test_the_baseline_of_a_sampler_is_the_warm_ups_end(tmp_path: Path) -> None:
     run(tmp_path / "run", "chain.num_chains=1", base=OWN)
     still = ("sampler=map", "sampler.lr=1e-30", "sampler.momentum=0")
     run(tmp_path / "still", *still, "chain.num_chains=1", "chain.burn_in=0", "chain.num_draws=1", base=OWN)
-    baseline = load_file(tmp_path / "run" / "map.safetensors")
+    baseline = load_file(tmp_path / "run" / "chains/0/map.safetensors")
     assert same(baseline, draw(tmp_path / "still", 0, 0))
     assert not same(baseline, draw(tmp_path / "run", 0, 0))
 
@@ -221,7 +227,8 @@ def test_the_same_command_gives_the_same_draws_bit_for_bit_also_in_another_proce
     assert other.code == 0, other.err
     assert digests(tmp_path / "again") == digests(tmp_path / "elsewhere") == digests(finished)
     for folder in ("again", "elsewhere"):
-        assert same(load_file(tmp_path / folder / "map.safetensors"), load_file(finished / "map.safetensors"))
+        for end in ("chains/0/map.safetensors", "chains/1/map.safetensors"):
+            assert same(load_file(tmp_path / folder / end), load_file(finished / end))
         ours, theirs = metrics_of(tmp_path / folder), metrics_of(finished)
         assert {k: v for k, v in ours.items() if k != "provenance"} == {
             k: v for k, v in theirs.items() if k != "provenance"
@@ -240,7 +247,8 @@ def test_chains_draws_and_seeds_differ(tmp_path: Path, finished: Path) -> None:
     run(tmp_path / "seed", "seed=1")
     every = [sha for folder in (finished, tmp_path / "seed") for chain in digests(folder) for sha in chain]
     assert len(set(every)) == 20
-    assert not same(load_file(tmp_path / "seed" / "map.safetensors"), load_file(finished / "map.safetensors"))
+    end = "chains/0/map.safetensors"
+    assert not same(load_file(tmp_path / "seed" / end), load_file(finished / end))
     first = [draw(finished, chain, 0)["head.weight"] for chain in (0, 1)]
     assert (first[0] - first[1]).abs().max() > 0.1  # chains have starts of their own
 

@@ -111,7 +111,7 @@ def left(folder: Path, chains: int = 2) -> dict[str, Any]:
     return {
         "draws": digests(folder, chains),
         "manifests": [(folder / "chains" / str(chain) / "manifest.jsonl").read_bytes() for chain in range(chains)],
-        "map": (folder / "map.safetensors").read_bytes() if (folder / "map.safetensors").exists() else None,
+        "map": {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("map.safetensors")},
         "metrics": {key: value for key, value in metrics.items() if key != "provenance"},
     }
 

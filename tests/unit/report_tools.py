@@ -49,12 +49,17 @@ def predictions(lengths: list[int], baseline: bool = True, classes: int = len(CL
                 for part in (whole, entropy, by_chain[chain]):
                     part.add(own[at])
         growing.append({"draws": float(whole.count)} | metrics(whole.log_probs, truth))
+    ends = Mixture()
+    for chain in range(len(lengths)):
+        ends.add(log_probs(1000 * chain, classes))
     singles = [[metrics(draw, truth) for draw in own] for own in draws]
     rng = np.random.default_rng(1)
     return Predictions(
         chains=list(range(len(lengths))),
         targets=truth,
         map=log_probs(0, classes) if baseline else None,
+        map_ensemble=ends.log_probs if baseline and len(lengths) > 1 else None,
+        map_members=len(lengths) if baseline else 0,
         map_validation=(log_probs(7, classes, strength=1.0), truth) if baseline else None,
         ensemble=whole.log_probs,
         by_chain=[mixture.log_probs for mixture in by_chain],

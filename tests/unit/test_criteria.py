@@ -11,7 +11,7 @@ import pytest
 from bayeslora.diagnostics.values import MeasuredTemperature
 from bayeslora.evaluation.classification import summarise
 from bayeslora.evaluation.criteria import CRITERIA, failed, judge
-from bayeslora.evaluation.results import Diagnostics, Results
+from bayeslora.evaluation.results import Criterion, Diagnostics, Results
 from bayeslora.settings import Criteria
 from tests.cases import each
 from tests.unit.report_tools import LIMITS, predictions, series
@@ -128,3 +128,18 @@ def test_what_is_not_shown_or_pooled_does_not_pass_for_a_temperature() -> None:
     assert judged(stem=right, noise=noisy, pooled=right) == pytest.approx(0.01)
     assert judged(stem=right, head=unknown) is None
     assert judged(stem=noisy) is None
+
+
+@each(("name", "passes"), [("nll_above_map", False), ("ece_above_map", False), ("accuracy_below_map", True)])
+def test_a_difference_to_map_within_two_standard_errors_counts_as_none(name: str, passes: bool) -> None:
+    good = {"nll_above_map": -0.01, "ece_above_map": -0.01, "accuracy_below_map": 0.01}[name]
+    scored = {"nll_above_map": "nll", "ece_above_map": "ece", "accuracy_below_map": "accuracy"}[name]
+
+    def judged(se: float) -> Criterion:
+        differences = {"map": {scored: {"value": good, "se": se}}}
+        return judge(Results.from_json(content(**{name: good}) | {"differences": differences}), LIMITS)[name]
+
+    sure, unsure = judged(0.001), judged(0.006)
+    assert (sure.passed, unsure.passed) == (not passes, passes)
+    assert (sure.value, unsure.value, unsure.se) == (pytest.approx(good), pytest.approx(good), 0.006)
+    assert unsure.shown == f"{good:g} ± 0.006, a tie,"

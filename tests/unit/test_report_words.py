@@ -129,11 +129,11 @@ def test_the_verdict_is_honest(ensemble: dict[str, float], sentence: str) -> Non
 
 def test_a_fitted_temperature_is_the_harder_baseline() -> None:
     tempered = {**POOR, "nll": 0.12, "brier": 0.07, "temperature": 1.3}
-    assert verdict.tempered_verdict(of(run(map_tempered=tempered))) == (
+    assert verdict.baselines_verdict(of(run(map_tempered=tempered))) == (
         "Against MAP with a temperature fitted on the validation set it is better on ECE, worse on NLL and as good on"
         " Brier score."
     )
-    assert verdict.tempered_verdict(of(run(map_tempered={"temperature": None, "reason": "none"}))) is None
+    assert verdict.baselines_verdict(of(run(map_tempered={"temperature": None, "reason": "none"}))) is None
 
 
 @each(
@@ -158,6 +158,46 @@ def test_where_t_1_predicts_worse_than_map_the_text_says_so(
 ) -> None:
     found = verdict.temperature_verdict(of(run(ensemble=ensemble) | rhats(potential=rhat)), temperature)
     assert found is None if words is None else words in str(found)
+
+
+def differing(se: float, *baselines: str) -> dict[str, Any]:
+    """Differences of `GOOD` to `POOR`, all with this standard error, and of MAP × K to MAP, which is `POOR` itself."""
+    found = {name: {"value": GOOD[name] - POOR[name], "se": se} for name in GOOD}
+    none = {name: {"value": 0.0, "se": se} for name in GOOD}
+    return {"differences": dict.fromkeys(baselines, found) | {"map_ensemble_less_map": none}}
+
+
+def test_a_difference_within_two_standard_errors_is_a_tie_in_text_and_bold() -> None:
+    sure, unsure = (of(run() | differing(se, "map")) for se in (0.001, 0.02))
+    assert "beats MAP on NLL (0.150 vs 0.210), ECE (0.010 vs 0.040) and Brier" in verdict.verdict(sure, 9)
+    assert verdict.verdict(unsure, 9) == (
+        "The ensemble of 9 draws beats MAP on NLL (0.150 vs 0.210), and ties on accuracy (95.2 %), ECE (0.010 vs 0.040)"
+        " and Brier score (0.070 vs 0.080)."
+    )
+    bold = {row.label: [cell.best for cell in row.cells] for row in table.rows(unsure)}
+    assert bold["Ensemble"] == [False, True, False, False]
+    assert bold["MAP"] == bold["Chain 0"] == [False] * 4
+    (row,) = (row for row in table.rows(unsure) if row.difference)
+    assert (row.label, row.cells[1].text) == ("Ensemble − MAP", "−0.060 ± 0.020")
+
+
+def test_the_deep_ensemble_of_the_warm_up_ends_is_a_baseline_of_its_own() -> None:
+    ends = {"members": 2, "reason": None, **POOR}
+    found = of(
+        run(map_ensemble=ends, chains=[{"chain": at, **GOOD} for at in range(2)])
+        | differing(0.001, "map", "map_ensemble")
+    )
+    rows = {row.label: [cell.best for cell in row.cells] for row in table.rows(found)}
+    assert list(rows) == [
+        "MAP", "MAP × 2", "Draw ± sd", "Chain 0", "Chain 1", "Ensemble", "Ensemble − MAP", "Ensemble − MAP × 2",
+    ]  # fmt: skip
+    assert rows["Ensemble"] == [False, True, True, True]
+    assert rows["Chain 0"] == [False] * 4  # as good as the ensemble, and no baseline
+    assert verdict.baselines_verdict(found) == (
+        "Against MAP × 2, the deep ensemble of the chains' warm-up ends, it is better on NLL, ECE and Brier score and"
+        " as good on accuracy."
+    )
+    assert table.leaders(of(run(map_ensemble={**ends, "nll": 0.1})), table.COLUMNS[1]) == {"map_ensemble"}
 
 
 # Convergence

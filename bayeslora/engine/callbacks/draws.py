@@ -30,7 +30,7 @@ class DrawScalars:
 
 
 class DrawCollector(Callback):
-    """Keeps a draw of every chain wherever the plan says so, with its scalars, and the MAP baseline after the warm-up.
+    """Keeps a draw of every chain wherever the plan says so, with its scalars, and its MAP baseline after the warm-up.
 
     Scalars of a draw: `potential` (U in nats, its data term estimated on the probe set), `nll` (mean over the probe
     set, nats), `prior` (prior energy, nats), `l2_norm` (‖θ‖), `lr` (ε), what the sampler says of itself, norms by block
@@ -40,7 +40,7 @@ class DrawCollector(Callback):
     Args:
         stores: where the draws go, one store a chain, in the module's order.
         probe: the probe set, a fixed subset of the training data.
-        map_file: where the MAP baseline goes, the first chain's; None for chains that do not write it.
+        map_files: where the chains' MAP baselines go, in the order of the stores.
         map_step: after how many steps the state is the MAP baseline.
         validation: held-out examples on which every draw is scored, or None.
         loggers: to whom every draw's scalars go too, or None.
@@ -51,7 +51,7 @@ class DrawCollector(Callback):
         self,
         stores: Sequence[DrawStore],
         probe: Probe,
-        map_file: Path | None = None,
+        map_files: Sequence[Path] = (),
         map_step: int = 0,
         *,
         validation: Probe | None = None,
@@ -60,7 +60,7 @@ class DrawCollector(Callback):
     ) -> None:
         self.sources = list(sources)
         self.stores, self.probe, self.validation = list(stores), probe, validation
-        self.map_file, self.map_step = map_file, map_step
+        self.map_files, self.map_step = list(map_files), map_step
         self.loggers = loggers or ChainLoggers()
         self.kept = 0
 
@@ -70,13 +70,13 @@ class DrawCollector(Callback):
     def on_train_batch_end(self, trainer: Trainer, module: SamplingModule, *_: Any) -> None:  # type: ignore[override]
         """Keep what the plan wants kept after this step."""
         taken = module.steps_taken
-        index, map_file = module.plan.draw_after(taken), self.map_file if taken == self.map_step else None
-        if index is None and map_file is None:
+        index, map_files = module.plan.draw_after(taken), self.map_files if taken == self.map_step else []
+        if index is None and not map_files:
             return
         module.chain.check_finite()
         scalars, states = self.scalars(trainer, module), module.chain.states()
-        if map_file is not None:
-            write_baseline(map_file, states[0], self.stores[0].chain, taken)
+        for file, store, state in zip(map_files, self.stores, states, strict=False):
+            write_baseline(file, state, store.chain, taken)
         if index is None:
             return
         for store, state, values in zip(self.stores, states, scalars, strict=True):

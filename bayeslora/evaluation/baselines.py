@@ -1,0 +1,26 @@
+"""What the ensemble is compared with: MAP × K, and differences of scores on the same examples."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from bayeslora.diagnostics.paired import Parts, paired
+from bayeslora.diagnostics.values import Difference
+from bayeslora.evaluation.results import MapEnsemble, Scores
+
+
+def map_ensemble(members: int, scores: Scores | None) -> MapEnsemble:
+    """MAP × K with its scores, or why there are none."""
+    there = "is only one" if members == 1 else "is none"
+    reason = None if scores else f"it takes the warm-up ends of several chains, and there {there}"
+    return MapEnsemble(members, reason, scores)
+
+
+def differences(of: Mapping[str, Parts | None]) -> dict[str, dict[str, Difference]]:
+    """Scores of `ensemble` less those of each other, and of `map_ensemble` less those of `map`; of what is there."""
+    there = {name: parts for name, parts in of.items() if parts}
+    ensemble = there.pop("ensemble")
+    found = {name: paired(ensemble, baseline) for name, baseline in there.items()}
+    if {"map", "map_ensemble"} <= set(there):
+        found["map_ensemble_less_map"] = paired(there["map_ensemble"], there["map"])
+    return found
