@@ -26,6 +26,7 @@ from bayeslora.diagnostics.relaxation import Relaxation, relaxations, too_short
 from bayeslora.errors import require
 from bayeslora.factories import naming, offer, settings_of
 from bayeslora.likelihood import NOISE, Likelihood
+from bayeslora.models.checkpoint import Checkpoint
 from bayeslora.potential import Potential, Prior, last_match
 from bayeslora.rng import generator, seeded
 from bayeslora.runs.identity import Fingerprint, identify, named, put_fixed
@@ -58,6 +59,8 @@ class Experiment:
         make_ood: loads the dataset that `evaluate.ood` names.
         callbacks, loggers: factories by name, which take what of a run they ask for (see `factories.offer`).
         record: all of it as plain values, which `config.yaml` holds and repeated runs are compared by.
+        checkpoint: weights with which all chains begin; None: with those that the model is made with.
+        trained: whether these are somebody's, which are the MAP baseline where there is no warm-up.
         flat: how a `Stack` runs the model, as its trial step showed; None: as its structure says.
         fingerprint: what the models of all chains share; None where it was not looked at.
         fixed: the run's own values of tensors that are not sampled and are drawn at random.
@@ -82,6 +85,8 @@ class Experiment:
     make_ood: Callable[[], Data] | None = None
     callbacks: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
     loggers: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
+    checkpoint: Checkpoint | None = None
+    trained: bool = False
     flat: bool | None = None
     fingerprint: Fingerprint | None = None
     fixed: Mapping[str, Tensor] = field(default_factory=dict)
@@ -149,9 +154,14 @@ class Experiment:
         return 0.0 if self._sampler(self.potential.kT(self.temperature)).kT == 0 else float(self.temperature)
 
     @property
-    def map_step(self) -> int:
-        """Steps after which a chain is at the MAP baseline: its warm-up's, or all of them where all is at T = 0."""
-        return self.plan.warmup if self.effective_temperature else self.plan.total
+    def map_step(self) -> int | None:
+        """Steps after which a chain is at the MAP baseline: its warm-up's, or all of them where all is at T = 0.
+
+        None where there is no baseline: no warm-up, and initial weights that are nobody's.
+        """
+        if not self.effective_temperature:
+            return self.plan.total
+        return self.plan.warmup if self.plan.warmup or self.trained else None
 
     def _sampler(self, kT: float) -> Sampler:
         """The sampler of a dummy parameter."""
@@ -176,7 +186,7 @@ class Experiment:
             ConfigError: what is not sampled of it is not what the run has.
         """
         with seeded(self.seed, chain, 0, "init"):
-            model = self.make()
+            model = self._begun(self.make())
         put_fixed(model, self.fixed)
         differences = Fingerprint.of(model).differences(self.fingerprint) if self.fingerprint else []
         require(not differences, f"model: chain {chain} differs from the run's: {named(differences)}")
@@ -194,7 +204,13 @@ class Experiment:
             return data
         from bayeslora.models.prefix import with_prefix
 
-        return with_prefix(data, self.make(data).to(self.device), self.device)
+        return with_prefix(data, self._begun(self.make(data)).to(self.device), self.device)
+
+    def _begun(self, model: nn.Module) -> nn.Module:
+        """The model with the weights of `checkpoint`, if there is one."""
+        if self.checkpoint is not None:
+            self.checkpoint.load_into(model)
+        return model
 
     def identified(self, run: RunDirectory) -> Experiment:
         """The experiment with what the models of all chains share (`fingerprint`), and what they take from `fixed`.

@@ -54,8 +54,8 @@ def sample(
 
     Args:
         model: maps a batch of inputs to logits [B, C] (classes) or means [B, D] (regression). A module: every chain
-            begins with its weights. A function that makes one: every chain with its own, drawn under the chain's seed,
-            which lets R-hat see more.
+            begins with its weights, which with `warmup=0` are the MAP baseline. A function that makes one: every chain
+            with its own, drawn under the chain's seed, which lets R-hat see more.
         dataset: map-style, of (input, target) items, or a pair of tensors (inputs, targets). Whole-number targets are
             classes, floats are real numbers, which take the model's precision, float32 or float64. Read into memory
             once, so random augmentation in it happens once.
@@ -184,7 +184,7 @@ def _experiment(
     problems.raise_if_any()
     experiment = Experiment(
         name, seed, temperature, make_model, partial(_given, data), likelihood, prior, make_sampler, make_warmup,
-        settings, trainer, evaluation, record, callbacks=callbacks,
+        settings, trainer, evaluation, record, callbacks=callbacks, trained=isinstance(make_model.args[0], nn.Module),
     ).holding(data)  # fmt: skip
     check_fit(experiment)
     return experiment

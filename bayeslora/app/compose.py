@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from difflib import get_close_matches
 from functools import partial
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from bayeslora.app.config import CONF_DIR, Form, factory, instantiate, members
+from bayeslora.app.config import CONF_DIR, Form, apart, factory, instantiate, members
 from bayeslora.atomic import user_path
 from bayeslora.codec import decode
 from bayeslora.compatibility import check_fit, check_model_settings, check_sampler, check_warmup
@@ -19,9 +20,12 @@ from bayeslora.datasets.base import Data
 from bayeslora.errors import ConfigError, require
 from bayeslora.experiment import Experiment, check_temperature, load_data, made_data
 from bayeslora.likelihood import Categorical, Likelihood
+from bayeslora.models.checkpoint import Checkpoint
 from bayeslora.runs.directory import RunDirectory, relocated
 from bayeslora.runs.trust import names
 from bayeslora.settings import ChainSettings, Evaluation, TrainerSettings, check_together
+
+log = logging.getLogger(__name__)
 
 
 def to_experiment(cfg: DictConfig, run: RunDirectory | None = None) -> Experiment:
@@ -54,6 +58,7 @@ def to_experiment(cfg: DictConfig, run: RunDirectory | None = None) -> Experimen
     collect("sampler", lambda: _checked(factory(usable.sampler), partial(check_sampler, seed=usable.seed)))
     collect("warmup", lambda: _checked(factory(usable.chain.warmup.optimizer), check_warmup), "chain.warmup.optimizer")
     collect("model", lambda: _checked(factory(cfg.model), partial(check_model_settings, target=cfg.model._target_)))
+    collect("checkpoint", lambda: checkpoint(cfg), "model")
     collect("likelihood", lambda: _likelihood(cfg))
     collect("ood", lambda: _second_dataset(cfg, parts["evaluation"]) if "evaluation" in parts else None)
     if run is not None and usable is cfg:
@@ -75,6 +80,8 @@ def to_experiment(cfg: DictConfig, run: RunDirectory | None = None) -> Experimen
         evaluation=parts["evaluation"],
         record=plain(cfg),
         make_ood=parts["ood"],
+        checkpoint=parts["checkpoint"],
+        trained=parts["checkpoint"] is not None,
         callbacks={name: factory(node) for name, node in members(cfg.callbacks).items()},
         loggers={name: factory(node) for name, node in members(cfg.logger).items()},
     )
@@ -110,6 +117,10 @@ def recorded_settings(
         dataset = config["dataset"]
         require("path" in dataset, f"dataset.path={data_path}: {dataset['_target_']} is read from no path")
         dataset["path"] = str(user_path(data_path))
+    begun = config["model"].get("checkpoint") if isinstance(config.get("model"), dict) else None
+    if isinstance(begun, str) and not Path(begun).is_file():
+        log.warning("model.checkpoint=%s is there no more: what the run did not sample is as the model makes it", begun)
+        config["model"]["checkpoint"] = None  # the draws have all that is sampled
     config["evaluate"] = {
         **config.get("evaluate", {}),
         **{key: one for key, one in evaluate.items() if one is not None},
@@ -120,6 +131,21 @@ def recorded_settings(
 def plain(cfg: DictConfig) -> dict[str, Any]:
     """The configuration resolved to plain Python."""
     return OmegaConf.to_container(cfg, resolve=True)  # type: ignore[return-value]
+
+
+def checkpoint(cfg: DictConfig) -> Checkpoint | None:
+    """The weights that `model.checkpoint` names; the digest of what they are now is noted beside it.
+
+    Raises:
+        ConfigError: there is no such file.
+        DataError: it cannot be read, or is not that of a run's beginning.
+    """
+    beside = apart(cfg.model) if "_target_" in cfg.model else {}
+    if beside.get("checkpoint") is None:
+        return None
+    file = Checkpoint(str(beside["checkpoint"]), beside.get("checkpoint_digest")).with_digest()
+    OmegaConf.update(cfg, "model.checkpoint_digest", file.digest, force_add=True)
+    return file
 
 
 def _checked(make: Callable[..., Any], check: Callable[[Callable[..., Any]], None]) -> Callable[..., Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import pkgutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
@@ -50,6 +51,9 @@ GROUPS = ("experiment", "search", "size", "optimizer")
 
 PARTS = ("dataset", "model", "sampler", "prior", "likelihood")
 """Keys that hold a `_target_` and its settings, and the groups they are chosen from."""
+
+APART = ("checkpoint", "checkpoint_digest")
+"""Keys of `model` beside the arguments of what it names, unless that takes them: see `models.checkpoint`."""
 
 IN_PYTHON = "bayeslora.datasets.in_memory.InPython"
 """The dataset that runs of `bayeslora.sample` record."""
@@ -150,13 +154,20 @@ def check_target(node: Any, path: str) -> Iterator[str]:
     if not callable(target):
         yield f"{path}._target_={node['_target_']} is a {type(target).__name__}; name a class or function in it"
         return
-    settings = {str(key): node[key] for key in node if not str(key).startswith("_")}
+    settings = {str(key): node[key] for key in node if not str(key).startswith("_") and key not in apart(node)}
     yield from check_arguments(target, settings, path)
 
 
 def members(group: Mapping[Any, Any] | None) -> dict[str, DictConfig]:
     """The nodes of a group of named ones (`callbacks`, `logger`), without those that are null, which are turned off."""
     return {str(name): node for name, node in (group or {}).items() if node is not None}
+
+
+def apart(node: DictConfig) -> dict[str, Any]:
+    """What a node says beside the arguments of what it names (`APART`)."""
+    said = {key: node[key] for key in APART if key in node}
+    taken = inspect.signature(pkgutil.resolve_name(node["_target_"])).parameters if said else {}
+    return {key: value for key, value in said.items() if key not in taken}
 
 
 def factory(node: DictConfig) -> partial[Any]:
@@ -169,6 +180,9 @@ def instantiate(node: DictConfig, **kwargs: Any) -> Any:
     from hydra.errors import InstantiationException
     from hydra.utils import instantiate as hydra_instantiate
 
+    if beside := apart(node):
+        settings: Any = OmegaConf.to_container(node, resolve=True)
+        node = OmegaConf.create({key: value for key, value in settings.items() if key not in beside})
     try:
         return hydra_instantiate(node, _convert_="all", **kwargs)
     except InstantiationException as error:

@@ -30,10 +30,14 @@ def set_run_dir(cfg: DictConfig) -> None:
 def set_paths(cfg: DictConfig) -> None:
     """Make `~` the home, and a dataset's path that is there absolute: the run is evaluated from anywhere."""
     cfg.run_dir = str(user_path(str(cfg.run_dir)))
-    for key in ("dataset.path", "evaluate.reference", "evaluate.ood_path"):
+    for key in ("dataset.path", "evaluate.reference", "evaluate.ood_path", "model.checkpoint"):
         if isinstance(path := OmegaConf.select(cfg, key, throw_on_missing=False), str):
             place = user_path(path)
             OmegaConf.update(cfg, key, str(place.absolute()) if place.exists() else str(place))
+    from bayeslora.app.compose import checkpoint
+
+    with suppress(ConfigError):  # which the check of the whole configuration reports
+        checkpoint(cfg)
 
 
 def _resumed(cfg: DictConfig, named: bool) -> Path:

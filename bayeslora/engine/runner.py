@@ -237,7 +237,8 @@ class ChainRunner:
     def _lacks_map(self, chain: int, step: int) -> bool:
         """Whether a chain's MAP baseline should be there after `step` steps and is not, or is damaged."""
         before = self.run.root / MAP_FILE  # runs of before kept chain 0's there, and no other
-        if not 0 < self.experiment.map_step <= step or before.exists():
+        map_step = self.experiment.map_step
+        if map_step is None or map_step > step or before.exists() or (map_step == 0 and chain != 0):
             return False
         try:
             read_baseline(self.run.map_file(chain))

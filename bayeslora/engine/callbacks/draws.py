@@ -41,7 +41,7 @@ class DrawCollector(Callback):
         stores: where the draws go, one store a chain, in the module's order.
         probe: the probe set, a fixed subset of the training data.
         map_files: where the chains' MAP baselines go, in the order of the stores.
-        map_step: after how many steps the state is the MAP baseline.
+        map_step: after how many steps the state is the MAP baseline, which may be 0; None: never.
         validation: held-out examples on which every draw is scored, or None.
         loggers: to whom every draw's scalars go too, or None.
         sources: what else gives scalars of a draw.
@@ -52,7 +52,7 @@ class DrawCollector(Callback):
         stores: Sequence[DrawStore],
         probe: Probe,
         map_files: Sequence[Path] = (),
-        map_step: int = 0,
+        map_step: int | None = None,
         *,
         validation: Probe | None = None,
         loggers: ChainLoggers | None = None,
@@ -66,6 +66,10 @@ class DrawCollector(Callback):
 
     def on_train_start(self, trainer: Trainer, module: SamplingModule) -> None:  # type: ignore[override]  # noqa: ARG002
         self.kept = module.plan.draws_by(module.steps_taken)
+        if module.steps_taken == self.map_step == 0:  # all chains begin there
+            for file, store, state in zip(self.map_files, self.stores, module.chain.states(), strict=False):
+                if store.chain == 0:
+                    write_baseline(file, state, 0, 0)
 
     def on_train_batch_end(self, trainer: Trainer, module: SamplingModule, *_: Any) -> None:  # type: ignore[override]
         """Keep what the plan wants kept after this step."""
