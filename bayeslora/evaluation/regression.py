@@ -111,6 +111,7 @@ class RegressionPass:
         singles: scores of each chain's single draws, by name.
         probes: predictive means of each chain's draws on the probe set, [P, D].
         curve: scores of the ensemble of the first `draws` draws.
+        point: the MAP baseline's density, once it was asked.
     """
 
     def __init__(self, experiment: Experiment, loader: Loader, probe: Loader, targets: Tensor) -> None:
@@ -122,6 +123,7 @@ class RegressionPass:
         )
         self.targets = self.mean + self.std * targets.double()
         self.whole = NormalMixture(self.targets)
+        self.point: NormalMixture | None = None
         self.by_chain: dict[int, NormalMixture] = {}
         self.singles: dict[int, dict[str, list[float]]] = {}
         self.probes: dict[int, list[np.ndarray]] = {}
@@ -190,9 +192,9 @@ def run_through(posterior: Posterior, experiment: Experiment) -> RegressionPass:
 def summarise(work: RegressionPass, posterior: Posterior, series: Series, experiment: Experiment) -> Results:
     """Results without criteria and provenance; what needs classes is absent, with the reason."""
     baseline = posterior.map_model()
-    point = None if baseline is None else work.mixture([baseline])
+    work.point = None if baseline is None else work.mixture([baseline])
     ends = work.mixture(posterior.map_models())
-    compared = {"ensemble": work.whole, "map": point, "map_ensemble": ends if ends.count > 1 else None}
+    compared = {"ensemble": work.whole, "map": work.point, "map_ensemble": ends if ends.count > 1 else None}
     scored = {name: None if one is None else scores(one, work.targets) for name, one in compared.items()}
     chains, asked = work.chains, experiment.evaluation
     densities = [work.by_chain[chain].normals for chain in chains]

@@ -295,9 +295,10 @@ class Criterion:
         """The value in words, a difference with its standard error."""
         if self.value is None:
             return "–"
-        error = "" if self.se is None else f" ± {self.se:.1g}"
-        tie = ", a tie," if Difference(self.value, self.se).tie else ""
-        return f"{self.value:.4g}{error}{tie}"
+        if self.se is None:
+            return f"{self.value:.4g}"
+        tie = " (a tie)" if Difference(self.value, self.se).tie else ""
+        return f"{self.value:.3g} ± {self.se:.1g}{tie}"
 
 
 @dataclass(frozen=True)

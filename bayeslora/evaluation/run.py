@@ -83,4 +83,4 @@ def write_report(
     """Write `diagnostics.nc` and `report/`; print the table, what became of the criteria, and where the report is."""
     data = report_data(run, experiment, predictions, series, results)
     to_inference_data(data.series, run.diagnostics_file, predictions.probe_arrays)
-    print_summary(results, write_page(data, run.report))
+    print_summary(results, write_page(data, run.report), data.next)

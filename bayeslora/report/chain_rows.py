@@ -62,7 +62,7 @@ def scalar_rows(results: Results, grouped: bool = True) -> list[ScalarRow]:
     if not grouped:
         return table + [_row(results, name, scalars[name]) for name in scalars if name not in alone]
     groups = {group: [scalars[name] for name in scalars if name.startswith(f"{group}/")] for group in WEIGHT_SPACE}
-    return table + [_worst(group, members) for group, members in groups.items() if members]
+    return table + [_worst(results, group, members) for group, members in groups.items() if members]
 
 
 def rhat_limit(results: Results, name: str) -> float:
@@ -141,10 +141,10 @@ def _row(results: Results, name: str, values: Convergence) -> ScalarRow:
     """The line of one scalar."""
     weight_space = name.partition("/")[0] in WEIGHT_SPACE
     label = LABELS.get(name, name.replace("_", " ").capitalize())
-    return _shown(label, values, _weight_reading(values) if weight_space else _reading(results, name, values))
+    return _shown(label, values, _weight_reading(results, values) if weight_space else _reading(results, name, values))
 
 
-def _worst(group: str, members: Sequence[Convergence]) -> ScalarRow:
+def _worst(results: Results, group: str, members: Sequence[Convergence]) -> ScalarRow:
     """The line of a group: the largest R-hat and the smallest ESS."""
     missing = sum(finite_or_none(member.rhat) is None for member in members)
     reasons = listed(sorted({member.reason for member in members if member.reason})) or "no reason"
@@ -154,7 +154,7 @@ def _worst(group: str, members: Sequence[Convergence]) -> ScalarRow:
         ess_tail=min((ess for m in members if (ess := finite_or_none(m.ess_tail)) is not None), default=None),
         reason=f"R-hat of {missing} of {len(members)} is not known ({reasons})" if missing else None,
     )
-    return _shown(f"{WEIGHT_SPACE[group]}, worst of {len(members)}", values, _weight_reading(values))
+    return _shown(f"{WEIGHT_SPACE[group]}, worst of {len(members)}", values, _weight_reading(results, values))
 
 
 def _shown(label: str, values: Convergence, reading: str) -> ScalarRow:
@@ -162,11 +162,19 @@ def _shown(label: str, values: Convergence, reading: str) -> ScalarRow:
     return ScalarRow(label, rhat, number(values.ess_bulk, ",.0f"), number(values.ess_tail, ",.0f"), mcse, reading)
 
 
-def _weight_reading(values: Convergence) -> str:
-    """What diagnostics in weight space say: nothing that decides."""
+def _weight_reading(results: Results, values: Convergence) -> str:
+    """What diagnostics in weight space say: nothing that decides, and whether that matters for predictions."""
     words = []
-    if values.rhat is not None:
-        words.append("chains agree here too" if values.rhat <= RHAT_LIMIT else "weights differ between chains")
+    if values.rhat is not None and values.rhat <= RHAT_LIMIT:
+        words.append("chains agree here too")
+    elif values.rhat is not None:
+        rhat = deciding(results).get("function_space", (None, None))[0]
+        matters = {
+            None: "whether predictions do is not known",
+            True: "predictions agree, so it does not matter for them",
+            False: "predictions are not shown to agree either, so it matters",
+        }[None if rhat is None else rhat <= rhat_limit(results, "function_space")]
+        words.append(f"weights differ between chains; {matters}")
     return sentence("; ".join([*words, *([values.reason] if values.reason else [])])).removesuffix(".")
 
 

@@ -11,11 +11,13 @@ import numpy as np
 from bayeslora.diagnostics.calibration import scaled
 from bayeslora.diagnostics.metrics import Reliability, reliability
 from bayeslora.evaluation.predictions import Predictions
-from bayeslora.evaluation.regression import ABSENT, LEVELS, RegressionPass
-from bayeslora.evaluation.results import Results, TemperedMap, score
+from bayeslora.evaluation.regression import ABSENT, RegressionPass
+from bayeslora.evaluation.results import Results, TemperedMap
 from bayeslora.evaluation.series import Series, by_scalar
 from bayeslora.report.classes import ClassRow, class_rows
 from bayeslora.report.gallery import Gallery, Shown, confident_errors, most_uncertain
+from bayeslora.report.next_step import Step, next_step
+from bayeslora.report.reals import Reals
 from bayeslora.report.words import run_notes, run_settings, run_title
 
 if TYPE_CHECKING:
@@ -41,7 +43,9 @@ class ReportData:
         classes: the results of each class, in their order.
         uncertain, errors: the examples that draws disagree about most, and the most confident errors.
         notes: warnings for the top of the page.
+        reals: predictions of a regression, in the place of classes, diagrams and examples.
         absent: why there are no tables and figures of classes.
+        next: what to do next: why, and a command to paste; None where nothing is known of the run.
     """
 
     title: str
@@ -58,7 +62,9 @@ class ReportData:
     uncertain: Gallery = field(default_factory=lambda: Gallery(missing="no predictions were recorded"))
     errors: Gallery = field(default_factory=lambda: Gallery(missing="no predictions were recorded"))
     notes: list[str] = field(default_factory=list)
+    reals: Reals | None = None
     absent: str = "no predictions were recorded"
+    next: Step | None = None
 
     @property
     def draws(self) -> int:
@@ -91,13 +97,10 @@ def report_data(
             name: [np.asarray(draws[name]) for draws in predictions.draw_scores] for name in predictions.draw_scores[0]
         },
         notes=run_notes(run, experiment),
+        next=next_step(results, experiment, run),
     )
     if isinstance(predictions, RegressionPass):
-        shares = [(score(results.ensemble, f"coverage_{level}") or 0.0, level) for level in LEVELS]
-        covered = ", ".join(f"{100 * share:.1f} % in the central {level} %" for share, level in shares)
-        data.notes.insert(0, f"Of the targets lie, by the ensemble: {covered} interval.")
-        data.uncertain = data.errors = Gallery(missing=ABSENT)
-        data.absent = ABSENT
+        data.reals, data.absent = Reals.of(predictions), ABSENT
         return data
     split = experiment.evaluation.split
     shown = Shown(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,12 +10,14 @@ from matplotlib.figure import Figure
 
 from bayeslora.diagnostics.convergence import convergence, growth
 from bayeslora.evaluation.results import Criterion, ReferenceFidelity
-from bayeslora.report import mixing, plots
+from bayeslora.report import mixing, plots, reals
 from bayeslora.report.data import ReportData
+from bayeslora.report.reals import Reals
 from bayeslora.report.shift_rows import corruption_curves
 from bayeslora.report.style import Curve, finite, png
 from bayeslora.report.table import ALL_COLUMNS
 from bayeslora.report.temperature import temperature_figure
+from bayeslora.report.vector import svg
 from bayeslora.report.words import listed
 
 SCALARS = {"potential": ("Potential", "potential (nats)"), "l2_norm": ("Parameter norm", "parameter norm")}
@@ -25,7 +26,7 @@ SCALARS = {"potential": ("Potential", "potential (nats)"), "l2_norm": ("Paramete
 
 @dataclass(frozen=True)
 class Plot:
-    """A figure of the page: its file's name, caption and content; or, in words, why there is none.
+    """A figure of the page: its file's name, caption and content, twice; or, in words, why there is none.
 
     One that was not asked for has neither.
     """
@@ -34,20 +35,17 @@ class Plot:
     title: str
     caption: str
     png: bytes | None
+    svg: str
     missing: str
-
-    @property
-    def source(self) -> str:
-        """The image as a data address."""
-        return f"data:image/png;base64,{base64.b64encode(self.png or b'').decode()}"
 
 
 def figures(data: ReportData) -> dict[str, list[Plot]]:
     """All figures by section."""
+    predictions = [_reliability(data)] if data.reals is None else _of_reals(data.reals)
     return {
-        "predictions": [_cumulative(data), _reliability(data)],
+        "predictions": [_cumulative(data), *predictions],
         "convergence": [*_traces(data), *_ranks(data), _growth(data), _autocorrelation(data), _temperature(data)],
-        "uncertainty": [_selective(data)],
+        "uncertainty": [_selective(data)] if data.reals is None else [],
         "corruptions": [_corruptions(data)],
         "reference": [_fidelity(data)],
     }
@@ -55,7 +53,9 @@ def figures(data: ReportData) -> dict[str, list[Plot]]:
 
 def _plot(name: str, title: str, caption: str, figure: Figure | None, missing: str) -> Plot:
     """A plot from its figure, which may be None."""
-    return Plot(name, title, caption, None if figure is None else png(figure), missing)
+    if figure is None:
+        return Plot(name, title, caption, None, "", missing)
+    return Plot(name, title, caption, png(figure), svg(figure, name, title), missing)
 
 
 def _cumulative(data: ReportData) -> Plot:
@@ -104,10 +104,39 @@ def _reliability(data: ReportData) -> Plot:
     return _plot(
         "reliability",
         "Reliability, before and after",
-        "Bars below the diagonal: overconfident; above: underconfident. Beneath: the share of examples a bar has.",
+        "Bars below the diagonal: overconfident; above: underconfident. The more examples a bar holds, the stronger its"
+        " colour; beneath, its share.",
         plots.reliability(data.reliability),
         data.absent,
     )
+
+
+def _of_reals(found: Reals) -> list[Plot]:
+    several = f" The first {reals.MAX_SHOWN:,} examples." if len(found.truth) > reals.MAX_SHOWN else ""
+    return [
+        _plot(
+            "predicted",
+            "Predicted against true",
+            f"Points on the line are right; 95 % of the bars, ± 2 predictive sd, should reach it.{several}",
+            reals.predicted(found),
+            "",
+        ),
+        _plot(
+            "residuals",
+            "Residuals",
+            "True less predicted, in predictive standard deviations: without pattern along the axis, 95 % within the"
+            f" dashed lines.{several}",
+            reals.residuals(found),
+            "",
+        ),
+        _plot(
+            "coverage",
+            "Coverage of the predictive intervals",
+            "Above the diagonal: intervals too wide, less sure than it should be; below: too narrow, too sure.",
+            reals.coverage(found),
+            "",
+        ),
+    ]
 
 
 def _traces(data: ReportData) -> list[Plot]:

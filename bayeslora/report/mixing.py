@@ -13,6 +13,7 @@ from matplotlib.ticker import EngFormatter, ScalarFormatter
 
 from bayeslora.diagnostics.convergence import autocorrelation, growth, rank_counts
 from bayeslora.report.style import (
+    BACKGROUND,
     INK,
     PALETTE,
     QUIET,
@@ -87,7 +88,8 @@ def ranks(series: Sequence[np.ndarray], chains: Sequence[int]) -> Figure | None:
     figure = new_figure(0.9 + 1.3 * rows)
     panels = figure.subplots(rows, 2, sharex=True, sharey=True, squeeze=False).ravel()
     for at, (panel, row) in enumerate(zip(panels, counts, strict=False)):
-        panel.bar((np.arange(bins) + 0.5) / bins, row, 1 / bins, color=color_of(at), edgecolor="white", linewidth=0.5)
+        middles = (np.arange(bins) + 0.5) / bins
+        panel.bar(middles, row, 1 / bins, color=color_of(at), edgecolor=BACKGROUND, linewidth=0.5)
         panel.axhline(expected, color=INK, linestyle="--", linewidth=1)
         panel.set_title(f"chain {chains[at]}", fontsize=10)
         panel.set(xlim=(0, 1), xlabel="rank among all draws" if at >= len(counts) - 2 else "")

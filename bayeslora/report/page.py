@@ -15,6 +15,30 @@ from bayeslora.report.figures import Plot, figures
 from bayeslora.report.temperature import measured_temperature_verdict
 from bayeslora.report.words import provenance_pairs
 
+TERMS: tuple[tuple[str, str, bool | None], ...] = (
+    ("MAP", "the end point of chain 0's warm-up: one network, without sampling", None),
+    ("MAP × K", "the warm-up ends of all K chains, their predictions averaged: a deep ensemble", None),
+    ("Draw", "one kept state of a chain; all draws of all chains are the ensemble", None),
+    ("NLL", "mean negative log of what was predicted for the truth, in nats per example", None),
+    ("ECE", "mean distance of accuracy from confidence, over 15 bins of confidence", False),
+    ("Brier score", "squared error of the probabilities, summed over classes: 0 to 2", False),
+    ("Mutual information", "what draws disagree about, of the entropy of a prediction, in nats", False),
+    ("RMSE", "root of the mean squared error of the predictive mean, in the target's unit", True),
+    (
+        "Calibration error",
+        "mean distance of the share of targets below each predictive quantile from what is due",
+        True,
+    ),
+    ("Predictive sd", "standard deviation of a prediction, noise included", True),
+    ("± of a difference", "its standard error over examples, paired; within two of them it is a tie", None),
+    ("Potential", "U(θ), the negative log posterior in nats", None),
+    ("R-hat", "spread between chains against spread within: 1 where they cannot be told apart", None),
+    ("ESS", "number of independent draws that the correlated ones are worth", None),
+    ("MCSE", "standard error of a mean over draws", None),
+    ("Temperature", "T = 1 samples the Bayes posterior, below 1 a colder one; measured block by block", None),
+)
+"""The glossary: a term, what it means, and whether it is of regressions (True), of classes (False), or of both."""
+
 
 def environment() -> Environment:
     """Templates of this folder, with all text escaped."""
@@ -66,7 +90,10 @@ def _page(data: ReportData, plots: Mapping[str, list[Plot]]) -> str:
         "problems": problems,
         "sentences": [words for words in sentences if words],
         "columns": table.columns(results),
-        "regression": results.task == "regression",
+        "regression": data.reals is not None,
+        "worst_predicted": [] if data.reals is None else data.reals.worst(),
+        "variance": shift_rows.variance_rows(results),
+        "terms": [(term, text) for term, text, real in TERMS if real in (None, data.reals is not None)],
         "rows": table.rows(results),
         "tempering": table.tempering(results),
         "criteria": table.criteria_rows(results),

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
@@ -17,6 +18,7 @@ from bayeslora.diagnostics.metrics import Reliability
 from bayeslora.evaluation.results import (
     Fidelity,
     FidelityCurve,
+    MapEnsemble,
     Results,
     Scores,
     Selective,
@@ -24,6 +26,7 @@ from bayeslora.evaluation.results import (
     score,
 )
 from bayeslora.report.style import (
+    BACKGROUND,
     INK,
     PALETTE,
     QUIET,
@@ -37,12 +40,14 @@ from bayeslora.report.style import (
     scale,
     whole_numbers,
 )
-from bayeslora.report.table import ALL_COLUMNS, COLUMNS, Column
+from bayeslora.report.table import ALL_COLUMNS, COLUMNS, Column, map_ensemble_label
 
-BAR: dict[str, Any] = {"facecolor": "#8fc3e6", "edgecolor": "white", "linewidth": 0.8}
+BAR: dict[str, Any] = {"facecolor": PALETTE[5], "edgecolor": BACKGROUND, "linewidth": 0.8}
 GAP: dict[str, Any] = {"facecolor": "none", "edgecolor": PALETTE[1], "linewidth": 0.9, "hatch": "/////"}
+PALEST = 0.15
+"""Opacity of a bar that holds hardly any of the examples."""
 BAND: dict[str, Any] = {"facecolor": PALETTE[0], "alpha": 0.18, "linewidth": 0}
-MAP_LINE, TEMPERED_LINE = (0, (5, 2)), (0, (1, 1.5))
+MAP_LINE, TEMPERED_LINE, ENDS_LINE = (0, (5, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2))
 SOURCES: dict[str, tuple[str, str, Any]] = {"map": (INK, "MAP", "--"), "ensemble": (PALETTE[0], "ensemble", "-")}
 
 
@@ -197,12 +202,14 @@ def _band(panel: Axes, curve: Curve, error: Curve | None) -> bool:
 
 
 def _levels(panel: Axes, column: Column, results: Results) -> None:
-    """MAP's value, and that with a fitted temperature, which leaves the accuracy as it is."""
-    tempered = None if column.key == "accuracy" else (results.map_tempered or TemperedMap()).scores
-    for scores, style in ((results.map, MAP_LINE), (tempered, TEMPERED_LINE)):
+    """The values of MAP, of MAP × K, and of MAP with a fitted temperature, which leaves the accuracy as it is."""
+    tempered = None if column.of_predicted_class else (results.map_tempered or TemperedMap()).scores
+    ends = (results.map_ensemble or MapEnsemble()).scores
+    levels = (results.map, INK, MAP_LINE), (tempered, INK, TEMPERED_LINE), (ends, PALETTE[2], ENDS_LINE)
+    for scores, color, style in levels:
         value = score(scores, column.key)
         if value is not None and np.isfinite(value):
-            panel.axhline(value, color=INK, linestyle=style, linewidth=1)
+            panel.axhline(value, color=color, linestyle=style, linewidth=1)
 
 
 def _growth_handles(results: Results, banded: bool, chains: bool) -> list[Any]:
@@ -215,21 +222,26 @@ def _growth_handles(results: Results, banded: bool, chains: bool) -> list[Any]:
         handles.append(Line2D([], [], color=INK, linestyle=MAP_LINE, linewidth=1, label="MAP"))
     if (results.map_tempered or TemperedMap()).scores is not None:
         handles.append(Line2D([], [], color=INK, linestyle=TEMPERED_LINE, linewidth=1, label="MAP, scaled"))
+    if (results.map_ensemble or MapEnsemble()).scores is not None:
+        name = map_ensemble_label(results)
+        handles.append(Line2D([], [], color=PALETTE[2], linestyle=ENDS_LINE, linewidth=1, label=name))
     return handles
 
 
 def _calibration(panel: Axes, diagram: Reliability) -> None:
     """Bars of accuracy, the gap between accuracy and confidence outlined, and the diagonal of perfect calibration."""
     filled: Any = [
-        (left, right - left, accuracy, confidence)
-        for left, right, accuracy, confidence in zip(
-            diagram.edges[:-1], diagram.edges[1:], diagram.accuracy, diagram.confidence, strict=True
+        (left, right - left, accuracy, confidence, count)
+        for left, right, accuracy, confidence, count in zip(
+            diagram.edges[:-1], diagram.edges[1:], diagram.accuracy, diagram.confidence, diagram.count, strict=True
         )
         if accuracy is not None
     ]
-    left, width, accuracy, confidence = np.array(filled, dtype=np.float64).T
-    panel.bar(left, accuracy, width, align="edge", **BAR)
-    panel.bar(left, confidence - accuracy, width, bottom=accuracy, align="edge", **GAP)
+    left, width, accuracy, confidence, count = np.array(filled, dtype=np.float64).T
+    weight = PALEST + (1 - PALEST) * count / count.max()
+    shades, edges = ([to_rgba(color, w) for w in weight] for color in (BAR["facecolor"], GAP["edgecolor"]))
+    panel.bar(left, accuracy, width, align="edge", **BAR | {"facecolor": shades})
+    panel.bar(left, confidence - accuracy, width, bottom=accuracy, align="edge", **GAP | {"edgecolor": edges})
     panel.plot([0, 1], [0, 1], color=INK, linestyle="--", linewidth=1)
     panel.set(xlim=(0, 1), ylim=(0, 1))
 
@@ -237,8 +249,7 @@ def _calibration(panel: Axes, diagram: Reliability) -> None:
 def _histogram(panel: Axes, diagram: Reliability) -> None:
     """The share of examples in each confidence bin."""
     share = np.array(diagram.count) / sum(diagram.count)
-    panel.bar(
-        diagram.edges[:-1], share, np.diff(diagram.edges), align="edge", color=QUIET, edgecolor="white", linewidth=0.8
-    )
+    look: dict[str, Any] = {"color": QUIET, "edgecolor": BACKGROUND, "linewidth": 0.8}
+    panel.bar(diagram.edges[:-1], share, np.diff(diagram.edges), align="edge", **look)
     panel.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=" %"))
     panel.yaxis.set_major_locator(MaxNLocator(3))

@@ -29,6 +29,15 @@ def uncertainty_rows(results: Results, draws: int) -> Rows:
     return rows
 
 
+def variance_rows(results: Results) -> Rows:
+    """Mean predictive variance of a regression: in all, noise, and what draws disagree about; and the mean sd."""
+    variance, sd = results.uncertainty.variance, score(results.ensemble, "sharpness")
+    if variance is None:
+        return []
+    cells = [number(value, ".4g") for value in (variance.total, variance.aleatoric, variance.epistemic, sd)]
+    return [("Ensemble", cells)]
+
+
 def detection_rows(results: Results) -> Rows:
     """AUROC and AUPR of telling the second dataset from the run's own, by score."""
     found = results.ood

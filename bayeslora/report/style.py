@@ -16,7 +16,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter, ScalarFormatter
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#882255", "#666666")
 """Okabe and Ito's colours but yellow and black, and two more: told apart by the colour-blind, legible on white."""
 
-INK, QUIET = "#222222", "#8a8a8a"
+INK, QUIET, GRID, BACKGROUND = "#222222", "#8a8a8a", "#ececec", "#ffffff"
 STYLE: dict[Any, Any] = {
     "axes.edgecolor": QUIET,
     "axes.labelcolor": INK,
@@ -30,7 +30,7 @@ STYLE: dict[Any, Any] = {
     "figure.dpi": 160,
     "font.size": 10.5,
     "hatch.linewidth": 0.7,
-    "grid.color": "#ececec",
+    "grid.color": GRID,
     "legend.frameon": False,
     "legend.fontsize": 10,
     "xtick.color": INK,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich import box
 from rich.console import Console
@@ -15,6 +16,9 @@ from bayeslora.diagnostics.values import Difference
 from bayeslora.evaluation.criteria import failed
 from bayeslora.evaluation.results import DrawScore, FunctionSpace, MapEnsemble, Results, Scores, TemperedMap, score
 from bayeslora.report.words import MISSING, finite_or_none, number
+
+if TYPE_CHECKING:
+    from bayeslora.report.next_step import Step
 
 
 @dataclass(frozen=True)
@@ -46,7 +50,7 @@ class Column:
     @property
     def name(self) -> str:
         """The metric within a sentence."""
-        return "accuracy" if self.key == "accuracy" else self.title
+        return self.title if self.key in ("brier", "f1") or self.title.isupper() else self.title.lower()
 
 
 COLUMNS = (
@@ -61,7 +65,6 @@ REGRESSION = (
     Column("rmse", "RMSE"),
     Column("nll", "NLL"),
     Column("calibration_error", "Calibration error"),
-    Column("sharpness", "Predictive sd"),
 )
 ALL_COLUMNS = (*COLUMNS, *(column for column in REGRESSION if column.key != "nll"))
 
@@ -173,20 +176,23 @@ def results_table(results: Results) -> Table:
     table.add_column("", no_wrap=True)
     for column in columns(results):
         table.add_column(column.title, justify="right", no_wrap=True)
-    for row in rows(results):
-        if row.difference:
-            table.add_section()
-        table.add_row(row.label, *(Text(cell.text, style="bold" if cell.best else "") for cell in row.cells))
+    lines = rows(results)
+    for at, row in enumerate(lines):
+        before_differences = not row.difference and any(one.difference for one in lines[at + 1 : at + 2])
+        cells = [Text(cell.text, style="bold" if cell.best else "") for cell in row.cells]
+        label = row.label.removeprefix("Ensemble ") if row.difference else row.label  # for narrow terminals
+        table.add_row(label, *cells, end_section=before_differences)
     return table
 
 
-def print_summary(results: Results, page: Path) -> None:
-    """Print the table, what became of the criteria, and where the report is."""
+def print_summary(results: Results, page: Path, step: Step | None = None) -> None:
+    """Print the table, what became of the criteria, where the report is, and what to do next."""
     console = Console()
     if not console.is_terminal:
         console.width = 120  # a file has no width; the table must not be cut to a guess of it
     console.print(results_table(results))
-    for line in (*criteria_lines(results), f"report: {page}"):
+    following = [] if step is None else [f"next: {step.why}", f"  {step.command}"]
+    for line in (*criteria_lines(results), f"report: {page}", *following):
         console.print(line, soft_wrap=True, highlight=False, markup=False)
 
 

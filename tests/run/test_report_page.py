@@ -20,7 +20,9 @@ def test_a_run_has_a_report_with_every_part(finished: Path, tmp_path: Path, comm
     assert ended.code == 0, ended.err
     lines = ended.out.splitlines()
     criteria = next(at for at, line in enumerate(lines) if line.startswith("criteria: "))
-    assert len(lines) - 1 - criteria <= 4
+    report = next(at for at, line in enumerate(lines) if line.startswith("report: "))
+    assert report - criteria <= 4
+    assert lines[report + 1].startswith("next: ")
     assert re.fullmatch(r"criteria: \d of 9 met", lines[criteria])
     page = (folder / "report" / "index.html").read_text()
     for words in (

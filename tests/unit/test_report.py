@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from html import unescape
 from pathlib import Path
 from typing import Any
 
@@ -50,15 +51,34 @@ def test_the_report_is_one_page_and_a_picture_a_plot(written: Path) -> None:
 
 def test_the_page_stands_alone(written: Path) -> None:
     page = Page(written)
-    assert all(address.startswith(("data:", "#")) for address in page.addresses)
-    assert page.tags.count("img") == len(PNGS) + 12 + 6
-    assert "script" not in page.tags
-    assert not re.search(r"https?://|@import|url\(", written.read_text(encoding="utf-8"))
+    assert {address for address in page.addresses if not address.startswith(("data:", "#"))} == {"../metrics.json"}
+    assert page.tags.count("img") == 12 + 6
+    assert (page.tags.count("script"), page.tags.count("svg")) == (1, len(PNGS))
+    assert not re.search(r"https?://|@import|url\((?!#)", written.read_text(encoding="utf-8"))
+
+
+def test_figures_follow_the_pages_colours_and_hold_what_they_tell(written: Path) -> None:
+    content = written.read_text(encoding="utf-8")
+    pictures = re.findall(r"<svg.*?</svg>", content, flags=re.DOTALL)
+    for picture in pictures:
+        assert "var(--ink)" in picture
+        assert "#222222" not in picture
+    colours = {name for picture in pictures for name in re.findall(r"var\((--\w+)\)", picture)}
+    for theme in re.findall(r":root \{(.*?)\}", content)[:2]:  # light and dark
+        assert colours <= set(re.findall(r"(--\w+):", theme))
+    trace = next(picture for picture in pictures if 'aria-label="Potential of the draws"' in picture)
+    (panel, *_) = json.loads(unescape(re.search(r'data-panels="(.*?)"', trace)[1]))
+    assert panel["labels"] == ["step", "potential (nats)"]
+    assert [mark[0] for mark in panel["marks"]] == ["chain 0", "chain 1"]
+    told = series([100, 100])[0]
+    assert panel["marks"][0][1] == told["step"].tolist()
+    assert panel["marks"][0][2] == pytest.approx(told["potential"], rel=1e-4)
 
 
 def test_every_link_within_the_page_has_its_place(written: Path) -> None:
     content = written.read_text(encoding="utf-8")
-    links, places = set(re.findall(r'href="#(\w+)"', content)), set(re.findall(r'id="(\w+)"', content))
+    links = set(re.findall(r'<a href="#(\w+)"', content))
+    places = set(re.findall(r'<h2 id="(\w+)"', content))
     assert links == places
     assert {"predictions", "criteria", "convergence", "classes", "uncertainty", "examples", "provenance"} <= links
 
@@ -91,7 +111,7 @@ def test_hostile_text_is_shown_and_not_run(tmp_path: Path) -> None:
     found = data(title=hostile, notes=[hostile], settings=[(hostile, hostile)])
     changed(found, provenance={"command": hostile, hostile: {hostile: hostile}})
     page = Page(write_page(found, tmp_path))
-    assert "script" not in page.tags
+    assert page.tags.count("script") == 1  # the page's own
     assert page.text.count(hostile) >= 7
 
 

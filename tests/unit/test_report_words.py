@@ -96,7 +96,7 @@ def test_the_terminal_table_has_the_rows_of_the_page() -> None:
     console.print(table.results_table(of(found)))
     text = console.export_text()
     for row in table.rows(of(found)):
-        assert row.label in text
+        assert row.label.removeprefix("Ensemble ") in text
         assert all(cell.text in text for cell in row.cells)
 
 
@@ -236,7 +236,10 @@ def test_weight_space_does_not_enter_the_verdict() -> None:
     rows = {row.label: row for row in chain_rows.scalar_rows(of(found))}
     worst = rows["Random projections, worst of 3"]
     assert (worst.rhat, worst.bulk, worst.mcse) == ("4.000", "7", "–")
-    assert worst.reading == "Weights differ between chains"
+    assert worst.reading == "Weights differ between chains; predictions agree, so it does not matter for them"
+    apart = found | {"diagnostics": found["diagnostics"] | rhats(function_space=1.4)["diagnostics"]}
+    rows_apart = {row.label: row for row in chain_rows.scalar_rows(of(apart))}
+    assert rows_apart["Random projections, worst of 3"].reading.endswith("so it matters")
     assert rows["Block norms, worst of 1"].reading == "R-hat of 1 of 1 is not known (the series is constant)"
     assert len(chain_rows.scalar_rows(of(found), grouped=False)) == 5
 

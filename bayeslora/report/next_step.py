@@ -1,0 +1,230 @@
+"""What to do next with a run: one command to paste, by which criterion failed and by how much."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from bayeslora.evaluation.criteria import AGAINST_MAP
+from bayeslora.evaluation.results import Criterion, Results
+from bayeslora.report.words import listed, percent
+from bayeslora.runs.directory import SCHEDULES_WITHOUT_END
+
+if TYPE_CHECKING:
+    from bayeslora.experiment import Experiment
+    from bayeslora.runs.directory import RunDirectory
+
+LONGEST = 8.0
+"""Factor on a run's length, or on its step size, beyond which another cure is looked for."""
+ROOM = 1.2
+"""What is taken more than what is just enough."""
+SAMPLE = {
+    "chain.num_draws": "draws", "chain.thin": "thin", "chain.burn_in": "burn_in", "chain.num_chains": "chains",
+    "sampler.lr": "lr", "sampler": "sampler", "temperature": "temperature", "run_dir": "run_dir",
+}  # fmt: skip
+"""Settings by their names as arguments of `bayeslora.sample`."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """What to do next.
+
+    Attributes:
+        why: a sentence.
+        command: to paste.
+    """
+
+    why: str
+    command: str
+
+
+def next_step(results: Results, experiment: Experiment, run: RunDirectory) -> Step:
+    """The cure of the criterion that stands in the way of the others; where all are met, the check of the step size.
+
+    Unfinished and diverged chains come first, then temperatures, then agreement of the chains, then scores.
+    """
+    settings = _Settings(results, experiment, str(run.root))
+    if "size=smoke" in settings.tokens:
+        return Step("This was a trial of a few steps. The run itself:", settings.command({"size": None}))
+    for store in map(run.store, range(experiment.chain.num_chains)):
+        if len(store) < experiment.plan.num_draws:
+            if any(event["event"] == "diverged" for event in store.events()):
+                smaller = {"sampler.lr": _rounded(settings.lr / 2)}
+                return Step(f"Chain {store.chain} diverged. At half the step size:", settings.command(smaller))
+            return Step("The run is not finished. It goes on with:", settings.command({}, longer=True))
+    if experiment.effective_temperature == 0:
+        sample = {"sampler": "sghmc", "temperature": 1.0, "sampler.momentum": None, "sampler.lr": None}
+        return Step("This is MAP. To sample the posterior around it:", settings.command(sample))
+    unmet = {name: one for name, one in results.criteria.items() if not one.passed}
+    return (
+        _cure_of_temperature(results, unmet, settings)
+        or _cure_of_chains(unmet, settings)
+        or _cure_of_scores(results, unmet, settings)
+        or Step(
+            "All criteria are met. Does half the step size give the same answer?",
+            f"python -m bayeslora.bias_check run_dir={shlex.quote(settings.root)}",
+        )
+    )
+
+
+@dataclass(frozen=True)
+class _Settings:
+    """The run's settings, and its command with other ones."""
+
+    results: Results
+    experiment: Experiment
+    root: str
+
+    @property
+    def tokens(self) -> list[str]:
+        """The arguments of its command; none where another program made it."""
+        found = shlex.split(self.results.provenance.command or "")
+        return found[found.index("bayeslora.train") + 1 :] if "bayeslora.train" in found else []
+
+    @property
+    def lr(self) -> float:
+        """The step size ε."""
+        value = self.experiment.component("sampler").arguments.get("lr")
+        return float(value) if isinstance(value, int | float) else math.nan
+
+    @property
+    def can_be_longer(self) -> bool:
+        """Whether draws can be added to the run as it is."""
+        chain = self.experiment.chain
+        return chain.schedule in SCHEDULES_WITHOUT_END and not chain.cycles
+
+    def command(self, changes: Mapping[str, Any], *, longer: bool = False, sweep: bool = False) -> str:
+        """The run's command with other settings (None: left out), on the run's own folder if `longer`."""
+        changes = dict(changes) | ({"run_dir": self.root} if longer else {})
+        if not self.results.provenance.command or not self.tokens:
+            return self._call(changes)
+        kept = []
+        for token in self.tokens:
+            key = token.lstrip("+").partition("=")[0]
+            if token not in ("-m", "--multirun") and key not in {*changes, "run_dir", "resume"}:
+                kept.append(self._of_this_job(token))
+        added = [f"{key}={value}" for key, value in changes.items() if value is not None]
+        return shlex.join(["python", "-m", "bayeslora.train", *(["-m"] if sweep else []), *kept, *added])
+
+    def _of_this_job(self, token: str) -> str:
+        """One of a sweep's values in the place of all."""
+        key, _, value = token.partition("=")
+        if "," not in value or value[:1] in "[{'\"":
+            return token
+        node: Any = self.experiment.record
+        for name in key.lstrip("+").split("."):
+            node = node.get(name) if isinstance(node, Mapping) else None
+        return token if node is None or isinstance(node, Mapping) else f"{key}={node}"
+
+    def _call(self, changes: Mapping[str, Any]) -> str:
+        """The same for a run of `bayeslora.sample`, and as settings for one of another program."""
+        there = {key: value for key, value in changes.items() if value is not None}
+        if str((self.experiment.record.get("dataset") or {}).get("_target_", "")).endswith("InPython"):
+            named = ", ".join(f"{SAMPLE[key]}={value!r}" for key, value in there.items() if key in SAMPLE)
+            return f"bayeslora.sample(…, {named})" if named else "bayeslora.sample(…)"
+        return f"python -m bayeslora.train … {shlex.join(f'{key}={value}' for key, value in there.items())}"
+
+
+def _cure_of_temperature(results: Results, unmet: Mapping[str, Criterion], settings: _Settings) -> Step | None:
+    """A smaller step for blocks that are too hot, a longer burn-in for those that are too cold."""
+    limit = unmet["temperature"].limit if "temperature" in unmet else None
+    off = [one.ratio - 1 for one in results.diagnostics.temperature.values() if one.status == "measured" and one.ratio]
+    if limit is None or not off or max(map(abs, off)) <= limit:
+        return None
+    chain, worst = settings.experiment.chain, max(off, key=abs)
+    if worst < 0:
+        longer = {"chain.burn_in": _count(4 * max(chain.burn_in, chain.thin))}
+        return Step(
+            f"A block is {percent(-worst, 0)} too cold: it has not forgotten its start. With four times the burn-in:",
+            settings.command(longer),
+        )
+    factor = min(LONGEST, max(1.5, worst / limit))
+    smaller = {
+        "sampler.lr": _rounded(settings.lr / factor),
+        "chain.burn_in": _count(factor * chain.burn_in),
+        "chain.thin": _count(factor * chain.thin),
+    }
+    return Step(
+        f"A block is {percent(worst, 0)} too hot, and heat falls with the step size. With ε / {factor:.2g} and"
+        f" {factor:.2g} times the steps:",
+        settings.command(smaller),
+    )
+
+
+def _cure_of_chains(unmet: Mapping[str, Criterion], settings: _Settings) -> Step | None:
+    """More draws where so many times as many would do; else longer burn-in and longer ways between draws."""
+    chain, limits = settings.experiment.chain, {n: c for n, c in unmet.items() if n.endswith(("_rhat", "_ess"))}
+    if not limits and "temperature" not in unmet:
+        return None
+    if chain.num_chains == 1:
+        return Step("One chain cannot be compared with any. With four:", settings.command({"chain.num_chains": 4}))
+    factors = {name: _length_for(name, one) for name, one in limits.items()}
+    factor = ROOM * max(factors.values(), default=2.0)
+    if factor > LONGEST:
+        worst = limits[max(factors, key=lambda name: factors[name])]
+        longer = {
+            "chain.burn_in": _count(4 * max(chain.burn_in, chain.thin)),
+            "chain.thin": _count(4 * chain.thin),
+        }
+        return Step(
+            f"{worst.title} is {worst.shown}, far from {worst.limit:g}: more of the same draws will not do. With four"
+            " times the burn-in and the steps between draws:",
+            settings.command(longer),
+        )
+    more = {"chain.num_draws": _count(factor * chain.num_draws)}
+    what = listed([one.title for one in limits.values()][:2]) or "The temperature of a block"
+    within = settings.can_be_longer
+    return Step(
+        f"{what} wants about {factor:.1f} times the draws. The run {'goes on' if within else 'again, longer,'} with:",
+        settings.command(more, longer=within),
+    )
+
+
+def _cure_of_scores(results: Results, unmet: Mapping[str, Criterion], settings: _Settings) -> Step | None:
+    """Temperatures, or priors, to choose from on a validation set."""
+    failed = [name for name in AGAINST_MAP if name in unmet]
+    if not failed or results.map is None:
+        return None
+    experiment = settings.experiment
+    data = experiment.record.get("dataset") or {}
+    changes: dict[str, Any] = {"evaluate.split": "validation"}
+    if "validation_size" in data and not data["validation_size"]:
+        held_out = max(1, len(experiment.data.train) // 10)
+        changes = {"dataset.validation_size": held_out} | changes
+    tied = (
+        all(results.differences.get("map", {})[AGAINST_MAP[name][0]].tie for name in failed)
+        if (results.differences.get("map"))
+        else False
+    )
+    stands = "is not told from MAP" if tied else "predicts worse than MAP"
+    if experiment.temperature == 1:
+        changes = {"temperature": "0.1,0.3,1"} | changes
+        what = "Colder posteriors, which are other targets, compared on held-out training examples:"
+    else:
+        variance = experiment.prior.variance
+        changes = {"prior.variance": ",".join(f"{_rounded(variance * by):g}" for by in (0.3, 1, 3))} | changes
+        what = "Other priors, compared on held-out training examples:"
+    return Step(f"The chains agree and their ensemble {stands}. {what}", settings.command(changes, sweep=True))
+
+
+def _length_for(name: str, one: Criterion) -> float:
+    """How many times as long chains would meet a limit: R-hat − 1 falls as 1 / n, ESS rises as n."""
+    if one.value is None or one.limit is None:
+        return 2.0
+    if name.endswith("_ess"):
+        return one.limit / max(one.value, 1e-9)
+    return (one.value - 1) / max(one.limit - 1, 1e-9)
+
+
+def _rounded(value: float) -> float:
+    """Two digits."""
+    return float(f"{value:.2g}")
+
+
+def _count(value: float) -> int:
+    """A whole number of two digits, not below the value."""
+    size = 10 ** max(0, math.floor(math.log10(max(value, 1))) - 1)
+    return math.ceil(round(value / size, 6)) * size

@@ -1,0 +1,110 @@
+"""What a report tells to do next: the cure of what failed, by how much it failed, as a command that composes."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bayeslora.app.compose import to_experiment
+from bayeslora.evaluation.criteria import judge
+from bayeslora.evaluation.results import Provenance, Results
+from bayeslora.experiment import Experiment
+from bayeslora.report.next_step import Step, next_step
+from bayeslora.runs.directory import RunDirectory
+from bayeslora.settings import Criteria
+from tests.cases import each
+from tests.run.tools import composed
+from tests.unit.test_criteria import content
+
+OWN = ("dataset=digits", "model=mlp", "chain.num_chains=2", "chain.num_draws=50", "chain.thin=10", "chain.burn_in=100")
+COMMAND = "python -m bayeslora.train experiment=template sampler.lr=0.05 run_dir=there"
+
+
+@pytest.fixture(scope="module")
+def experiment() -> Experiment:
+    return to_experiment(composed(*OWN))
+
+
+def step(experiment: Experiment, root: Path, command: str | None = COMMAND, draws: int = 50, **values: Any) -> Step:
+    """What to do next with a run of so many draws a chain and these values of its criteria."""
+    results = Results.from_json(content(**values))
+    results = replace(results, criteria=judge(results, Criteria()), provenance=Provenance(command))
+    run = RunDirectory(root)
+
+    class Stores(RunDirectory):
+        def store(self, chain: int) -> Any:
+            found = run.store(chain)
+            return type("Store", (), {"chain": chain, "events": found.events, "__len__": lambda _: draws})()
+
+    return next_step(results, experiment, Stores(root))
+
+
+@each(
+    ("values", "why", "added"),
+    [
+        ({"potential_ess": 100.0}, "2.4 times the draws", ["chain.num_draws=120"]),
+        ({"function_space_rhat": 1.02}, "2.4 times the draws", ["chain.num_draws=120"]),
+    ],
+)
+def test_chains_that_are_a_little_short_go_on(
+    experiment: Experiment, tmp_path: Path, values: dict[str, float], why: str, added: list[str]
+) -> None:
+    found = step(experiment, tmp_path, **values)
+    assert why in found.why
+    assert shlex.split(found.command)[3:] == ["experiment=template", "sampler.lr=0.05", *added, f"run_dir={tmp_path}"]
+
+
+@each(
+    ("values", "why", "added"),
+    [
+        ({"potential_rhat": 1.3}, "R-hat of the potential is 1.3", ["chain.burn_in=400", "chain.thin=40"]),
+        ({"temperature": 0.15}, "15\N{NO-BREAK SPACE}% too hot", ["chain.burn_in=300", "chain.thin=30"]),
+        ({"temperature": 4.0}, "With ε / 8 and 8 times", ["chain.burn_in=800", "chain.thin=80"]),
+        ({"temperature": -0.2}, "too cold", ["chain.burn_in=400"]),
+    ],
+)
+def test_chains_that_are_far_off_begin_anew_with_other_settings(
+    experiment: Experiment, tmp_path: Path, values: dict[str, float], why: str, added: list[str]
+) -> None:
+    found = step(experiment, tmp_path, **values)
+    assert why in found.why
+    tokens = shlex.split(found.command)
+    assert not any(token.startswith("run_dir=") for token in tokens)
+    assert set(added) <= set(tokens)
+    composed(*tokens[3:])  # no setting twice, none unknown
+    if (hot := values.get("temperature", 0)) > 0:
+        assert f"sampler.lr={0.05 / min(8, hot / 0.05):.2g}" in tokens
+
+
+def test_scores_below_map_ask_for_a_sweep_on_held_out_examples(experiment: Experiment, tmp_path: Path) -> None:
+    found = step(experiment, tmp_path, nll_above_map=0.1)
+    assert "predicts worse than MAP" in found.why
+    assert shlex.split(found.command)[3:] == [
+        "-m", "experiment=template", "sampler.lr=0.05", "temperature=0.1,0.3,1", "dataset.validation_size=143",
+        "evaluate.split=validation",
+    ]  # fmt: skip
+
+
+def test_where_all_is_met_the_step_size_is_checked(experiment: Experiment, tmp_path: Path) -> None:
+    assert step(experiment, tmp_path).command == f"python -m bayeslora.bias_check run_dir={tmp_path}"
+
+
+@each(
+    ("command", "draws", "why", "ends"),
+    [
+        (COMMAND, 20, "not finished", "experiment=template sampler.lr=0.05 run_dir="),
+        (COMMAND + " size=smoke", 50, "a trial", "experiment=template sampler.lr=0.05"),
+        ("python -m bayeslora.train -m experiment=template temperature=0.5,1", 20, "", "temperature=1.0 run_dir="),
+        (None, 20, "not finished", "python -m bayeslora.train … run_dir="),
+    ],
+)
+def test_runs_that_are_not_finished_trials_and_jobs_of_sweeps(
+    experiment: Experiment, tmp_path: Path, command: str | None, draws: int, why: str, ends: str
+) -> None:
+    found = step(experiment, tmp_path, command, draws)
+    assert why in found.why
+    assert found.command.replace("'", "").removesuffix(str(tmp_path)).endswith(ends)
