@@ -44,6 +44,7 @@ def compare(cfg: DictConfig) -> list[Compared]:
         raise ConfigError(f"unknown key {', '.join(unknown)}: compare takes {', '.join(sorted(KEYS))}")
     require(not OmegaConf.is_missing(cfg, "run_dirs"), "which runs? Give their folders: run_dirs=[outputs/…,outputs/…]")
     from rich.console import Console
+    from rich.text import Text
 
     from bayeslora.report.comparison import text_tables
 
@@ -51,9 +52,9 @@ def compare(cfg: DictConfig) -> list[Compared]:
     written = None if cfg.out_dir is None else write(runs, user_path(cfg.out_dir))
     console = Console()
     if not console.is_terminal:
-        console.width = 160  # a file has no width; the tables must not be cut to a guess of it
-    for part in text_tables(runs):
-        console.print(part, highlight=False)
+        console.width = 100  # a file has no width
+    for part in text_tables(runs, min(console.width, 100)):
+        console.print(part, highlight=False, soft_wrap=isinstance(part, Text))
     if written is not None:
         console.print(f"comparison: {written}", soft_wrap=True, highlight=False)
     return runs
@@ -65,7 +66,7 @@ def write(runs: Sequence[Compared], folder: Path) -> Path:
     from bayeslora.report.comparison import comparison_page, csv_text
 
     write_atomically(folder / "comparison.csv", csv_text(runs).encode())
-    return write_atomically(folder / "comparison.html", comparison_page(runs).encode())
+    return write_atomically(folder / "comparison.html", comparison_page(runs, folder).encode())
 
 
 def folders(run_dirs: str | Sequence[str]) -> list[Path]:
@@ -95,16 +96,18 @@ def read_runs(paths: Sequence[Path]) -> list[Compared]:
     Raises:
         DataError: what is wrong with each that cannot be read.
     """
+    from bayeslora.diagnostics.paired import EXAMPLES_FILE, read
     from bayeslora.evaluation.results import Results
-    from bayeslora.report.comparison import Compared, marks
+    from bayeslora.report.comparison import Compared, marks, named
 
     problems, runs = Problems(), []
     for mark, label, path in zip(marks(len(paths)), labels(paths), paths, strict=True):
         with problems.collect():
-            runs.append(Compared(mark, label, path, _config(path), Results.read(path / "metrics.json"), draws(path)))
+            config, results = _config(path), Results.read(path / "metrics.json")
+            runs.append(Compared(mark, label, path, config, results, draws(path), read(path / EXAMPLES_FILE)))
     if problems.found:
         raise DataError(*problems.found)
-    return runs
+    return named(runs)
 
 
 def labels(paths: Sequence[Path]) -> list[str]:

@@ -5,12 +5,20 @@ A score is a function (`OF`) of means over examples of some values [N, S], its p
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 
 from bayeslora.diagnostics.values import Difference
 
+EXAMPLES_FILE = "examples.npz"
+"""In a run directory: what each evaluated example adds to the ensemble's scores, and its target."""
+TARGETS = "targets"
+"""The one array of that file that is of no score."""
 Parts = Mapping[str, np.ndarray]
 """By score, what each example adds to it, [N, S]."""
 
@@ -37,6 +45,32 @@ def paired(one: Parts, other: Parts) -> dict[str, Difference]:
     Source: Efron & Stein (1981), "The jackknife estimate of variance".
     """
     return {name: _difference(name, one[name], other[name]) for name in one if name in other}
+
+
+def to_bytes(parts: Parts, targets: np.ndarray) -> bytes:
+    """The content of an `EXAMPLES_FILE`."""
+    buffer = io.BytesIO()
+    arrays: dict[str, Any] = {name: values.astype(np.float32) for name, values in parts.items()}
+    np.savez_compressed(buffer, **arrays, targets=targets)
+    return buffer.getvalue()
+
+
+def read(file: Path) -> dict[str, np.ndarray] | None:
+    """The arrays of an `EXAMPLES_FILE`, `targets` among them; None where there is none that can be read."""
+    try:
+        with np.load(file, allow_pickle=False) as content:
+            found = {str(name): np.asarray(content[name], dtype=np.float64) for name in content.files}
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile):
+        return None
+    whole = TARGETS in found and all(len(values) == len(found[TARGETS]) for values in found.values())
+    return found if whole else None
+
+
+def between(one: Mapping[str, np.ndarray] | None, other: Mapping[str, np.ndarray] | None) -> dict[str, Difference]:
+    """`paired` of two such files; empty where one is missing, or they are of other examples."""
+    if one is None or other is None or not np.array_equal(one[TARGETS], other[TARGETS]):
+        return {}
+    return paired({name: values for name, values in one.items() if name != TARGETS}, other)
 
 
 def value_of(name: str, parts: np.ndarray) -> np.ndarray:

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from bayeslora.diagnostics.fidelity import Fidelity, MeanFidelity, Reference, fidelity
-from bayeslora.diagnostics.metrics import metrics
+from bayeslora.diagnostics.metrics import metrics, parts
+from bayeslora.diagnostics.paired import to_bytes
 from bayeslora.diagnostics.uncertainty import Entropy, EntropySplit
 from bayeslora.posterior import Mixture, Posterior
 from bayeslora.posterior.predictive import log_probs
@@ -91,6 +92,10 @@ class Predictions:
     def num_draws(self) -> int:
         """Draws of all chains."""
         return sum(len(chain["nll"]) for chain in self.draw_scores)
+
+    def examples(self) -> bytes:
+        """What each example adds to the ensemble's scores, as a file."""
+        return to_bytes(parts(self.ensemble, self.targets), self.targets.numpy())
 
 
 class Pass:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bayeslora.diagnostics.paired import QUANTILES, value_of
+from bayeslora.diagnostics.paired import QUANTILES, to_bytes, value_of
 from bayeslora.errors import DivergedError
 from bayeslora.evaluation.baselines import differences, map_ensemble
 from bayeslora.evaluation.results import (
@@ -143,6 +143,10 @@ class RegressionPass:
     def probe_arrays(self) -> list[np.ndarray]:
         """Predictive means of each chain's draws on the probe set, [draws, P, D]."""
         return [np.stack(self.probes[chain]) for chain in self.chains]
+
+    def examples(self) -> bytes:
+        """What each example adds to the ensemble's scores, as a file."""
+        return to_bytes(parts(self.whole, self.targets), self.targets.numpy())
 
     def density(self, model: torch.nn.Module) -> tuple[Tensor, Tensor]:
         """Means and variances of one model, in the targets' own units."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from bayeslora.atomic import write_atomically
 from bayeslora.codec import decode
 from bayeslora.diagnostics.convergence import to_inference_data
 from bayeslora.errors import CriteriaError, DataError
@@ -46,6 +47,7 @@ def evaluate(run: RunDirectory, experiment: Experiment) -> Results:
         results = replace(results, provenance=provenance(run, experiment, results, series))
         results = replace(results, criteria=judge(results, experiment.evaluation.criteria))
         run.write_metrics(results.to_json())
+        write_atomically(run.examples_file, predictions.examples())
         write_report(run, experiment, predictions, series, results)
         log_evaluation(experiment, run, results)
     problems = failed(results.criteria)

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-import base64
 import csv
 import io
+import os
 import string
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from bayeslora.diagnostics.paired import between
+from bayeslora.diagnostics.values import Difference
 from bayeslora.evaluation.results import Criterion, DrawScore, MapEnsemble, Results, TemperedMap
 from bayeslora.report.table import Cell, Column, columns, entry, score_cells
 from bayeslora.report.temperature import temperature_cell
-from bayeslora.report.words import MISSING, finite_or_none, number
+from bayeslora.report.words import MISSING, finite_or_none, listed, number
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -32,6 +35,8 @@ PREDICTIONS = {
     "map_ensemble": "MAP × K, the deep ensemble of the chains' warm-up ends",
     "map_tempered": "MAP, scaled by a temperature fitted on validation",
 }
+LONGEST_NAME = 16
+"""Characters of a run's name in tables."""
 DIAGNOSTICS = {
     ("potential", "rhat"): ("Potential R-hat", ".3f"),
     ("potential", "ess_bulk"): ("Potential bulk ESS", ",.0f"),
@@ -56,6 +61,7 @@ class Compared:
         config: the content of `config.yaml`.
         results: the content of `metrics.json`.
         draws: by chain, the number of draws on disk.
+        examples: what each evaluated example adds to the ensemble's scores, if the run has it.
     """
 
     mark: str
@@ -64,6 +70,12 @@ class Compared:
     config: dict[str, Any]
     results: Results
     draws: dict[int, int]
+    examples: dict[str, np.ndarray] | None = None
+
+    @property
+    def report(self) -> Path:
+        """The page of its own report."""
+        return self.folder / "report" / "index.html"
 
     @property
     def title(self) -> str:
@@ -102,11 +114,49 @@ def marks(count: int) -> list[str]:
     return list(string.ascii_uppercase[:count]) if count <= 26 else [str(number) for number in range(1, count + 1)]
 
 
+def named(runs: Sequence[Compared]) -> list[Compared]:
+    """The runs under short names for tables: their own where these tell them apart, or what differs; else letters."""
+    names = [str(run.config.get("name")) for run in runs]
+    differing = settings_grid(runs)
+    if len(differing.rows) == 1:
+        key = differing.rows[0].rsplit(".", 1)[-1]
+        values = [f"{key}={cell.text}" for cell in differing.cells[0]]
+        names = names if _tell_apart(names) else values
+    short = names if _tell_apart(names) else marks(len(runs))
+    return [replace(run, mark=name) for run, name in zip(runs, short, strict=True)]
+
+
+def _tell_apart(names: Sequence[str]) -> bool:
+    return len({*names}) == len(names) and max(map(len, names)) <= LONGEST_NAME
+
+
 def grids(runs: Sequence[Compared]) -> list[Grid]:
-    """All tables of a comparison that have rows."""
-    tables = [*score_grids(runs), convergence_grid(runs), temperature_grid(runs), criteria_grid(runs)]
-    tables.append(settings_grid(runs))
+    """All tables of a comparison that have rows: first what differs in the settings."""
+    ensembles, *others = score_grids(runs)
+    tables = [settings_grid(runs), ensembles, difference_grid(runs), *others]
+    tables += [convergence_grid(runs), temperature_grid(runs), criteria_grid(runs)]
     return [table for table in tables if table.rows]
+
+
+def difference_grid(runs: Sequence[Compared]) -> Grid:
+    """The ensembles' scores less those of the first run, each ± its standard error; bold where better, and no tie."""
+    first, shown = runs[0], _columns(runs)
+    rows, cells = [], []
+    for run in runs[1:]:
+        found = between(run.examples, first.examples)
+        if found:
+            rows.append(run.mark)
+            cells.append([_difference(column, found.get(column.key, Difference())) for column in shown])
+    title = f"Ensemble less that of {first.mark}, ± standard error over examples (paired)"
+    return Grid(title, [column.title for column in shown], rows, cells)
+
+
+def _difference(column: Column, one: Difference) -> Cell:
+    if finite_or_none(one.value) is None:
+        return Cell(MISSING)
+    assert one.value is not None
+    better = (one.value > 0) == column.higher_is_better
+    return Cell(column.signed(one), best=better and not one.tie)
 
 
 def score_grids(runs: Sequence[Compared]) -> Iterator[Grid]:
@@ -114,29 +164,40 @@ def score_grids(runs: Sequence[Compared]) -> Iterator[Grid]:
     shown = _columns(runs)
     for source, title in PREDICTIONS.items():
         having = [run for run in runs if any(run.scores(source, column) != DrawScore() for column in shown)]
-        scored = [_cells(column, [run.scores(source, column) for run in having]) for column in shown]
+        paired = {run.mark: run.examples for run in having} if source == "ensemble" else {}
+        scored = [_cells(column, {run.mark: run.scores(source, column) for run in having}, paired) for column in shown]
         cells = [list(row) for row in zip(*scored, strict=True)]
         yield Grid(title, [column.title for column in shown], [run.mark for run in having], cells)
 
 
-def _cells(column: Column, entries: Sequence[DrawScore]) -> list[Cell]:
-    """One column's cells; the best is marked unless all that is shown is equal."""
-    shown = [None if finite_or_none(one.mean) is None else column.show(one.mean or 0.0) for one in entries]
-    means = [one.mean for one, text in zip(entries, shown, strict=True) if text is not None and one.mean is not None]
-    best = column.show((max if column.higher_is_better else min)(means)) if len({*shown} - {None}) > 1 else None
-    return score_cells(column, entries, [text is not None and text == best for text in shown])
+def _cells(
+    column: Column, entries: Mapping[str, DrawScore], examples: Mapping[str, dict[str, np.ndarray] | None]
+) -> list[Cell]:
+    """One column's cells, the best marked and what ties with it; none where all do, or all that is shown is equal."""
+    means = {name: mean for name, one in entries.items() if (mean := finite_or_none(one.mean)) is not None}
+    level: set[str] = set()
+    if means:
+        best = (max if column.higher_is_better else min)(means, key=lambda name: means[name])
+        level = {
+            name
+            for name, mean in means.items()
+            if column.show(mean) == column.show(means[best])
+            or between(examples.get(name), examples.get(best)).get(column.key, Difference()).tie
+        }
+    level = level if len(level) < len(means) else set()
+    return score_cells(column, list(entries.values()), [name in level for name in entries])
 
 
 def convergence_grid(runs: Sequence[Compared]) -> Grid:
     """R-hat and effective sample sizes of each run, and how many draws and chains there are."""
-    cells = []
+    columns = []
     for run in runs:
         diagnostics = run.results.diagnostics
         of = diagnostics.scalars | {"function_space": diagnostics.function_space}
         numbers = [number(getattr(of.get(name), key, None), spec) for (name, key), (_, spec) in DIAGNOSTICS.items()]
-        cells.append([Cell(text) for text in (*numbers, str(sum(run.draws.values())), str(len(run.draws)))])
+        columns.append([Cell(text) for text in (*numbers, str(sum(run.draws.values())), str(len(run.draws)))])
     headings = [*(heading for heading, _ in DIAGNOSTICS.values()), "Draws", "Chains"]
-    return Grid("Convergence", headings, [run.mark for run in runs], cells)
+    return Grid("Convergence", [run.mark for run in runs], headings, [list(row) for row in zip(*columns, strict=True)])
 
 
 def temperature_grid(runs: Sequence[Compared]) -> Grid:
@@ -187,27 +248,58 @@ def caveats(runs: Sequence[Compared]) -> list[str]:
             found.append(f"{run.mark} has {kept} of {wanted} draws.")
         if evaluated is not None and evaluated != kept:
             found.append(f"{run.mark} was evaluated with {evaluated} draws and has {kept}: evaluate it again.")
+    for run in runs[1:]:
+        if len(data) == len(splits) == 1 and not between(run.examples, runs[0].examples):
+            lacking = [one.mark for one in (runs[0], run) if one.examples is None]
+            why = f"{listed(lacking)} to be evaluated again" if lacking else "runs on the same examples"
+            found.append(f"Differences of {run.mark} to {runs[0].mark} have no standard error: that takes {why}.")
     return found
 
 
-def text_tables(runs: Sequence[Compared]) -> Iterator[Table | Text]:
-    """The comparison for the terminal: which run is which, notes, and the tables."""
-    legend = Table(box=None, show_header=False, pad_edge=False)
+def text_tables(runs: Sequence[Compared], width: int = 80) -> Iterator[Table | Text]:
+    """The comparison for the terminal: which run is which and where its report is, notes, and the tables.
+
+    Args:
+        runs: with names for tables (see `named`).
+        width: characters that a table may be wide.
+    """
+    longest = max(len(run.mark) for run in runs)
     for run in runs:
-        legend.add_row(Text(run.mark, style="bold"), run.label, Text(run.title))
-    yield legend
+        yield Text.assemble((f"{run.mark:{longest}}", "bold"), f"  {run.title}  {run.label}")
+        yield Text(f"{'':{longest}}  {run.report}")
     for note in caveats(runs):
         yield Text(f"Note: {note}", style="yellow")
     for grid in grids(runs):
-        table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, title=grid.title, title_justify="left")
-        table.title_style = "bold"
-        table.add_column("", no_wrap=True)
-        for column in grid.columns:
-            table.add_column(column, justify="right", overflow="fold")
-        for name, cells in zip(grid.rows, grid.cells, strict=True):
-            table.add_row(name, *(Text(cell.text, style="bold" if cell.best else "") for cell in cells))
-        yield Text("")
-        yield table
+        for part in _within(grid, width):
+            yield Text("")
+            yield _table(part)
+
+
+def _table(grid: Grid) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, title=grid.title, title_justify="left")
+    table.title_style = "bold"
+    table.add_column("", no_wrap=True)
+    for column in grid.columns:
+        table.add_column(column, justify="right", overflow="fold")
+    for name, cells in zip(grid.rows, grid.cells, strict=True):
+        table.add_row(name, *(Text(cell.text, style="bold" if cell.best else "") for cell in cells))
+    return table
+
+
+def _within(grid: Grid, width: int) -> Iterator[Grid]:
+    """A table as several that are no wider than so many characters, as far as one column each can be."""
+    room = width - max(map(len, grid.rows))
+    widths = [
+        2 + min(40, max(len(column), *(len(row[at].text) for row in grid.cells)))
+        for at, column in enumerate(grid.columns)
+    ]
+    start = 0
+    while start < len(widths):
+        end = start + 1
+        while end < len(widths) and sum(widths[start : end + 1]) <= room:
+            end += 1
+        yield replace(grid, columns=grid.columns[start:end], cells=[row[start:end] for row in grid.cells])
+        start = end
 
 
 def csv_text(runs: Sequence[Compared]) -> str:
@@ -220,9 +312,10 @@ def csv_text(runs: Sequence[Compared]) -> str:
     return buffer.getvalue()
 
 
-def comparison_page(runs: Sequence[Compared]) -> str:
-    """The comparison as one self-contained HTML page; all text is escaped."""
+def comparison_page(runs: Sequence[Compared], folder: Path) -> str:
+    """The comparison as one self-contained HTML page for a folder; all text is escaped."""
     from bayeslora.report.page import environment
+    from bayeslora.report.vector import svg
 
     figures = [
         ("Scores", "Lower is better, but for accuracy.", score_figure(runs)),
@@ -235,7 +328,12 @@ def comparison_page(runs: Sequence[Compared]) -> str:
             runs=runs,
             notes=caveats(runs),
             grids=grids(runs),
-            plots=[(title, caption, _source(figure)) for title, caption, figure in figures if figure is not None],
+            plots=[
+                (title, caption, svg(figure, f"figure{at}", title))
+                for at, (title, caption, figure) in enumerate(figures)
+                if figure is not None
+            ],
+            reports=[os.path.relpath(run.report.resolve(), folder.resolve()) for run in runs],
         )
     )
 
@@ -318,13 +416,6 @@ def _legend(figure: Figure, looks: Sequence[tuple[str, str, str]]) -> None:
         for label, color, marker in looks
     ]
     legend(figure, handles, columns=8)
-
-
-def _source(figure: Figure) -> str:
-    """A figure as the data address of an image."""
-    from bayeslora.report.style import png
-
-    return f"data:image/png;base64,{base64.b64encode(png(figure)).decode()}"
 
 
 def _flat_run(run: Compared, differing: Grid) -> Iterator[tuple[str, Any]]:

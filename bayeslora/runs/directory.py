@@ -12,6 +12,7 @@ import yaml
 from torch import Tensor
 
 from bayeslora.atomic import locked, remove_leftovers, user_path, write_atomically
+from bayeslora.diagnostics.paired import EXAMPLES_FILE
 from bayeslora.errors import ConfigError, DataError, StorageError
 from bayeslora.posterior.store import MAP_FILE, DrawStore, read_tensors, serialise
 from bayeslora.runs.identity import Fingerprint, named
@@ -39,6 +40,7 @@ class RunDirectory:
         self.fixed_file = self.root / "fixed.safetensors"
         self.metrics_file = self.root / "metrics.json"
         self.diagnostics_file = self.root / "diagnostics.nc"
+        self.examples_file = self.root / EXAMPLES_FILE
         self.report = self.root / "report"
 
     def chain(self, chain: int) -> Path:

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from PIL import Image
+from rich.console import Console
+from rich.table import Table
 
 from bayeslora.compare import compare, folders, labels
 from bayeslora.errors import ConfigError, DataError
+from bayeslora.report import comparison
 from bayeslora.report.comparison import caveats, growth_figure, marks, score_figure
 from tests.run.tools import composed
 
@@ -43,6 +49,12 @@ def pair(finished: Path, tmp_path: Path) -> list[Path]:
     changed(found[1], "config.yaml", sampler__lr=0.02, seed=7, run_dir="elsewhere", temperature=0.5)
     changed(found[1], "metrics.json", ensemble__nll=0.5, map=None, criteria={"ess": {"value": 12.0, "passed": False}})
     changed(found[0], "metrics.json", criteria={"ess": {"title": "Bulk ESS", "value": 512.5, "passed": True}})
+    with np.load(found[1] / "examples.npz") as content:
+        parts = {name: content[name] for name in content.files}
+    noise = np.random.default_rng(0).normal(0, 0.1, parts["nll"].shape)
+    parts["nll"] = 0.5 + noise - noise.mean()
+    parts["brier"] = parts["brier"] + noise - noise.mean()
+    np.savez(found[1] / "examples.npz", **parts)
     return found
 
 
@@ -64,16 +76,24 @@ def test_the_text_holds_scores_diagnostics_criteria_and_what_differs(
     runs = asked(f"run_dirs=[{pair[0]},{pair[1]}]")
     out = capsys.readouterr().out
     first, second = (json.loads((folder / "metrics.json").read_text()) for folder in pair)
-    assert re.search(r"A +first +quickstart: SGLD on Digits, T = 1.0", out)
+    assert re.search(r"A  quickstart: SGLD on Digits, T = 1.0  first\n +\S+/first/report/index.html", out)
+    assert max(map(len, out.splitlines()[4:])) <= 100
+    assert out.index("Settings that differ") < out.index("Ensemble of all draws")
     ensembles = table_of(out, "Ensemble of all draws")
     assert ensembles["A"][1] == f"{first['ensemble']['nll']:.4f}"
     assert ensembles["B"][1] == "0.5000"
     assert list(table_of(out, "MAP")) == ["A"]
     nll = second["draw"]["nll"]
     assert table_of(out, "Single draws")["B"][1] == f"{nll['mean']:.4f} ± {nll['sd']:.4f}"
-    convergence = table_of(out, "Convergence")["A"]
-    assert convergence[0] == f"{first['diagnostics']['potential']['rhat']:.3f}"
-    assert convergence[-2:] == ["10", "2"]
+    convergence = table_of(out, "Convergence")
+    assert convergence["Potential R-hat"][0] == f"{first['diagnostics']['potential']['rhat']:.3f}"
+    assert (convergence["Draws"], convergence["Chains"]) == (["10", "10"], ["2", "2"])
+    differences = table_of(out, "Ensemble less that of A")["B"]
+    assert differences[0] == "+0.0 ± 0.0 %"
+    with np.load(pair[0] / "examples.npz") as one, np.load(pair[1] / "examples.npz") as other:
+        nll = (other["nll"] - one["nll"])[:, 0]
+    shown = f"{nll.mean():+.3f} ± {nll.std(ddof=1) / len(nll) ** 0.5:.3f}".replace("-", "−")
+    assert differences[1] == shown
     assert table_of(out, "Criteria") == {"Bulk ESS": ["512 ✓", "12 ✗"]}
     assert table_of(out, "Settings that differ") == {
         "sampler.lr": ["0.01", "0.02"],
@@ -97,8 +117,10 @@ def test_csv_and_page_are_written(pair: list[Path], tmp_path: Path) -> None:
     assert (second["map.nll"], second["ensemble.nll"], second["setting.sampler.lr"]) == ("", "0.5", "0.02")
     assert (first["criteria.ess.value"], second["criteria.ess.passed"]) == ("512.5", "False")
     page = (tmp_path / "out" / "comparison.html").read_text()
-    assert page.count('<img src="data:image/png;base64,') == 2
-    assert not re.search(r"(src|href)=\"(?!data:)", page)
+    assert page.count("<svg") == 2
+    links = re.findall(r'<a href="(.*?)"', page)
+    assert links == [f"../runs/{name}/report/index.html" for name in ("first", "second")]
+    assert not re.search(r"https?://|<img", page)
     assert "&lt;b&gt;bold&lt;/b&gt;: SGLD" in page
     assert "<b>0.5000</b>" in page
     assert str(pair[0]) in page
@@ -191,3 +213,37 @@ def test_the_command_needs_no_torch(pair: list[Path], tmp_path: Path) -> None:
     assert result.stdout.splitlines()[-1] == "0 False", result.stderr
     assert "Settings that differ" in result.stdout
     assert list(tmp_path.iterdir()) == [pair[0].parent]
+
+
+def test_ties_are_not_bold_and_runs_without_examples_have_no_errors(
+    pair: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = asked(f"run_dirs={pair[0].parent}/*")
+    grids = {grid.title: grid for grid in comparison.grids(runs)}
+    ensembles = grids["Ensemble of all draws"]
+    assert [[cell.best for cell in row] for row in ensembles.cells] == [[False] * 4, [False, True, False, False]]
+    (pair[1] / "examples.npz").write_bytes(b"torn")
+    runs = asked(f"run_dirs={pair[0].parent}/*")
+    assert caveats(runs) == ["Differences of B to A have no standard error: that takes B to be evaluated again."]
+    assert not any("less that of" in grid.title for grid in comparison.grids(runs))
+
+
+def test_runs_go_by_their_names_or_by_what_differs_where_that_tells_them_apart(pair: list[Path]) -> None:
+    both = f"run_dirs={pair[0].parent}/*"
+    changed(pair[1], "config.yaml", sampler__lr=0.01, seed=0)
+    assert [run.mark for run in asked(both)] == ["temperature=1.0", "temperature=0.5"]
+    changed(pair[1], "config.yaml", name="cold")
+    assert [run.mark for run in asked(both)] == ["quickstart", "cold"]
+
+
+def test_wide_tables_are_printed_in_parts(pair: list[Path]) -> None:
+    runs = asked(f"run_dirs={pair[0].parent}/*")
+    many = [replace(runs[0], mark=f"a-name-of-{at:02}-x") for at in range(9)]
+    console = Console(width=80, record=True, file=io.StringIO())
+    for part in comparison.text_tables(many, 80):
+        if isinstance(part, Table):
+            console.print(part)
+    lines = console.export_text().splitlines()
+    assert max(map(len, lines)) <= 80
+    assert not any("…" in line for line in lines)
+    assert sum("Potential R-hat" in line for line in lines) > 1
