@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,6 +20,7 @@ from bayeslora.errors import ConfigError, Problems, require
 from bayeslora.factories import first_line, naming, offer, settings_of, target_of
 from bayeslora.likelihood import NOISE, Categorical, Gaussian, Likelihood
 from bayeslora.potential import matches
+from bayeslora.settings import AUTO
 
 if TYPE_CHECKING:
     from bayeslora.experiment import Experiment
@@ -27,10 +29,33 @@ TAKES = {"in_channels": "images", "in_features": "tables", "name_or_path": "text
 """Arguments of this package's models that say what kind of data they take."""
 
 
+def with_numbers(make_sampler: Callable[..., Any]) -> Callable[..., Any]:
+    """A sampler's factory with a number in the place of every `auto`, for what does not depend on it."""
+    numbers = {"lr": 1e-3, "momentum": 0.9}
+    open_ = {key: numbers[key] for key in numbers if settings_of(make_sampler).get(key) == AUTO}
+    return partial(make_sampler, **open_) if open_ else make_sampler
+
+
 def check_sampler(make_sampler: Callable[..., Any], seed: int = 0) -> None:
-    """Make a sampler of a dummy parameter, so that its settings are checked."""
+    """Make a sampler of a dummy parameter, so that its settings are checked.
+
+    Raises:
+        ConfigError: they are wrong, or it has no step size that could be found.
+    """
     with naming("sampler"):
-        make_sampler([nn.Parameter(torch.zeros(1))], kT=1.0, seed=seed, chain=0)
+        made = with_numbers(make_sampler)([nn.Parameter(torch.zeros(1))], kT=1.0, seed=seed, chain=0)
+    if AUTO not in (settings_of(make_sampler).get("lr"), settings_of(make_sampler).get("momentum")):
+        return
+    kind = type(made).__name__
+    require(
+        made.kT > 0,
+        f"sampler.lr=auto: {kind} samples nothing, so no curvature tells its step size; give sampler.lr a number",
+    )
+    require(
+        not made.scales_itself,
+        f"sampler.lr=auto: {kind} has a step size of its own for every coordinate, which curvatures by block do not"
+        " tell; give sampler.lr a number, or choose sampler=baoab",
+    )
 
 
 def check_warmup(make_warmup: Callable[..., Any]) -> None:
@@ -62,15 +87,29 @@ def check_fit(experiment: Experiment) -> None:
     """
     problems, data, chain = Problems(), experiment.data, experiment.chain
     with problems.collect():
-        Batches(data, chain.batch_size, experiment.seed, 0, bucket=chain.bucket)
+        Batches(data, chain.batch, experiment.seed, 0, bucket=chain.bucket)
     if experiment.control_variates and data.augment is not None:
         problems.add("sampler.control_variates needs the gradient of all the data: set dataset.augment=false")
     if experiment.evaluation.split == "validation" and not len(data.validation):
         problems.add("evaluate.split=validation needs a validation set: train with dataset.validation_size=…")
+    problems.add(*_until_problems(experiment))
     with problems.collect():
         check_task(data, experiment.likelihood)
         _check_model(experiment)
     problems.raise_if_any()
+
+
+def _until_problems(experiment: Experiment) -> Iterator[str]:
+    """What keeps `chain.until=converged` from ever being met."""
+    if experiment.chain.until != "converged":
+        return
+    if experiment.effective_temperature == 0:
+        yield "chain.until=converged: the run samples at T = 0, and has no law to converge to"
+    elif experiment.evaluation.criteria.temperature is not None and "thermometer" not in experiment.callbacks:
+        yield (
+            "chain.until=converged: without callbacks.thermometer no temperature is measured; turn it on, or set"
+            " evaluate.criteria.temperature=null"
+        )
 
 
 def check_task(data: Data, likelihood: Likelihood) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,8 @@ from bayeslora.chain.batches import Batches, FreshBatches, evaluation_batches
 from bayeslora.chain.chain import Chain, sampler_schedule
 from bayeslora.chain.plan import Plan
 from bayeslora.chain.stack import Stack, StackedBatches
-from bayeslora.compatibility import check_kind, is_own
+from bayeslora.chain.tuning import Pilot, pilot_plan
+from bayeslora.compatibility import check_kind, is_own, with_numbers
 from bayeslora.datasets.base import Data, Split, Transform
 from bayeslora.datasets.text import TokenCounts, token_counts
 from bayeslora.diagnostics.convergence import MAX_ENTRIES
@@ -28,17 +29,23 @@ from bayeslora.factories import naming, offer, settings_of
 from bayeslora.likelihood import NOISE, Likelihood
 from bayeslora.models.checkpoint import Checkpoint
 from bayeslora.potential import Potential, Prior, last_match
-from bayeslora.rng import generator, seeded
+from bayeslora.rng import derive_seed, generator, seeded
 from bayeslora.runs.identity import Fingerprint, identify, named, put_fixed
 from bayeslora.samplers import Sampler
-from bayeslora.settings import ChainSettings, Component, Evaluation, TrainerSettings, check_together
+from bayeslora.settings import AUTO, ChainSettings, Component, Evaluation, TrainerSettings, check_together
 
 if TYPE_CHECKING:
     from bayeslora.runs.directory import RunDirectory
 
 log = logging.getLogger(__name__)
 
+FULL_BATCH_UP_TO = 2000
+"""Training examples up to which `chain.batch_size=auto` takes all of them at every step."""
+MINIBATCH = 128
+"""Examples that it takes beyond."""
+
 Loader = Callable[[], Iterable[tuple[Tensor, Tensor]]]
+C = TypeVar("C", bound=Chain)
 BatchAt = Callable[[int], tuple[Tensor, Tensor]]
 """The training batch (inputs, targets) of a step."""
 
@@ -108,6 +115,46 @@ class Experiment:
         trainer = replace(self.trainer, **changes)
         return self.but(trainer=trainer, record={**self.record, "trainer": asdict(trainer)})
 
+    @property
+    def open_settings(self) -> list[str]:
+        """Settings that say `auto`, by dotted name."""
+        own = settings_of(self.make_sampler)
+        of_sampler = [f"sampler.{key}" for key in ("lr", "momentum") if own.get(key) == AUTO]
+        return of_sampler + [f"chain.{k}" for k in ("batch_size", "burn_in", "thin") if getattr(self.chain, k) == AUTO]
+
+    def settled(self, found: Mapping[str, Any], tuning: Mapping[str, Any] | None = None) -> Experiment:
+        """The experiment with values in the place of settings of `sampler` and `chain`, by dotted name.
+
+        The record has them, under `asked` what the settings were before, and under `tuning` how they were found.
+        """
+        record: dict[str, Any] = {**self.record}
+        parts: dict[str, dict[str, Any]] = {"sampler": {}, "chain": {}}
+        for key, value in found.items():
+            part, _, name = key.partition(".")
+            parts[part][name] = value
+            record["asked"] = {key: record[part].get(name), **record.get("asked", {})}
+        record |= {part: {**record[part], **values} for part, values in parts.items()}
+        if tuning is not None:
+            record["tuning"] = dict(tuning)
+        return self.but(
+            make_sampler=partial(self.make_sampler, **parts["sampler"]),
+            chain=replace(self.chain, **parts["chain"]),
+            record=record,
+        )
+
+    def longer(self, num_draws: int) -> Experiment:
+        """The experiment with so many draws a chain, recorded too, or as it is where it has more."""
+        if num_draws <= self.chain.num_draws:
+            return self
+        record = {**self.record, "chain": {**self.record["chain"], "num_draws": num_draws}}
+        return self.but(chain=replace(self.chain, num_draws=num_draws), record=record)
+
+    def with_batch_size(self) -> Experiment:
+        """The experiment with all of the data a batch, or some, where its batch size says `auto`."""
+        if self.chain.batch_size != AUTO:
+            return self
+        return self.settled({"chain.batch_size": None if len(self.data.train) <= FULL_BATCH_UP_TO else MINIBATCH})
+
     def holding(self, data: Data) -> Experiment:
         """This experiment, which takes these as its data, without loading any."""
         vars(self)["data"] = data
@@ -165,7 +212,12 @@ class Experiment:
 
     def _sampler(self, kT: float) -> Sampler:
         """The sampler of a dummy parameter."""
-        return self.make_sampler([nn.Parameter(torch.zeros(1))], kT=kT, seed=self.seed, chain=0)
+        return with_numbers(self.make_sampler)([nn.Parameter(torch.zeros(1))], kT=kT, seed=self.seed, chain=0)
+
+    @property
+    def speed(self) -> float:
+        """`Sampler.speed` of the run's sampler."""
+        return self._sampler(self.potential.kT(self.temperature)).speed
 
     # -- the model ----------------------------------------------------------------------------------------------
 
@@ -223,17 +275,26 @@ class Experiment:
         fingerprint, random = identify(here.model, self.chain.num_chains, inputs)
         return self.but(fingerprint=fingerprint, fixed={**random, **here.fixed})
 
+    def new_pilot(self, number: int | Sequence[int]) -> Pilot:
+        """A pilot of a chain, or of several stacked: at their beginning, with noise of its own."""
+        noise = derive_seed(self.seed, 0, 0, "pilot")
+        other = self.but(make_sampler=with_numbers(self.make_sampler), chain=replace(self.chain, schedule="constant"))
+        return other._chain(Pilot, number, pilot_plan(self.plan), noise)
+
     def new_chain(self, number: int | Sequence[int]) -> Chain:
         """A chain at its beginning, or several stacked."""
+        return self._chain(Chain, number, self.plan, self.seed)
+
+    def _chain(self, kind: type[C], number: int | Sequence[int], plan: Plan, noise: int) -> C:
         settings = self.chain
-        return Chain(
+        return kind(
             self.model(number) if isinstance(number, int) else Stack(map(self.model, number), self.flat),
             self.potential,
             self.make_sampler,
             self.make_warmup,
-            self.plan,
+            plan,
             temperature=self.temperature,
-            seed=self.seed,
+            seed=noise,
             number=number,
             warmup_schedule=settings.warmup.schedule,
             warmup_schedule_settings=settings.warmup.schedule_settings,
@@ -262,7 +323,7 @@ class Experiment:
         make = partial(
             FreshBatches if fresh else Batches,
             replace(self.data, train=self.data.train.to(self.device)),
-            self.chain.batch_size,
+            self.chain.batch,
             self.seed,
             device=self.device,
             channels_last=self.trainer.channels_last,
@@ -275,7 +336,7 @@ class Experiment:
         if self.data.lengths is None:
             return None
         side_by_side = self.chains if self.chain.parallel == "stacked" else self.chains[:1]
-        make = partial(Batches, self.data, self.chain.batch_size, self.seed, bucket=self.chain.bucket)
+        make = partial(Batches, self.data, self.chain.batch, self.seed, bucket=self.chain.bucket)
         batches = [make(chain) for chain in side_by_side]
         return token_counts(batches, range(batches[0].steps_per_epoch))
 
@@ -334,7 +395,7 @@ class Experiment:
     def relaxations(self) -> list[Relaxation]:
         """How long each block takes to forget its start, and how long it has; nothing where nothing is sampled."""
         sampler = self._sampler(self.potential.kT(self.temperature))
-        if sampler.kT == 0:
+        if sampler.kT == 0 or "sampler.lr" in self.open_settings:
             return []
         model = self.structure()
         prior = self.potential.prior.for_model(model)

@@ -37,7 +37,7 @@ def offer(make: Callable[..., T], **offered: Any) -> T:
 
 def settings_of(make: Callable[..., Any]) -> dict[str, Any]:
     """The arguments that a factory sets itself."""
-    return dict(make.keywords) if isinstance(make, partial) else {}
+    return settings_of(make.func) | make.keywords if isinstance(make, partial) else {}
 
 
 def target_of(make: Callable[..., Any]) -> Callable[..., Any]:
@@ -75,6 +75,8 @@ def check_arguments(target: Callable[..., Any], settings: Mapping[str, Any], pat
     parameters = inspect.signature(target).parameters
     hints = _hints(_callee(target))
     for key, value in settings.items():
+        if value == "auto" and path == "sampler" and key in ("lr", "momentum"):
+            continue  # chain.tuning finds it
         if key in parameters:
             yield from _check_value(f"{path}.{key}", value, hints.get(key, Any))
         elif not _takes_any(target):

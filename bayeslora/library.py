@@ -23,8 +23,7 @@ from bayeslora.datasets.in_memory import InPython, from_examples
 from bayeslora.engine.callbacks.milestones import Online
 from bayeslora.engine.callbacks.progress import Progress
 from bayeslora.engine.callbacks.thermometer import Thermometer
-from bayeslora.engine.pipeline import prepared
-from bayeslora.engine.runner import ChainRunner
+from bayeslora.engine.pipeline import prepared, sampled
 from bayeslora.errors import DivergedError, Problems, require
 from bayeslora.evaluation.rechecks import check_recorded_nll
 from bayeslora.evaluation.run import evaluate
@@ -35,17 +34,18 @@ from bayeslora.posterior import Posterior
 from bayeslora.potential import Prior
 from bayeslora.runs.directory import RunDirectory
 from bayeslora.samplers import BY_NAME, Sampler
-from bayeslora.settings import ChainSettings, Evaluation, TrainerSettings
+from bayeslora.settings import AUTO, ChainSettings, Evaluation, TrainerSettings
 
+DEFAULT_PRIOR: dict[str, Any] = {"variance": 1.0, "scaling": "fan_in"}
 DEVICES = ("cpu", "cuda", "cuda:0")
 
 
 def sample(
-    model: nn.Module | Callable[[], nn.Module], dataset: Any, sampler: str | Callable[..., Sampler] = "sghmc", *,
-    likelihood: str | Likelihood | None = None, prior: Prior | float = 0.1, temperature: float = 1.0,
-    lr: float | None = None, chains: int = 4, draws: int = 100, thin: int = 40, burn_in: int = 1000,
-    warmup: int = 500, warmup_lr: float = 1e-3, plan: Plan | None = None,
-    batch_size: int | None = 128, val_dataset: Any = None, test_dataset: Any = None,
+    model: nn.Module | Callable[[], nn.Module], dataset: Any, sampler: str | Callable[..., Sampler] = "baoab", *,
+    likelihood: str | Likelihood | None = None, prior: Prior | float | None = None, temperature: float = 1.0,
+    lr: float | str | None = None, chains: int = 4, draws: int = 200, thin: int | str = AUTO,
+    burn_in: int | str = AUTO, warmup: int = 500, warmup_lr: float = 1e-2, plan: Plan | None = None,
+    batch_size: int | str | None = AUTO, val_dataset: Any = None, test_dataset: Any = None,
     class_names: tuple[str, ...] | None = None, seed: int = 0, parallel: str = "sequential", device: str = "cpu",
     run_dir: Path | str | None = None, name: str = "sample", progress: bool = True,
     sampler_settings: Mapping[str, Any] | None = None, chain_settings: Mapping[str, Any] | None = None,
@@ -101,7 +101,7 @@ def sample(
             " chosen by CUDA_VISIBLE_DEVICES=1 in the environment")  # fmt: skip
     parts = (dataset, test_dataset, val_dataset)
     data = from_examples(*parts, name=name, class_names=class_names, precision=_precision(model))
-    size = batch_size if batch_size is None else min(int(batch_size), len(data.train))
+    size = batch_size if batch_size in (None, AUTO) else min(int(batch_size), len(data.train))
     phases = {"num_draws": draws, "thin": thin, "burn_in": burn_in, "warmup": {"steps": warmup}}
     if plan is not None:
         phases = vars(plan) | {"warmup": {"steps": plan.warmup}}
@@ -116,7 +116,7 @@ def sample(
             make_warmup=_warmup(_plain(warmup_lr)),
             data=data,
             likelihood=_likelihood(likelihood, data),
-            prior=prior if isinstance(prior, Prior) else Prior(float(prior)),
+            prior=_prior(prior),
             callbacks={"thermometer": Thermometer} | ({"online": Online, "progress": Progress} if progress else {}),
             trainer=TrainerSettings(accelerator="cpu" if str(device) == "cpu" else "gpu"),
             run=run,
@@ -126,7 +126,7 @@ def sample(
     )
     if (short := experiment.short_burn_in()) is not None:
         warnings.warn(short, stacklevel=2)
-    stopped = ChainRunner(experiment, run).run_all(experiment.chains)
+    experiment, stopped = sampled(experiment, run)
     if stopped:
         raise DivergedError("; ".join(stopped.values()), list(stopped))
     posterior = Posterior.load(run.root, experiment.model(), experiment.likelihood)
@@ -185,7 +185,7 @@ def _experiment(
     experiment = Experiment(
         name, seed, temperature, make_model, partial(_given, data), likelihood, prior, make_sampler, make_warmup,
         settings, trainer, evaluation, record, callbacks=callbacks, trained=isinstance(make_model.args[0], nn.Module),
-    ).holding(data)  # fmt: skip
+    ).holding(data).with_batch_size()  # fmt: skip
     check_fit(experiment)
     return experiment
 
@@ -233,6 +233,12 @@ def _likelihood(likelihood: str | Likelihood | None, data: Data) -> Likelihood:
     require(likelihood in LIKELIHOODS, f"likelihood={likelihood} is unknown; choose one of {names}")
     made: Likelihood = LIKELIHOODS[likelihood]()
     return made
+
+
+def _prior(prior: Prior | float | None) -> Prior:
+    if isinstance(prior, Prior):
+        return prior
+    return Prior(**DEFAULT_PRIOR) if prior is None else Prior(float(prior))
 
 
 def _plain(value: Any) -> Any:

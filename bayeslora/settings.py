@@ -7,16 +7,19 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from bayeslora.chain.plan import Plan
-from bayeslora.errors import Problems, require
+from bayeslora.errors import ConfigError, Problems, require
 
 AUTO = "auto"
 """The value of a setting that a short measurement chooses."""
 PRECISIONS = ("32-true", "bf16-mixed")
 PARALLEL = ("sequential", "stacked", "processes")
+UNTIL = ("planned", "converged")
 ON_DIVERGENCE = ("stop", "retry")
 STRATEGIES = ("auto", "ddp")
 SCHEDULES = ("constant", "cosine", "linear", "polynomial", "exponential", "cyclical")
 """The names of `samplers.schedules.SCHEDULES`, whose import would take seconds."""
+SCHEDULES_WITHOUT_END = ("constant", "polynomial", "exponential")
+"""Those that do not depend on how many draws are to come."""
 
 
 @dataclass(frozen=True)
@@ -83,12 +86,14 @@ class ChainSettings:
     num_chains: int = 4
     parallel: str = "sequential"
     index: Any = None
-    batch_size: int | None = 128
+    batch_size: int | str | None = 128
     bucket: int = 1
     warmup: WarmupSettings = field(default_factory=WarmupSettings)
-    burn_in: int = 2000
+    burn_in: int | str = 2000
     num_draws: int = 100
-    thin: int = 200
+    thin: int | str = 200
+    until: str = "planned"
+    max_steps: int = 100_000
     schedule: str = "constant"
     schedule_settings: dict[str, Any] = field(default_factory=dict)
     lr_factors: dict[str, float] = field(default_factory=dict)
@@ -101,8 +106,7 @@ class ChainSettings:
 
     def __post_init__(self) -> None:
         problems = Problems()
-        with problems.collect():
-            _ = self.plan
+        problems.add(*self._length_problems())
         for key, name in (("chain.schedule", self.schedule), ("chain.warmup.schedule", self.warmup.schedule)):
             if name not in SCHEDULES:
                 problems.add(f"{key}={name} is unknown; choose one of {', '.join(SCHEDULES)}")
@@ -120,6 +124,28 @@ class ChainSettings:
         problems.add(*self._index_problems())
         problems.raise_if_any()
 
+    def _length_problems(self) -> Iterator[str]:
+        keys = ("burn_in", "thin", "batch_size")
+        wrong = [key for key in keys if isinstance(value := getattr(self, key), str) and value != AUTO]
+        yield from (f"chain.{key}={getattr(self, key)} must be a whole number, or auto" for key in wrong)
+        if not wrong:
+            try:
+                _ = self.plan
+            except ConfigError as error:
+                yield from error.problems
+        if self.until not in UNTIL:
+            yield f"chain.until={self.until} is unknown; choose {' or '.join(UNTIL)}"
+        if self.until == "converged":
+            if self.num_chains == 1:
+                yield "chain.until=converged: R-hat compares chains, and chain.num_chains=1; choose 2 or more"
+            if self.index is not None:
+                yield "chain.until=converged judges all chains together: leave chain.index null"
+            if self.cycles or self.schedule not in SCHEDULES_WITHOUT_END:
+                yield (
+                    "chain.until=converged adds draws, on whose number cycles and the schedules that end depend; choose"
+                    f" chain.cycles=0 and chain.schedule={' or '.join(SCHEDULES_WITHOUT_END)}"
+                )
+
     def _index_problems(self) -> Iterator[str]:
         chosen, count = [self.index] if isinstance(self.index, int) else self.index, self.num_chains
         if chosen is None:
@@ -131,8 +157,14 @@ class ChainSettings:
 
     @property
     def plan(self) -> Plan:
-        """The phases in steps."""
-        return Plan(self.warmup.steps, self.burn_in, self.num_draws, self.thin, self.cycles, self.exploration)
+        """The phases in steps; what is `auto` counts as one step until it is found."""
+        burn_in, thin = (1 if isinstance(steps, str) else steps for steps in (self.burn_in, self.thin))
+        return Plan(self.warmup.steps, burn_in, self.num_draws, thin, self.cycles, self.exploration)
+
+    @property
+    def batch(self) -> int | None:
+        """Examples a step; None for all the data, also where `auto` has not been settled."""
+        return None if isinstance(self.batch_size, str) else self.batch_size
 
     @property
     def chosen(self) -> list[int]:

@@ -85,9 +85,9 @@ def to_experiment(cfg: DictConfig, run: RunDirectory | None = None) -> Experimen
         callbacks={name: factory(node) for name, node in members(cfg.callbacks).items()},
         loggers={name: factory(node) for name, node in members(cfg.logger).items()},
     )
-    data = load_data(parts["dataset"])
-    check_fit(experiment.holding(data))
-    return experiment.holding(experiment.through_prefix(data))
+    experiment = experiment.holding(load_data(parts["dataset"])).with_batch_size()
+    check_fit(experiment)
+    return experiment.holding(experiment.through_prefix(experiment.data))
 
 
 def recorded(run: RunDirectory, trust: Any = None, data_path: str | None = None, **evaluate: Any) -> Experiment:
@@ -103,7 +103,9 @@ def recorded(run: RunDirectory, trust: Any = None, data_path: str | None = None,
         ConfigError: a path for a dataset that has none.
         DataError: there is no run, or it names or points to what it should not.
     """
-    return to_experiment(OmegaConf.create(recorded_settings(run, trust, data_path, **evaluate)))
+    experiment = to_experiment(OmegaConf.create(recorded_settings(run, trust, data_path, **evaluate)))
+    found = {key: value for key, value in run.config.items() if key in ("asked", "tuning")}
+    return experiment.but(record={**experiment.record, **found})
 
 
 def recorded_settings(

@@ -137,9 +137,8 @@ class Chain:
             ConfigError: settings of the sampler that do not go with the plan.
         """
         self._params = self.params
-        groups = parameter_groups(self.params, self.lr_factors)
         kT = self.potential.kT(self.temperature)
-        sampler = self._make_sampler(groups, kT=kT, seed=self.seed, chain=self.number)
+        sampler = self._make_sampler(self.groups(), kT=kT, seed=self.seed, chain=self.number)
         require(
             self.plan.burn_in > 0 or not sampler.learns_in_burn_in,
             f"chain.burn_in=0: {type(sampler).__name__} adapts in burn-in and is frozen after it; give it a burn-in",
@@ -154,6 +153,10 @@ class Chain:
         self._base_rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
         self._warn_of_bias(sampler)
         return optimizers
+
+    def groups(self) -> list[dict[str, Any]]:
+        """The sampler's parameter groups, each with its `factor` on the step size."""
+        return parameter_groups(self.params, self.lr_factors)
 
     @property
     def sampler(self) -> Sampler:

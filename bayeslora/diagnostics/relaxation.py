@@ -67,6 +67,17 @@ def relaxations(
     return [Relaxation(block, time, burn_in) for block, time in sorted(longest.items(), key=lambda item: -item[1])]
 
 
+def listed(times: list[Relaxation], most: int = 12) -> str:
+    """The blocks' relaxation times and the burn-in that each calls for, in lines of text, the slowest first."""
+    width = max(5, *(len(one.block) for one in times))
+    head = f"  {'block':{width}}  relaxation  burn-in it calls for"
+    rows = [f"  {one.block:{width}}  {one.steps:10,.0f}  {ENOUGH * one.steps:20,.0f}" for one in times[:most]]
+    more = [f"  and {len(times) - most} faster ones"] if len(times) > most else []
+    return "\n".join(
+        ["steps in which blocks forget their start where the data do not constrain them:", head, *rows, *more]
+    )
+
+
 def too_short(times: list[Relaxation], cycles: bool = False) -> str | None:
     """One sentence on the blocks for which the burn-in is too short, with the numbers; None where it is enough."""
     short = [one for one in times if not one.enough]

@@ -78,3 +78,45 @@ class MeasuredTemperature:
     status: Literal["measured", "pooled", "not shown"] = "not shown"
     c: Literal["0", "other chains"] | None = None
     size: int | None = None
+
+
+@dataclass(frozen=True)
+class BlockTuning:
+    """What a pilot found of a block.
+
+    Attributes:
+        step_size: ε, on Ũ.
+        curvature: λmax of its Hessian, of Ũ.
+        relaxation: steps in which what only the prior constrains forgets its start; None of a likelihood's own.
+        size: coordinates.
+        heat: upper bound on the share by which independent minibatches heat it, εV·s/(2kT); None with all the data.
+        gradient_variance: V, mean over coordinates; None with all the data.
+    """
+
+    step_size: float
+    curvature: float
+    relaxation: float | None
+    size: int
+    heat: float | None = None
+    gradient_variance: float | None = None
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """What a pilot found.
+
+    Attributes:
+        blocks: by name, in the model's order.
+        momentum: μ; None of a sampler without.
+        relaxation: τ, in steps.
+        scale: factor on all step sizes that keeps λmax(E^½ H E^½) at its limit.
+        steps: that the pilot took, warm-up and burn-in.
+        halvings: how often it diverged and went on at half the step sizes.
+    """
+
+    blocks: dict[str, BlockTuning]
+    momentum: float | None
+    relaxation: float
+    scale: float
+    steps: int
+    halvings: int = 0

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict
 
 import torch
 
+from bayeslora.diagnostics.relaxation import listed
 from bayeslora.engine.acceleration import accelerate
 from bayeslora.engine.runner import ChainRunner
 from bayeslora.engine.trial import tried
+from bayeslora.engine.tuning import adopted, settled
 from bayeslora.errors import DivergedError, WorkerError
 from bayeslora.evaluation.rechecks import check_draws
 from bayeslora.evaluation.results import Results
-from bayeslora.evaluation.run import evaluate
+from bayeslora.evaluation.run import evaluate, not_converged
 from bayeslora.experiment import Experiment
 from bayeslora.runs.directory import RunDirectory
 from bayeslora.settings import AUTO
+
+GROWTH = 1.5
+"""Factor on the number of draws of a run that has not converged."""
 
 
 def run_experiment(experiment: Experiment, run: RunDirectory) -> Results | None:
@@ -33,11 +39,13 @@ def run_experiment(experiment: Experiment, run: RunDirectory) -> Results | None:
     if experiment.trainer.num_threads is not None:
         torch.set_num_threads(experiment.trainer.num_threads)
     experiment = prepared(experiment, run)
+    if "tuning" not in experiment.record and (relaxed := experiment.relaxations()):
+        print(listed(relaxed), flush=True)  # noqa: T201
     if (short := experiment.short_burn_in()) is not None:
         print(f"warning: {short}", flush=True)  # noqa: T201
     stores = [run.store(chain) for chain in range(experiment.chain.num_chains)]
     try:
-        stopped = ChainRunner(experiment, run).run_as_set(experiment.chains)
+        experiment, stopped = sampled(experiment, run)
     except WorkerError:
         if any(map(len, stores)):
             evaluate(run, experiment)
@@ -55,6 +63,34 @@ def run_experiment(experiment: Experiment, run: RunDirectory) -> Results | None:
     return results
 
 
+def sampled(experiment: Experiment, run: RunDirectory) -> tuple[Experiment, dict[int, str]]:
+    """Run the chains to their last draws, and with `chain.until=converged` on until their criteria are met.
+
+    Returns:
+        The experiment with as many draws as it has now, and the chains that diverged and what happened to them.
+
+    Raises:
+        As `ChainRunner.run_as_set`.
+    """
+    while True:
+        stopped = ChainRunner(experiment, run).run_as_set(experiment.chains)
+        if stopped or experiment.chain.until != "converged":
+            return experiment, stopped
+        missing = not_converged(run, experiment)
+        plan, most = experiment.plan, experiment.chain.max_steps
+        if not missing:
+            print(f"converged after {plan.num_draws:,} draws a chain", flush=True)  # noqa: T201
+            return experiment, {}
+        draws = min(math.ceil(GROWTH * plan.num_draws), (most - plan.burnt_in) // plan.thin)
+        said = f"{plan.num_draws:,} draws a chain are not enough: {'; '.join(missing)}"
+        if draws <= plan.num_draws:
+            print(f"{said}. chain.max_steps={most:,} ends the run here", flush=True)  # noqa: T201
+            return experiment, {}
+        print(f"{said}. Going on to {draws:,}", flush=True)  # noqa: T201
+        experiment = experiment.longer(draws)
+        run.open(dict(experiment.record), experiment.fingerprint)
+
+
 def prepared(experiment: Experiment, run: RunDirectory) -> Experiment:
     """The experiment after all that is done before its first step: tried, accelerated, recorded, old draws checked.
 
@@ -62,8 +98,12 @@ def prepared(experiment: Experiment, run: RunDirectory) -> Experiment:
         ConfigError: the model cannot be sampled, or is not that of the run that is there.
         DataError: draws that are there are not what they were.
     """
-    experiment = accelerated(tried(experiment.identified(run)), run)
+    experiment = settled(accelerated(tried(experiment.identified(run)), run), run)
     run.open(dict(experiment.record), experiment.fingerprint, experiment.fixed)
+    if experiment.chain.until == "converged":
+        experiment = experiment.longer(run.config["chain"]["num_draws"])
+    if experiment.record.get("asked"):
+        experiment = adopted(experiment, run)  # another process may have been first
     check_draws(run, experiment)
     return experiment
 

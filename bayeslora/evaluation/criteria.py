@@ -50,6 +50,11 @@ CRITERIA: dict[str, tuple[str, Callable[[Results], float | None], str]] = {
 }
 """By name: the criterion in words, its value, and how the value must lie to its limit."""
 
+OF_CHAINS = (
+    "potential_rhat", "function_space_rhat", "l2_norm_rhat", "potential_ess", "l2_norm_ess", "temperature"
+)  # fmt: skip
+"""What more draws can meet: whether chains agree, how much they say, at what temperature they sample."""
+
 OF_CLASSES = ("ece_above_map", "accuracy_below_map")
 """What a regression cannot be judged by."""
 

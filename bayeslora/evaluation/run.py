@@ -10,7 +10,7 @@ from bayeslora.diagnostics.convergence import to_inference_data
 from bayeslora.errors import CriteriaError, DataError
 from bayeslora.evaluation.block_temperatures import with_temperatures
 from bayeslora.evaluation.classification import evaluate_classes
-from bayeslora.evaluation.criteria import failed, judge
+from bayeslora.evaluation.criteria import OF_CHAINS, failed, judge
 from bayeslora.evaluation.predictions import Predictions
 from bayeslora.evaluation.rechecks import check_recorded_nll
 from bayeslora.evaluation.regression import RegressionPass, evaluate_reals
@@ -41,9 +41,7 @@ def evaluate(run: RunDirectory, experiment: Experiment) -> Results:
     check_recorded_nll(posterior, experiment)
     with run.evaluating():
         series = scalar_series(posterior)
-        of_task = evaluate_classes if experiment.data.real is None else evaluate_reals
-        predictions, results = of_task(posterior, experiment, series)
-        results = replace(results, diagnostics=with_temperatures(results.diagnostics, posterior, experiment, series))
+        predictions, results = diagnosed(posterior, experiment, series)
         results = replace(results, provenance=provenance(run, experiment, results, series))
         results = replace(results, criteria=judge(results, experiment.evaluation.criteria))
         run.write_metrics(results.to_json())
@@ -54,6 +52,31 @@ def evaluate(run: RunDirectory, experiment: Experiment) -> Results:
     if experiment.evaluation.strict and problems:
         raise CriteriaError(*problems)
     return results
+
+
+def diagnosed(
+    posterior: Posterior, experiment: Experiment, series: Series
+) -> tuple[Predictions | RegressionPass, Results]:
+    """Predictions of the evaluated split, their scores, and the diagnostics of the chains."""
+    of_task = evaluate_classes if experiment.data.real is None else evaluate_reals
+    predictions, results = of_task(posterior, experiment, series)
+    return predictions, replace(
+        results, diagnostics=with_temperatures(results.diagnostics, posterior, experiment, series)
+    )
+
+
+def not_converged(run: RunDirectory, experiment: Experiment) -> list[str]:
+    """Sentences on the criteria of the chains themselves that a run does not meet; scores of predictions play no part.
+
+    Raises:
+        DataError: the run holds no draws, or a draw is corrupt or of another model.
+    """
+    posterior = Posterior.load(run.root, experiment.model(), experiment.likelihood)
+    alone = replace(experiment.evaluation, reference=None, ood=None, corruptions=False)
+    experiment = experiment.but(evaluation=alone, make_ood=None)
+    _, results = diagnosed(posterior, experiment, scalar_series(posterior))
+    criteria = judge(results, experiment.evaluation.criteria)
+    return failed({name: criterion for name, criterion in criteria.items() if name in OF_CHAINS})
 
 
 def provenance(run: RunDirectory, experiment: Experiment, results: Results, series: Series) -> Provenance:

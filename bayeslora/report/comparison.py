@@ -26,7 +26,7 @@ from bayeslora.report.words import MISSING, finite_or_none, listed, number
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-SILENT = {"run_dir", "resume", "logger", "callbacks", "provenance", "fingerprint", "name"}
+SILENT = {"run_dir", "resume", "logger", "callbacks", "provenance", "fingerprint", "asked", "tuning", "name"}
 """Parts of a configuration whose differences change no number (the run's name is its title)."""
 PREDICTIONS = {
     "ensemble": "Ensemble of all draws",

@@ -6,6 +6,8 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from bayeslora.codec import decode
+from bayeslora.diagnostics.values import Tuning
 from bayeslora.evaluation.results import Provenance
 from bayeslora.settings import Component, short
 
@@ -15,6 +17,8 @@ if TYPE_CHECKING:
     from bayeslora.runs.directory import RunDirectory
 
 MISSING = "–"
+MAX_BLOCKS = 12
+"""Blocks whose step sizes are shown."""
 
 
 def finite_or_none(value: Any) -> float | None:
@@ -75,9 +79,22 @@ def run_settings(experiment: Experiment) -> list[tuple[str, str]]:
         ("Sampler", str(experiment.component("sampler"))),
         ("Chains", f"{chain.num_chains} × {plan.total:,} steps of batch {chain.batch_size or 'full'}"),
         ("Plan of a chain", f"{plan.warmup:,} warm-up, {plan.burn_in:,} burn-in, {plan.num_draws} draws × {plan.thin}"),
+        *step_sizes(experiment.record.get("tuning")),
         ("Precision", f"{trainer.precision} on {trainer.accelerator}"),
         ("Seed", str(experiment.seed)),
     ]  # fmt: skip
+
+
+def step_sizes(recorded: Mapping[str, Any] | None) -> list[tuple[str, str]]:
+    """What a pilot found, as a pair; none where step sizes were given."""
+    if recorded is None:
+        return []
+    found = decode(Tuning, recorded, "tuning")
+    by_block = [f"{name} {one.step_size:.3g} (curvature {one.curvature:.3g})" for name, one in found.blocks.items()]
+    shown = by_block if len(by_block) <= MAX_BLOCKS else [*by_block[: MAX_BLOCKS - 1], f"{len(by_block)} blocks in all"]
+    halved = f", halved {found.halvings} times after it diverged" if found.halvings else ""
+    slowest = f"slowest relaxation {found.relaxation:,.0f} steps"
+    return [("Step sizes", f"from a pilot of {found.steps:,} steps{halved}: {', '.join(shown)}; {slowest}")]
 
 
 def run_notes(run: RunDirectory, experiment: Experiment) -> list[str]:

@@ -18,15 +18,18 @@ from bayeslora.posterior.store import MAP_FILE, DrawStore, read_tensors, seriali
 from bayeslora.runs.identity import Fingerprint, named
 from bayeslora.runs.provenance import provenance
 from bayeslora.runs.trust import check_contained, check_trusted, read_config
+from bayeslora.settings import SCHEDULES_WITHOUT_END
 
 FREE_TO_CHANGE = {
-    "provenance", "fingerprint", "run_dir", "resume", "logger", "callbacks", "evaluate", "trainer",
+    "provenance", "fingerprint", "asked", "tuning", "run_dir", "resume", "logger", "callbacks", "evaluate", "trainer",
     "chain.index", "chain.parallel", "chain.resume_every",
+    "chain.until", "chain.max_steps",
 }  # fmt: skip
 """Settings that may differ when a command is repeated on the same run directory: they do not change the draws."""
 
-SCHEDULES_WITHOUT_END = ("constant", "polynomial", "exponential")
-"""Step-size schedules that do not depend on how many draws are to come."""
+ADDED = ("provenance", "fingerprint", "asked", "tuning")
+"""What a run adds to its configuration."""
+
 HOUSEKEEPING = {"multirun.yaml", "config.lock", "fixed.safetensors"}
 """Files in a folder before its run begins: what a sweep, or another job of it, or one killed at once leaves there."""
 
@@ -90,7 +93,7 @@ class RunDirectory:
             DataError: there is none; or a link leads out of the folder; or it names or points to what it should not.
         """
         check_contained(self.root)
-        config = {key: value for key, value in self.config.items() if key not in ("provenance", "fingerprint")}
+        config = {key: value for key, value in self.config.items() if key not in ADDED}
         check_trusted(config, self.config_file, trusted)
         return config
 
@@ -138,14 +141,15 @@ class RunDirectory:
         chain = recorded.get("chain")
         if not isinstance(chain, dict) or not isinstance(chain.get("num_draws"), int):
             raise DataError(f"{self.config_file} does not hold the configuration of a run")
-        changed = list(differences(fixed(config), fixed(recorded)))
+        pairs = (as_asked(config), as_asked(recorded)), (config, recorded)
+        changed = min((list(differences(fixed(a), fixed(b))) for a, b in pairs), key=len)
         if changed:
             raise ConfigError(
                 f"run_dir={self.root} already holds a run with another configuration: {'; '.join(changed[:8])}. "
                 "Choose another run_dir, or repeat the settings of the run that is there"
             )
         wanted, there = (c["chain"]["num_draws"] for c in (config, recorded))
-        if wanted < there:
+        if wanted < there and config["chain"].get("until") != "converged":
             raise ConfigError(
                 f"chain.num_draws={wanted}, but the run in {self.root} was to have {there}: it can be made longer, not"
                 " shorter"
@@ -221,6 +225,16 @@ def fixed(config: dict[str, Any]) -> dict[str, Any]:
     kept = {key: value for key, value in config.items() if key not in FREE_TO_CHANGE}
     free = {key.removeprefix("chain.") for key in FREE_TO_CHANGE if key.startswith("chain.")} | {"num_draws"}
     return kept | {"chain": {key: value for key, value in config["chain"].items() if key not in free}}
+
+
+def as_asked(config: dict[str, Any]) -> dict[str, Any]:
+    """A configuration with the settings that a run has found as they were before: `auto`, mostly."""
+    asked = {key: value for key, value in (config.get("asked") or {}).items() if key.count(".") == 1}
+    found = dict(config)
+    for key, value in asked.items():
+        part, _, name = key.partition(".")
+        found[part] = found[part] | {name: value}
+    return found
 
 
 def differences(ours: dict[str, Any], theirs: dict[str, Any], prefix: str = "") -> Iterator[str]:

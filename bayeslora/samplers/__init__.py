@@ -36,7 +36,7 @@ __all__ = [
 
 BY_NAME: dict[str, Callable[..., Sampler]] = {
     "asgld": partial(ASGLD, lr=0.01),
-    "baoab": partial(BAOAB, lr=0.01),
+    "baoab": partial(BAOAB, lr="auto", momentum="auto"),  # type: ignore[arg-type]  # a run finds numbers
     "entropy_mcmc": partial(EntropyMCMC, lr=0.01),
     "fsgld": partial(FSGLD, lr=0.01),
     "map": partial(MAP, lr=0.1, nesterov=True),

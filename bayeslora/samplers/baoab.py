@@ -29,6 +29,11 @@ class BAOAB(Underdamped):
     Source: Leimkuhler & Matthews (2013), Rational construction of stochastic numerical methods.
     """
 
+    @property
+    def curvature_limit(self) -> float:
+        """0.5: a quadratic is sampled exactly, and an eighth of the largest stable step leaves room for what is not."""
+        return 0.5
+
     def momentum_variance(self) -> float:
         """kT, also at a finite ε on a quadratic: a step ends half a kick after the friction, where p is θ's own."""
         return self.kT

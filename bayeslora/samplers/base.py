@@ -72,6 +72,23 @@ class Sampler(Optimizer):
     """
 
     gradients_per_step = 1
+    scales_itself = False
+    """Whether the rule has step sizes by coordinate of its own, so that curvatures do not tell ε."""
+
+    @property
+    def stiffness(self) -> float:
+        """By how much the rule multiplies the largest curvature of Ũ."""
+        return 1.0
+
+    @property
+    def own_curvature(self) -> float:
+        """What the rule adds to the curvature of Ũ."""
+        return 0.0
+
+    @property
+    def curvature_limit(self) -> float:
+        """ε·λmax up to which the discretised law of a quadratic is within a few percent of the posterior."""
+        return 0.1
 
     @property
     def speed(self) -> float:

@@ -65,6 +65,10 @@ class EntropyMCMC(Sampler):
     def speed(self) -> float:
         return 0.5  # θ drags its guide, on which no force acts
 
+    @property
+    def own_curvature(self) -> float:
+        return 2 * self.kT / self.eta  # of the spring between θ and its guide
+
     def update(self, evaluate: Evaluate) -> Tensor:
         potential, gradient = evaluate()
         if "guide" not in self.memory:

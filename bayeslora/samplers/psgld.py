@@ -38,6 +38,8 @@ class PSGLD(Sampler):
     Source: Li, Chen, Carlson & Carin (2016), Preconditioned stochastic gradient Langevin dynamics.
     """
 
+    scales_itself = True
+
     def __init__(
         self,
         params: Iterable[Any],

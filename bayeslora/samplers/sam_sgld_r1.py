@@ -64,6 +64,10 @@ class SAMSGLDR1(SAMSGLD):
         super().__init__(params, lr, kT, seed, chain, rho=rho)
 
     @property
+    def stiffness(self) -> float:
+        return (1 + self.sigma) ** 2
+
+    @property
     def learns_in_burn_in(self) -> bool:
         return self.direction == "frozen" and self.sigma > 0
 

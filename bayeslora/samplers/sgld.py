@@ -55,6 +55,10 @@ class SGLD(Sampler):
         self._ahead = -1
         super().__init__(params, lr, kT, seed, chain)
 
+    @property
+    def curvature_limit(self) -> float:
+        return 0.5 if self.integrator == "leimkuhler_matthews" else super().curvature_limit
+
     def check(self, group: dict[str, Any]) -> None:
         super().check(group)
         require(

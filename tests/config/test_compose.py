@@ -18,13 +18,14 @@ from bayeslora.app.cli import forced
 from bayeslora.app.compose import plain, to_experiment
 from bayeslora.app.config import CONF_DIR, PARTS, RootConfig, check_config, factory, instantiate, listed_settings
 from bayeslora.chain.plan import Plan
+from bayeslora.compatibility import with_numbers
 from bayeslora.datasets import Cifar10, Cifar100, Digits, Glue
 from bayeslora.errors import ConfigError
 from bayeslora.evaluate import OVERRIDES
-from bayeslora.factories import INJECTED, offer
+from bayeslora.factories import INJECTED, offer, settings_of
 from bayeslora.potential import Prior
 from bayeslora.samplers import BY_NAME, Sampler, schedules
-from bayeslora.settings import SCHEDULES
+from bayeslora.settings import AUTO, SCHEDULES
 from tests.cases import each
 from tests.data.text_models import tiny_model
 from tests.data.text_tools import mrpc
@@ -49,7 +50,10 @@ def plan(cfg: DictConfig) -> Plan:
     """The plan of a chain."""
     chain = cfg.chain
     lengths = (chain.warmup.steps, chain.burn_in, chain.num_draws, chain.thin)
-    return Plan(*lengths, *(chain[key] for key in ("cycles", "exploration") if key in chain))
+    return Plan(
+        *(1 if steps == AUTO else steps for steps in lengths),
+        *(chain[key] for key in ("cycles", "exploration") if key in chain),
+    )
 
 
 def test_the_experiments_of_the_project_are_there() -> None:
@@ -92,9 +96,9 @@ def test_every_experiment_makes_its_parts(experiment: str, size: str, texts: tup
         if not isinstance(dataset, Glue):
             assert model(torch.empty(2, 3, 32, 32)).shape == (2, classes)
     weight = nn.Parameter(torch.zeros(3))
-    sampler = instantiate(cfg.sampler)([weight], kT=1e-3, seed=0, chain=0)
+    sampler = with_numbers(factory(cfg.sampler))([weight], kT=1e-3, seed=0, chain=0)
     assert isinstance(sampler, Sampler)
-    assert sampler.param_groups[0]["lr"] == cfg.sampler.lr
+    assert sampler.param_groups[0]["lr"] == (1e-3 if cfg.sampler.lr == AUTO else cfg.sampler.lr)
     warmup = instantiate(cfg.chain.warmup.optimizer)([weight])
     assert warmup.param_groups[0]["lr"] == cfg.chain.warmup.optimizer.lr
 
@@ -225,7 +229,10 @@ def test_settings_are_forced_and_groups_and_flags_left(argument: str, expected: 
         ("dataset.limit=1", "unknown key dataset.limit: did you mean limit_"),
         ("model.hiden=[8]", "unknown key model.hiden: did you mean hidden?"),
         ("model.num_clases=3", "unknown key model.num_clases: known here: hidden, activation"),
-        ("chain.warmup.optimizer.momentm=0", "unknown key chain.warmup.optimizer.momentm: did you mean momentum?"),
+        (
+            "chain.warmup.optimizer.weight_decy=0",
+            "unknown key chain.warmup.optimizer.weight_decy: did you mean weight_",
+        ),
         ("callbacks.progress.evry=1", "unknown key callbacks.progress.evry: did you mean every?"),
         ("temprature=1", "unknown key temprature: did you mean temperature?"),
         ("experimnt=quickstart", "unknown key experimnt: did you mean experiment?"),
@@ -295,8 +302,10 @@ def test_samplers_by_name_are_those_of_the_files_with_the_same_settings() -> Non
         node = plain(composed(f"sampler={name}").sampler)
         weight = [nn.Parameter(torch.zeros(2))]
         own = {key: value for key, value in node.items() if key not in ("_target_", "_partial_")}
-        ours = make(weight, kT=1.0, seed=0, chain=0)
-        theirs = instantiate(composed(f"sampler={name}").sampler)(weight, kT=1.0, seed=0, chain=0)
+        theirs = factory(composed(f"sampler={name}").sampler)
+        assert {key: settings_of(make).get(key) == AUTO for key in own} == {key: own[key] == AUTO for key in own}
+        own = {key: value for key, value in own.items() if value != AUTO}
+        ours, theirs = (with_numbers(one)(weight, kT=1.0, seed=0, chain=0) for one in (make, theirs))
         assert type(ours) is type(theirs)
         assert {key: getattr(ours, key, None) for key in own} == {key: getattr(theirs, key, None) for key in own}
         assert ours.param_groups == theirs.param_groups

@@ -57,7 +57,15 @@ SIZES = (
 )
 """15 steps a chain; draws are kept after steps 7, 9, 11, 13 and 15."""
 TINY = ("experiment=quickstart", "sampler=sgld", *SIZES)
-OWN = ("name=own", "model=resnet_small", "prior=fan_in", "chain.warmup.optimizer.lr=0.05", *SIZES)
+OWN = (
+    "name=own",
+    "model=resnet_small",
+    "sampler=sghmc",
+    "prior=fan_in",
+    "chain=default",
+    "chain.warmup.optimizer.lr=0.05",
+    *SIZES,
+)
 """A run of no experiment, for those that change the sampler, whose settings an experiment chooses."""
 STEPS = [7, 9, 11, 13, 15]
 

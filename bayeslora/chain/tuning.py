@@ -1,0 +1,406 @@
+"""Step sizes by block, momentum and lengths of a run, found by a pilot before its chains begin.
+
+The pilot warms up as the run's chains will, from their own initial weights, and takes the first part of a burn-in. On
+its way it estimates the largest curvature λ_b of every block of Ũ's Hessian, by power iteration on differences of the
+sampler's own force, at the distance √(kT/λ) to which heat moves a chain:
+
+    ε_b = c/λ_b,  all then scaled so that λmax(E^½ H E^½) ≤ c with E = diag(ε),  c = Sampler.curvature_limit,
+
+with the maximum over chains and over the last `REMEMBERED` estimates. What the data do not constrain moves slowest:
+r = min_b ε_b/(Nσ_b²) is the rate of the slowest prior mode a step. From it follow
+
+    1 − μ = clip(2√r, 0.02, 0.3),     τ = max(1/(r·s), 2s) steps, s = Sampler.speed (1/(1 − μ) with momentum),
+
+burn-in 5τ in [300, 8000] and thin ⌈τ/2⌉ ≤ 150. The run's chains begin anew with these settings and keep them.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bayeslora.chain.chain import Batch, Chain
+from bayeslora.chain.plan import Plan
+from bayeslora.chain.snapshot import Snapshot, capture, restore
+from bayeslora.diagnostics.projections import block_of
+from bayeslora.diagnostics.values import BlockTuning, Tuning
+from bayeslora.errors import DivergedError
+from bayeslora.likelihood import NOISE
+from bayeslora.potential import last_match
+from bayeslora.rng import generator
+
+FIRST, LAST_DOUBLED, EVERY, SHARE = 5, 160, 200, 0.6
+"""Steps of the sampler after which curvatures are estimated again: the first, twice as many up to the second, as chains
+heat up, then every so many, up to a share of the burn-in."""
+TRIAL = 40
+"""A burn-in given as shorter than this is a trial, for which curvatures are roughly estimated once, at its start."""
+PRODUCTS, AGAIN, IN_TRIAL = 8, 4, 2
+"""Products of a power iteration from a random direction, from the last estimate's, and in a trial."""
+REMEMBERED = 3
+"""Estimates whose maximum counts."""
+HALVINGS = 3
+"""Times that a pilot which diverges goes on at half the step sizes."""
+BURN_IN, THIN = (300, 8000), (1, 150)
+"""Limits of the lengths, in steps."""
+TIMES = 5.0
+"""Relaxation times in a burn-in that is chosen."""
+FRICTION = (0.02, 0.3)
+"""Limits of 1 − μ."""
+PAIRS = 4
+"""Pairs of minibatches from which the variance of the gradient is estimated."""
+
+
+def momentum(rate: float) -> float:
+    """μ for a slowest mode that relaxes by `rate` a step without momentum: critical damping, within limits."""
+    return 1 - min(max(2 * math.sqrt(rate), FRICTION[0]), FRICTION[1])
+
+
+def relaxation(rate: float, speed: float) -> float:
+    """τ in steps: of the slowest mode, or of the momentum where that is slower."""
+    return max(1 / (rate * speed), 2 * speed)
+
+
+def burn_in(tau: float) -> int:
+    """Steps of burn-in for a relaxation time."""
+    return min(max(math.ceil(TIMES * tau), BURN_IN[0]), BURN_IN[1])
+
+
+def thin(tau: float) -> int:
+    """Steps before each draw for a relaxation time."""
+    return min(max(math.ceil(tau / 2), THIN[0]), THIN[1])
+
+
+def is_trial(steps: int | None) -> bool:
+    """Whether a burn-in is too short to learn anything in."""
+    return steps is not None and steps < TRIAL
+
+
+def _after(taken: int) -> int:
+    """The step of the sampler at which curvatures are estimated next."""
+    if taken < LAST_DOUBLED:
+        return max(FIRST, 2 * taken)
+    return taken + EVERY
+
+
+class Pilot(Chain):
+    """A chain, or several stacked, whose step sizes are set by block while it moves."""
+
+    def groups(self) -> list[dict[str, Any]]:
+        return [{"params": [self.params[name] for name in names], "factor": 1.0} for names in self.blocks.values()]
+
+    @cached_property
+    def blocks(self) -> dict[str, list[str]]:
+        """Names of the parameters by block, in the order of the groups.
+
+        Vectors (biases, norm parameters) of a block that has matrices too stand apart, for their curvature is another;
+        so do parameters whose `lr_factors` differ.
+        """
+        found: dict[str, list[str]] = {}
+        axes = {name: p.ndim - self.chain_axes for name, p in self.params.items()}
+        with_matrices = {block_of(name) for name in self.params if axes[name] > 1}
+        for name in self.params:
+            block, factor = block_of(name), last_match(name, self.lr_factors, 1.0)
+            vectors = " vectors" if axes[name] <= 1 and block in with_matrices else ""
+            found.setdefault(block + vectors + (f" × {factor:g}" if factor != 1 else ""), []).append(name)
+        return found
+
+    def set_step_sizes(self, sizes: Mapping[str, float]) -> None:
+        """Step with ε of every block from here on."""
+        self.optimizers  # noqa: B018  made at first use
+        self._base_rates[1] = [sizes[block] for block in self.blocks]
+
+    def displaced_forces(self, batches: Sequence[Batch], by: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """g(θ + d) − g(θ − d) for a displacement of some of the parameters, by name; θ stays as it is."""
+        before = {name: self.params[name].detach().clone() for name in by}
+        found: list[dict[str, Tensor]] = []
+        try:
+            for sign in (1, -1):
+                with torch.no_grad():
+                    for name, d in by.items():
+                        self.params[name].copy_(before[name] + sign * d)
+                force = self.force(self.sampler, batches, self.steps_taken, self.potential.num_data)
+                found.append({name: force[name].clone() for name in by})
+        finally:
+            with torch.no_grad():
+                for name, tensor in before.items():
+                    self.params[name].copy_(tensor)
+        return {name: found[0][name] - found[1][name] for name in by}
+
+
+@dataclass
+class Curvature:
+    """Power iteration for the largest curvature of a pilot's potential in some of its parameters.
+
+    Attributes:
+        pilot: whose chains.
+        names: of the parameters.
+        products: at first, and from the last estimate's direction.
+        direction: where the last estimate ended, by name; random at first.
+        value: the last estimate, λmax by chain, [K] or [1].
+    """
+
+    pilot: Pilot
+    names: Sequence[str]
+    products: tuple[int, int]
+    direction: dict[str, Tensor] = field(default_factory=dict)
+    value: Tensor | None = None
+
+    def __call__(self, batches: Sequence[Batch], roots: Mapping[str, float] | None = None) -> float:
+        """λmax of E^½ H E^½ (of H without `roots`), the largest over chains.
+
+        Args:
+            batches: on which the gradient is taken.
+            roots: √ε by name.
+
+        Raises:
+            DivergedError: a gradient is not finite.
+        """
+        pilot, scale = self.pilot, {name: 1.0 if roots is None else roots[name] for name in self.names}
+        if not self.direction:
+            self.direction = {name: self._random(name) for name in self.names}
+        kT = pilot.potential.kT(pilot.temperature)
+        v, count = self._normalised(self.direction)[0], self.products[self.value is not None]
+        for _ in range(count):
+            away = {name: scale[name] * tensor for name, tensor in v.items()}
+            if self.value is None:
+                size = self._norm({name: pilot.params[name].detach() for name in self.names})
+                h = 1e-3 * size.clamp(min=self._prior_scale()) / self._norm(away)
+            else:
+                h = (kT / self.value).sqrt()
+            change = pilot.displaced_forces(batches, {name: self._times(d, h) for name, d in away.items()})
+            w = {name: self._times(scale[name] * g, 0.5 / h) for name, g in change.items()}
+            v, self.value = self._normalised(w)
+            if not self.value.isfinite().all():
+                raise DivergedError("a gradient of the pilot is not finite", list(pilot.chains), pilot.steps_taken)
+            self.value = self.value.clamp(min=1e-30)
+        self.direction = v
+        assert self.value is not None
+        return float(self.value.max())
+
+    def _random(self, name: str) -> Tensor:
+        p = self.pilot.params[name]
+        source = generator(self.pilot.seed, 0, 0, f"curvature of {name}")
+        row = torch.randn(p.shape[self.pilot.chain_axes :], generator=source, dtype=torch.float32)
+        return row.to(p).expand(p.shape).clone()
+
+    def _prior_scale(self) -> float:
+        """σ·√D of the parameters under the prior."""
+        prior, axes = self.pilot.potential.prior, self.pilot.chain_axes
+        shapes = {name: self.pilot.params[name].shape[axes:] for name in self.names}
+        return math.sqrt(sum(shape.numel() / prior.precision(name, shape) for name, shape in shapes.items()))
+
+    def _norm(self, tensors: Mapping[str, Tensor]) -> Tensor:
+        """‖·‖ by chain, [K] or [1], fp64."""
+        rows = len(self.pilot.chains) if self.pilot.chain_axes else 1
+        squares = [t.reshape(rows, -1).double().square().sum(-1) for t in tensors.values()]
+        return torch.stack(squares).sum(0).sqrt()
+
+    def _normalised(self, tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
+        """Tensors of norm 1 by chain, and what their norms were; where there is nothing, the last direction."""
+        norm = self._norm(tensors)
+        if not norm.isfinite().all() or (norm == 0).any():
+            return self.direction, norm
+        return {name: self._times(t, 1 / norm) for name, t in tensors.items()}, norm
+
+    def _times(self, tensor: Tensor, factor: Tensor) -> Tensor:
+        """A tensor [K, …] times one number a chain."""
+        shape = [-1, *[1] * (tensor.ndim - 1)] if self.pilot.chain_axes else []
+        return tensor * factor.to(tensor).reshape(shape)
+
+
+class Tuner:
+    """Runs pilots side by side and finds one set of step sizes for all of them.
+
+    Args:
+        pilots: at their beginning: one stack of all chains, or each chain by itself.
+        batches: the training batches of each pilot by step.
+        probes: of each pilot, equal shares of the examples on which curvatures are taken.
+        pairs: of each pilot, single minibatches for the variance of the gradient; none with all the data.
+        find_momentum: whether μ is to be found.
+        burn_in: steps of burn-in to plan for; None: to be found.
+        say: prints a line.
+    """
+
+    def __init__(
+        self,
+        pilots: Sequence[Pilot],
+        batches: Sequence[Callable[[int], Batch]],
+        probes: Sequence[Sequence[Batch]],
+        pairs: Sequence[Sequence[Batch]] = (),
+        *,
+        find_momentum: bool = False,
+        burn_in: int | None = None,
+        say: Callable[[str], None] = lambda _line: None,
+    ) -> None:
+        self.pilots, self.batches, self.probes, self.pairs = list(pilots), list(batches), list(probes), list(pairs)
+        self.find_momentum, self.fixed_burn_in, self.say = find_momentum, burn_in, say
+        self.trial = is_trial(burn_in)
+        self.blocks = self.pilots[0].blocks
+        factors = self.pilots[0].lr_factors
+        self.factors = {block: last_match(names[0], factors, 1.0) for block, names in self.blocks.items()}
+        products = (IN_TRIAL, IN_TRIAL) if self.trial else (PRODUCTS, AGAIN)
+        self.curvatures = [{b: Curvature(p, names, products) for b, names in self.blocks.items()} for p in self.pilots]
+        self.whole = [Curvature(pilot, [*pilot.params], products) for pilot in self.pilots]
+        self.seen: dict[str, deque[float]] = {block: deque(maxlen=REMEMBERED) for block in self.blocks}
+        self.coupling: deque[float] = deque(maxlen=REMEMBERED)
+        self.halvings, self.kept = 0, list[list[Snapshot]]()
+
+    def run(self) -> Tuning:
+        """Warm up, estimate, move, estimate again; what is found in the end.
+
+        Raises:
+            DivergedError: the warm-up diverged, or the pilot did so `HALVINGS` times and once more.
+        """
+        self._advance(self.pilots[0].plan.warmup)
+        taken, found = 0, self._estimate()
+        while (due := _after(taken)) <= self._end(found):
+            try:
+                self._advance(due - taken)
+                taken, found = due, self._estimate()
+            except DivergedError as error:
+                self._halve(error)
+                found = self._result()
+        return self._with_noise(replace(found, steps=self.pilots[0].steps_taken, halvings=self.halvings))
+
+    def _end(self, found: Tuning) -> int:
+        """The step of the sampler up to which curvatures are estimated again."""
+        if self.trial:
+            return 0
+        return max(
+            LAST_DOUBLED, int(SHARE * (burn_in(found.relaxation) if self.fixed_burn_in is None else self.fixed_burn_in))
+        )
+
+    def _advance(self, steps: int) -> None:
+        """Take steps with all pilots side by side."""
+        for _ in range(steps):
+            for pilot, batch in zip(self.pilots, self.batches, strict=True):
+                pilot.step(batch(pilot.steps_taken))
+        for pilot in self.pilots:
+            pilot.check_finite()
+
+    def _estimate(self) -> Tuning:
+        """Estimate all curvatures where the pilots are, and set the step sizes that follow."""
+        sampler = self.pilots[0].sampler
+        values = {
+            block: max(c[block](probe) for c, probe in zip(self.curvatures, self.probes, strict=True))
+            for block in self.blocks
+        }
+        for block, value in values.items():
+            self.seen[block].append(max(value, self._prior_curvature(block)) + sampler.own_curvature)
+        roots = {name: math.sqrt(self._unscaled(block)) for block, names in self.blocks.items() for name in names}
+        top = max(whole(probe, roots) for whole, probe in zip(self.whole, self.probes, strict=True))
+        self.coupling.append(max(1.0, top * sampler.stiffness / sampler.curvature_limit))
+        self.kept = [copy.deepcopy(capture(pilot)) for pilot in self.pilots]  # its tensors are the chain's own
+        return self._result()
+
+    def _result(self) -> Tuning:
+        """The step sizes by all that was seen, set in the pilots."""
+        scale = 0.5**self.halvings / max(self.coupling)
+        sizes = {block: scale * self._unscaled(block) for block in self.blocks}
+        pilot, sampler = self.pilots[0], self.pilots[0].sampler
+        rates = {block: rate for block in self.blocks if (rate := sizes[block] * self._prior_curvature(block, True))}
+        rate = min(rates.values())
+        if self.find_momentum:
+            for one in self.pilots:
+                one.sampler.momentum = momentum(rate)  # type: ignore[attr-defined]
+        for one in self.pilots:
+            one.set_step_sizes(sizes)
+        blocks = {
+            block: BlockTuning(
+                sizes[block],
+                max(self.seen[block]),
+                1 / (rates[block] * sampler.speed) if block in rates else None,
+                sum(
+                    pilot.params[name][0].numel() if pilot.chain_axes else pilot.params[name].numel() for name in names
+                ),
+            )
+            for block, names in self.blocks.items()
+        }
+        mu = getattr(sampler, "momentum", None)
+        return Tuning(blocks, mu, relaxation(rate, sampler.speed), scale, pilot.steps_taken, self.halvings)
+
+    def _unscaled(self, block: str) -> float:
+        """ε of a block before all are scaled: factor · c/λ_b."""
+        sampler = self.pilots[0].sampler
+        return self.factors[block] * sampler.curvature_limit / (sampler.stiffness * max(self.seen[block]))
+
+    def _prior_curvature(self, block: str, slowest: bool = False) -> float:
+        """1/(Nσ²) of a block: its largest, or its smallest without a likelihood's own parameters (of none, 0)."""
+        pilot = self.pilots[0]
+        names = [name for name in self.blocks[block] if not (slowest and name.endswith(NOISE))]
+        prior, axes = pilot.potential.prior, pilot.chain_axes
+        found = [prior.precision(name, pilot.params[name].shape[axes:]) / pilot.potential.num_data for name in names]
+        return (min if slowest else max)(found, default=0.0)
+
+    def _halve(self, error: DivergedError) -> None:
+        """Go back to where the last estimate was made, at half the step sizes.
+
+        Raises:
+            DivergedError: it was done `HALVINGS` times already.
+        """
+        if self.halvings == HALVINGS:
+            raise DivergedError(
+                f"sampler.lr=auto: the pilot diverged {HALVINGS + 1} times, the last time at 1/{2**HALVINGS} of the"
+                f" step sizes that its curvatures call for ({error}). Standardise inputs and targets, make"
+                " prior.variance smaller or the warm-up longer, or give sampler.lr a number",
+                error.chains,
+                error.step,
+            ) from error
+        self.halvings += 1
+        self.say(f"the pilot diverged; going on from its last estimate at 1/{2**self.halvings} of the step sizes")
+        for pilot, snapshots in zip(self.pilots, self.kept, strict=True):
+            restore(pilot, snapshots)
+        for curvature in [*self.whole, *(c for by_block in self.curvatures for c in by_block.values())]:
+            if curvature.value is not None and not curvature.value.isfinite().all():
+                curvature.value, curvature.direction = None, {}
+
+    def _with_noise(self, found: Tuning) -> Tuning:
+        """With the variance of minibatch gradients by block, and the heat that it can bring; as it is with all data."""
+        if not self.pairs:
+            return found
+        totals, count = dict.fromkeys(self.blocks, 0.0), 0
+        for pilot, batches in zip(self.pilots, self.pairs, strict=True):
+            forces = [pilot.force(pilot.sampler, [b], i, pilot.potential.num_data) for i, b in enumerate(batches)]
+            forces = [{name: g.clone() for name, g in force.items()} for force in forces]
+            for first, second in zip(forces[::2], forces[1::2], strict=True):
+                count += 1
+                for block, names in self.blocks.items():
+                    squares = [(first[name] - second[name]).double().square() for name in names]
+                    totals[block] += sum(s.sum().item() for s in squares) / sum(s.numel() for s in squares) / 2
+        sampler, kT = self.pilots[0].sampler, self.pilots[0].sampler.kT
+        blocks = {}
+        for block, one in found.blocks.items():
+            variance = totals[block] / count
+            heat = one.step_size * variance * sampler.speed / (2 * kT)
+            blocks[block] = replace(one, gradient_variance=variance, heat=heat)
+        return replace(found, blocks=blocks)
+
+
+def pilot_plan(plan: Plan) -> Plan:
+    """A plan with room for all steps of a pilot: warm-up, then burn-in without end."""
+    return Plan(plan.warmup, BURN_IN[1], 1, 1)
+
+
+def table(found: Tuning) -> str:
+    """What a pilot found, as lines of text."""
+    noisy = any(one.heat is not None for one in found.blocks.values())
+    width = max(5, *map(len, found.blocks))
+    head = f"{'block':{width}}  coordinates  curvature  step size  relaxation" + noisy * "  heat at most"
+    lines = [f"step sizes from a pilot of {found.steps:,} steps; every chain of this run keeps them:", f"  {head}"]
+    for block, one in found.blocks.items():
+        relaxed = "-" if one.relaxation is None else f"{one.relaxation:,.0f}"
+        heat = "" if one.heat is None else f"  {100 * one.heat:10.1f} %"
+        lines.append(
+            f"  {block:{width}}  {one.size:11,}  {one.curvature:9.3g}  {one.step_size:9.3g}  {relaxed:>10}{heat}"
+        )
+    mu = "" if found.momentum is None else f"momentum {found.momentum:.3f}, "
+    tau = f"slowest relaxation {found.relaxation:,.0f} steps, {TIMES:g} times that {TIMES * found.relaxation:,.0f}"
+    return "\n".join([*lines, f"  {mu}{tau}"])

@@ -1,0 +1,102 @@
+"""What a run settles before its chains begin where its settings say `auto`: step sizes, momentum, lengths."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from bayeslora.chain import tuning
+from bayeslora.chain.tuning import PAIRS, Tuner, is_trial
+from bayeslora.codec import encode
+from bayeslora.diagnostics.values import Tuning
+from bayeslora.errors import require
+
+if TYPE_CHECKING:
+    from bayeslora.experiment import Experiment
+    from bayeslora.runs.directory import RunDirectory
+
+PROBES = 4
+"""Minibatches on which curvatures are taken, where a step does not take all the data."""
+
+
+def settled(experiment: Experiment, run: RunDirectory) -> Experiment:
+    """The experiment with numbers in the place of every `auto`: those of the run that is there, or found now.
+
+    Raises:
+        ConfigError: the run samples nothing, so that there is nothing to find.
+        DivergedError: the pilot diverged at ever smaller step sizes.
+    """
+    if not experiment.open_settings:
+        return experiment
+    if run.config_file.exists():
+        return adopted(experiment, run)
+    if experiment.effective_temperature == 0 and "sampler.momentum" in experiment.open_settings:
+        experiment = experiment.settled({"sampler.momentum": 0.9})  # an optimizer's usual one
+    asked = experiment.open_settings
+    require(
+        experiment.effective_temperature > 0 or not asked,
+        f"{', '.join(asked)}: auto has no meaning at T = 0, where nothing relaxes; give numbers",
+    )
+    if not asked:
+        return experiment
+    found, table = dict[str, Any](), None
+    if "sampler.lr" in asked:
+        result = pilot(experiment)
+        print(tuning.table(result), flush=True)  # noqa: T201
+        found, table = step_sizes(experiment, result), encode(result)
+    experiment = experiment.settled(found, table)
+    return experiment.settled(lengths(experiment))
+
+
+def adopted(experiment: Experiment, run: RunDirectory) -> Experiment:
+    """The experiment with what a run has found, which another process may have done first."""
+    recorded = run.config
+    found = {key: recorded[key.split(".")[0]].get(key.split(".")[1]) for key in recorded.get("asked", {})}
+    return experiment.settled(found, recorded.get("tuning"))
+
+
+def pilot(experiment: Experiment) -> Tuning:
+    """Run the pilot of an experiment's chains: stacked where they are, else side by side."""
+    stacked = experiment.chain.parallel == "stacked" and experiment.chain.num_chains > 1
+    numbers = list(range(experiment.chain.num_chains))
+    groups: list[Any] = [numbers] if stacked else list(numbers)
+    pilots = [experiment.new_pilot(group) for group in groups]
+    for one in pilots:
+        one.begin()
+    fresh = [experiment.batches(group, fresh=True) for group in groups]
+    full = experiment.chain.batch_size is None
+    given = experiment.chain.burn_in
+    burn_in = None if isinstance(given, str) else given
+    probes = 1 if full or is_trial(burn_in) else PROBES
+    return Tuner(
+        pilots,
+        [experiment.batches(group) for group in groups],
+        [[batches(step) for step in range(probes)] for batches in fresh],
+        [] if full else [[batches(step) for step in range(PROBES, PROBES + 2 * PAIRS)] for batches in fresh],
+        find_momentum="sampler.momentum" in experiment.open_settings,
+        burn_in=burn_in,
+        say=lambda line: print(line, flush=True),  # noqa: T201
+    ).run()
+
+
+def step_sizes(experiment: Experiment, result: Tuning) -> dict[str, Any]:
+    """The settings that a pilot's step sizes and momentum come to."""
+    names = experiment.new_pilot(0).blocks
+    smallest = min(one.step_size for one in result.blocks.values())
+    lr = float(f"{smallest:.4g}")
+    factors = {
+        name: float(f"{result.blocks[b].step_size / lr:.6g}") for b, members in names.items() for name in members
+    }
+    ordered = dict(sorted(factors.items(), key=lambda item: len(item[0])))  # "0.weight" also means "2.0.weight"
+    found = {"sampler.lr": lr, "chain.lr_factors": ordered}
+    return found | ({"sampler.momentum": result.momentum} if "sampler.momentum" in experiment.open_settings else {})
+
+
+def lengths(experiment: Experiment) -> dict[str, Any]:
+    """Momentum, burn-in and thin where they are still open, from the relaxation of the slowest block."""
+    found: dict[str, Any] = {}
+    if "sampler.momentum" in experiment.open_settings:
+        found["sampler.momentum"] = tuning.momentum(1 / (experiment.relaxations()[0].steps * experiment.speed))
+        experiment = experiment.settled(found)
+    tau = max(experiment.relaxations()[0].steps, 2 * experiment.speed)
+    steps = {"chain.burn_in": tuning.burn_in(tau), "chain.thin": tuning.thin(tau)}
+    return found | {key: value for key, value in steps.items() if key in experiment.open_settings}
