@@ -36,7 +36,8 @@ from bayeslora.runs.directory import RunDirectory
 from bayeslora.samplers import BY_NAME, Sampler
 from bayeslora.settings import AUTO, ChainSettings, Evaluation, TrainerSettings
 
-DEFAULT_PRIOR: dict[str, Any] = {"variance": 1.0, "scaling": "fan_in"}
+DEFAULT_PRIOR: dict[str, Any] = {"variance": 2.0, "scaling": "fan_in"}
+"""The prior of `sample`, that of conf/prior/fan_in.yaml; docs/step-size.md says what others gave."""
 DEVICES = ("cpu", "cuda", "cuda:0")
 
 
@@ -46,7 +47,7 @@ def sample(
     lr: float | str | None = None, chains: int = 4, draws: int = 200, thin: int | str = AUTO,
     burn_in: int | str = AUTO, warmup: int = 500, warmup_lr: float = 1e-2, plan: Plan | None = None,
     batch_size: int | str | None = AUTO, val_dataset: Any = None, test_dataset: Any = None,
-    class_names: tuple[str, ...] | None = None, seed: int = 0, parallel: str = "sequential", device: str = "cpu",
+    class_names: tuple[str, ...] | None = None, seed: int = 0, parallel: str = AUTO, device: str = "cpu",
     run_dir: Path | str | None = None, name: str = "sample", progress: bool = True,
     sampler_settings: Mapping[str, Any] | None = None, chain_settings: Mapping[str, Any] | None = None,
 ) -> Posterior:  # fmt: skip
@@ -63,20 +64,22 @@ def sample(
             such as `SGHMC` or `partial(SGHMC, momentum=0.8)`.
         likelihood: `"categorical"`, `"gaussian"` (one sampled noise a target), an object such as
             `Gaussian(noise=0.1)`; None: by the targets.
-        prior: a `Prior`, or the variance of N(0, ·) on every parameter.
+        prior: a `Prior`, or the variance of N(0, ·) on every parameter; None: variance / fan-in on weights, as
+            `DEFAULT_PRIOR` says.
         temperature: 1 is the Bayes posterior.
-        lr: step size ε on the mean loss; None: the sampler's own (`bayeslora.samplers.BY_NAME`, or what makes it). With
-            the defaults of sampler, prior and lr a burn-in of 1,000 steps is enough for up to 1,600 examples; a warning
-            says what others need.
-        chains, draws, thin, burn_in: chains, draws kept of each, steps a draw, steps before the first.
+        lr: step size ε on the mean loss, or `"auto"`: step sizes by block, which a pilot finds before the chains begin
+            and which are recorded (docs/step-size.md). None: the sampler's own (`bayeslora.samplers.BY_NAME`, or what
+            makes it), which is `"auto"` of the default sampler alone, together with its momentum.
+        chains, draws, thin, burn_in: chains, draws kept of each, steps a draw, steps before the first; `"auto"`: as the
+            slowest block calls for.
         warmup, warmup_lr: steps of AdamW (without weight decay) to the MAP baseline, from which burn-in begins.
         plan: the phases in one, in the place of `draws`, `thin`, `burn_in` and `warmup`.
-        batch_size: None for all the data at every step.
+        batch_size: None for all the data at every step; `"auto"`: that for small data, else 128.
         val_dataset, test_dataset: further examples: every draw is scored on the first; on the second the posterior is
             evaluated (`posterior.metrics`, and a report in the run directory).
         class_names: by class.
         seed: of batches and noise.
-        parallel: `"sequential"`, or `"stacked"`: all chains in one pass.
+        parallel: `"sequential"`, or `"stacked"`: all chains in one pass; `"auto"`: that for small models that can be.
         device: `"cpu"` or `"cuda"`, the first GPU that is visible.
         run_dir: where draws are kept (`~` is the home); a repeated call goes on there. None: a folder that goes with
             the posterior.

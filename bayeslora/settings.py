@@ -12,7 +12,7 @@ from bayeslora.errors import ConfigError, Problems, require
 AUTO = "auto"
 """The value of a setting that a short measurement chooses."""
 PRECISIONS = ("32-true", "bf16-mixed")
-PARALLEL = ("sequential", "stacked", "processes")
+PARALLEL = ("sequential", "stacked", "processes", AUTO)
 UNTIL = ("planned", "converged")
 ON_DIVERGENCE = ("stop", "retry")
 STRATEGIES = ("auto", "ddp")
@@ -244,7 +244,7 @@ def check_precision(precision: str) -> None:
 def check_together(chain: ChainSettings, trainer: TrainerSettings) -> None:
     """Raise `ConfigError` for chains side by side on devices that share one chain's batches."""
     require(
-        trainer.devices == 1 or chain.parallel == "sequential",
+        trainer.devices == 1 or chain.parallel in ("sequential", AUTO),
         f"chain.parallel={chain.parallel} cannot go with trainer.devices={trainer.devices}: the devices are busy with"
         " one chain's batches. Choose chain.parallel=sequential, or trainer.devices=1",
     )

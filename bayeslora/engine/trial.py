@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from itertools import product
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,7 @@ from bayeslora.chain.stack import Stack
 from bayeslora.errors import ConfigError, require
 from bayeslora.factories import first_line
 from bayeslora.rng import generator
+from bayeslora.settings import AUTO
 
 if TYPE_CHECKING:
     from bayeslora.experiment import Experiment
@@ -28,6 +29,8 @@ EXAMPLES = 4
 """Of each chain."""
 STACKED = 2
 """Chains that are compared: each row of a stack is treated like every other."""
+STACKED_UP_TO = 2_000_000
+"""Parameters up to which `chain.parallel=auto` stacks chains: beyond, arithmetic and memory are the limits."""
 DOUBLE_UP_TO = 50_000_000
 """Parameters up to which models are compared in double precision: beyond, the copy would need too much memory."""
 FAILURES = (RuntimeError, TypeError, IndexError, AttributeError, ValueError, KeyError, AssertionError)
@@ -52,6 +55,12 @@ def tried(experiment: Experiment) -> Experiment:
         ConfigError: the model fails, answers at random, changes its own parameters, or couples the examples of a batch;
             or stacked it fails or differs.
     """
+    if experiment.chain.parallel == AUTO:
+        small = sum(p.numel() for p in experiment.structure().parameters()) <= STACKED_UP_TO
+        if small and experiment.trainer.devices == 1:
+            with suppress(ConfigError):
+                return tried(experiment.settled({"chain.parallel": "stacked"}))
+        return tried(experiment.settled({"chain.parallel": "sequential"}))
     stacked = experiment.chain.parallel == "stacked" and len(experiment.chains) > 1
     trial = _Trial(experiment.here, experiment.chains[: STACKED if stacked else 1])
     try:

@@ -40,6 +40,7 @@ def settled(experiment: Experiment, run: RunDirectory) -> Experiment:
         return experiment
     found, table = dict[str, Any](), None
     if "sampler.lr" in asked:
+        run.check_writable()
         result = pilot(experiment)
         print(tuning.table(result), flush=True)  # noqa: T201
         found, table = step_sizes(experiment, result), encode(result)
@@ -50,7 +51,9 @@ def settled(experiment: Experiment, run: RunDirectory) -> Experiment:
 def adopted(experiment: Experiment, run: RunDirectory) -> Experiment:
     """The experiment with what a run has found, which another process may have done first."""
     recorded = run.config
-    found = {key: recorded[key.split(".")[0]].get(key.split(".")[1]) for key in recorded.get("asked", {})}
+    ours = {*experiment.open_settings, *experiment.record.get("asked", {}), "chain.lr_factors"}
+    keys = [key for key in recorded.get("asked", {}) if key in ours]
+    found = {key: recorded[key.split(".")[0]].get(key.split(".")[1]) for key in keys}
     return experiment.settled(found, recorded.get("tuning"))
 
 

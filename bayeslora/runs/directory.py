@@ -160,6 +160,14 @@ class RunDirectory:
                 f" {depends}; choose another run_dir for a longer run"
             )
 
+    def check_writable(self) -> None:
+        """Raise `ConfigError` unless files can be written here; the folder is made."""
+        try:
+            with locked(self.root / "config.lock", busy="", wait=True):
+                pass
+        except StorageError as error:
+            raise ConfigError(f"run_dir={self.root} cannot be written to ({error}); choose another one") from error
+
     def open(
         self,
         config: dict[str, Any],

@@ -156,7 +156,7 @@ def test_mistyped_keys_in_an_experiment_file_are_named(command: Command, tmp_pat
         (["sampler=sam_sgld", "sampler.rho=null"], ["sampler.rho=null must be a number"]),
         (["sampler=map", "sampler._target_=torch.optim.SGD"], ["sampler: ", "unexpected keyword argument 'kT'"]),
         (["chain.warmup.optimizer.lr=fast"], ["chain.warmup.optimizer.lr=fast must be a positive finite number"]),
-        (["chain.warmup.optimizer.momentum=-1"], ["chain.warmup.optimizer: Invalid momentum value"]),
+        (["chain=default", "chain.warmup.optimizer.momentum=-1"], ["chain.warmup.optimizer: Invalid momentum value"]),
         (["trainer.precision=16-true"], ["half-precision parameters lose steps", "32-true, bf16-mixed"]),
         (["chain.batch_size=2000"], ["chain.batch_size=2000 must be from 1 to 1437", "or null"]),
         (["dataset.validation_size=1437"], ["leaves nothing of the 1437 training examples"]),

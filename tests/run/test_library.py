@@ -226,10 +226,19 @@ def test_double_precision_is_kept_from_end_to_end(targets: Tensor, tmp_path: Pat
     """By the first warm-up step of plain gradient descent, which single precision cannot give to 1e-12."""
     model = net(3 if targets is CLASSES else 1).double()
     x = X.double() + 1e-10
-    one_step = {"warmup": 0, "burn_in": 0, "draws": 1, "temperature": 0.0, "batch_size": None, "prior": 1e12, "lr": 0.1}
+    one_step = {
+        "sampler": "sghmc",
+        "warmup": 0,
+        "burn_in": 0,
+        "draws": 1,
+        "temperature": 0.0,
+        "batch_size": None,
+        "prior": 1e12,
+        "lr": 0.1,
+    }
     for parallel in ("sequential", "stacked"):
         posterior = sampled(model, (x, targets), likelihood=None if targets is CLASSES else Gaussian(1.0), **one_step,
-                            parallel=parallel, test_dataset=(x, targets), run_dir=tmp_path / parallel)  # fmt: skip
+                            sampler="sghmc", parallel=parallel, test_dataset=(x, targets), run_dir=tmp_path / parallel)  # fmt: skip
         outputs = model(x)
         if targets is CLASSES:
             loss = torch.nn.functional.cross_entropy(outputs, targets)
