@@ -134,7 +134,7 @@ def _cure_of_temperature(results: Results, unmet: Mapping[str, Criterion], setti
     off = [one.ratio - 1 for one in results.diagnostics.temperature.values() if one.status == "measured" and one.ratio]
     if limit is None or not off or max(map(abs, off)) <= limit:
         return None
-    chain, worst = settings.experiment.chain, max(off, key=abs)
+    chain, worst = settings.experiment.plan, max(off, key=abs)
     if worst < 0:
         longer = {"chain.burn_in": _count(4 * max(chain.burn_in, chain.thin))}
         return Step(
@@ -161,13 +161,13 @@ def _cure_of_chains(unmet: Mapping[str, Criterion], settings: _Settings) -> Step
         return None
     if chain.num_chains == 1:
         return Step("One chain cannot be compared with any. With four:", settings.command({"chain.num_chains": 4}))
-    factors = {name: _length_for(name, one) for name, one in limits.items()}
+    plan, factors = settings.experiment.plan, {name: _length_for(name, one) for name, one in limits.items()}
     factor = ROOM * max(factors.values(), default=2.0)
     if factor > LONGEST:
         worst = limits[max(factors, key=lambda name: factors[name])]
         longer = {
-            "chain.burn_in": _count(4 * max(chain.burn_in, chain.thin)),
-            "chain.thin": _count(4 * chain.thin),
+            "chain.burn_in": _count(4 * max(plan.burn_in, plan.thin)),
+            "chain.thin": _count(4 * plan.thin),
         }
         return Step(
             f"{worst.title} is {worst.shown}, far from {worst.limit:g}: more of the same draws will not do. With four"

@@ -238,8 +238,7 @@ def test_double_precision_is_kept_from_end_to_end(targets: Tensor, tmp_path: Pat
     }
     for parallel in ("sequential", "stacked"):
         posterior = sampled(model, (x, targets), likelihood=None if targets is CLASSES else Gaussian(1.0), **one_step,
-                            sampler="sghmc", parallel=parallel, test_dataset=(x, targets),
-                            run_dir=tmp_path / parallel)  # fmt: skip
+                            parallel=parallel, test_dataset=(x, targets), run_dir=tmp_path / parallel)  # fmt: skip
         outputs = model(x)
         if targets is CLASSES:
             loss = torch.nn.functional.cross_entropy(outputs, targets)

@@ -20,7 +20,10 @@ from tests.cases import each
 from tests.run.tools import composed
 from tests.unit.test_criteria import content
 
-OWN = ("dataset=digits", "model=mlp", "chain.num_chains=2", "chain.num_draws=50", "chain.thin=10", "chain.burn_in=100")
+OWN = (
+    "dataset=digits", "model=mlp", "sampler=sghmc", "chain=default", "chain.num_chains=2", "chain.num_draws=50",
+    "chain.thin=10", "chain.burn_in=100",
+)  # fmt: skip
 COMMAND = "python -m bayeslora.train experiment=template sampler.lr=0.05 run_dir=there"
 
 
