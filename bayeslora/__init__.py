@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from bayeslora.library import sample
-    from bayeslora.likelihood import Categorical, Gaussian
+    from bayeslora.likelihood import Bernoulli, Categorical, Gaussian
     from bayeslora.posterior import Posterior
     from bayeslora.potential import Potential, Prior
 
-__all__ = ["Categorical", "Gaussian", "Posterior", "Potential", "Prior", "sample"]
+__all__ = ["Bernoulli", "Categorical", "Gaussian", "Posterior", "Potential", "Prior", "sample"]
 
 _HOMES = {
+    "Bernoulli": "bayeslora.likelihood",
     "Categorical": "bayeslora.likelihood",
     "Gaussian": "bayeslora.likelihood",
     "Posterior": "bayeslora.posterior",

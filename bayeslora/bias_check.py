@@ -283,6 +283,8 @@ def _finished_results(run: RunDirectory) -> Results:
 
 def _example_errors(run: RunDirectory, other: RunDirectory, experiment: Experiment, resamples: int) -> dict[str, float]:
     """`bootstrap` of the ensembles of two runs, which are predicted once more."""
+    several = bool(experiment.data.labels or experiment.data.axes)
+    require(not several, "bias_check compares runs of one class an example, or of real numbers, not of several classes")
     of_a_run = _class_scores if experiment.data.real is None else _density_scores
     one, other_one = (of_a_run(folder, experiment) for folder in (run, other))
     names = METRICS["classification" if experiment.data.real is None else "regression"]

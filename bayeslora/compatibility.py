@@ -18,7 +18,7 @@ from bayeslora.chain.modes import evaluation_mode
 from bayeslora.datasets.base import Data
 from bayeslora.errors import ConfigError, Problems, require
 from bayeslora.factories import first_line, naming, offer, settings_of, target_of
-from bayeslora.likelihood import NOISE, Categorical, Gaussian, Likelihood
+from bayeslora.likelihood import NOISE, Bernoulli, Categorical, Gaussian, Likelihood
 from bayeslora.potential import matches
 from bayeslora.settings import AUTO
 
@@ -113,7 +113,15 @@ def _until_problems(experiment: Experiment) -> Iterator[str]:
 
 
 def check_task(data: Data, likelihood: Likelihood) -> None:
-    """Raise `ConfigError` for classes with a likelihood of real numbers, or the other way round."""
+    """Raise `ConfigError` for a likelihood of other targets than these: classes, labels or real numbers."""
+    if data.labels and isinstance(likelihood, Categorical | Gaussian):
+        raise ConfigError(f"likelihood: the targets of {data.name} are labels; choose likelihood=bernoulli")
+    if isinstance(likelihood, Bernoulli) and not data.labels:
+        what = f"{data.num_classes} classes" if data.real is None else "real numbers"
+        raise ConfigError(
+            f"likelihood: the targets of {data.name} are {what}, not labels that hold or do not; choose"
+            f" likelihood={'categorical' if data.real is None else 'gaussian'}"
+        )
     if isinstance(likelihood, Categorical) and data.real is not None:
         raise ConfigError(f"likelihood: the targets of {data.name} are real numbers; choose likelihood=gaussian")
     if isinstance(likelihood, Gaussian) and data.real is None:
@@ -121,6 +129,24 @@ def check_task(data: Data, likelihood: Likelihood) -> None:
             f"likelihood: the targets of {data.name} are {data.num_classes} classes; choose likelihood=categorical"
             " (or dataset.task=regression, where the dataset has that setting)"
         )
+    if isinstance(likelihood, Categorical):
+        _check_positions(data, likelihood)
+
+
+def _check_positions(data: Data, likelihood: Categorical) -> None:
+    """Raise `ConfigError` unless classes are at the positions that the likelihood is of."""
+    shape = list(data.train.targets.shape)
+    require(
+        data.axes == likelihood.axes,
+        f"likelihood.axes={likelihood.axes}: the targets of {data.name} are {shape}, classes at positions of"
+        f" {data.axes} axes within an example; set likelihood.axes={data.axes}",
+    )
+    marks = data.train.targets[data.train.targets < 0]
+    require(
+        not len(marks) or int(marks[0]) == likelihood.ignore_index,
+        f"likelihood.ignore_index={likelihood.ignore_index}: positions of {data.name} without a class have the target"
+        f" {int(marks[0]) if len(marks) else 0}; set likelihood.ignore_index to it",
+    )
 
 
 def _check_model(experiment: Experiment) -> None:
@@ -155,6 +181,11 @@ def _check_takes(experiment: Experiment) -> None:
     if "tables" in kinds:
         kinds.append("images")  # a row of numbers, as they lie
     require(
+        not data.axes,
+        f"model: {experiment.record['model']['_target_']} gives one prediction an example, and {data.name} has classes"
+        " at positions within an example; name a module of your own by model._target_",
+    )
+    require(
         data.kind in kinds,
         f"model: {experiment.record['model']['_target_']} takes {' or '.join(sorted({*kinds}))} and {data.name} holds"
         f" {data.kind}; choose another model or dataset",
@@ -181,14 +212,14 @@ def _check_outputs(experiment: Experiment, model: nn.Module) -> None:
     data, name = experiment.data, f"model: {experiment.record['model']['_target_']}"
     try:
         with torch.no_grad(), evaluation_mode(model):
-            shape = list(model(data.transform(data.train.inputs[:2])).shape)
+            shape = list(model(data.transform(data.train.take(slice(2)).inputs)).shape)
     except (RuntimeError, TypeError, IndexError, AttributeError, ValueError) as error:
         raise ConfigError(f"{name} does not take {data.name}: {first_line(error)}") from error
-    wanted = experiment.likelihood.outputs(data.num_classes)
+    wanted = [2, experiment.likelihood.outputs(data.num_classes), *data.train.targets.shape[1 : 1 + data.axes]]
     if hasattr(model, NOISE) and len(shape) == 2:
         shape[1] //= 2  # the sampled noise is there too
-    told = "logits " * (data.real is None) + f"[2, {wanted}]"
-    require(shape == [2, wanted], f"{name} gives {shape} for two examples of {data.name}; it must give {told}")
+    told = "logits " * (data.real is None) + str(wanted)
+    require(shape == wanted, f"{name} gives {shape} for two examples of {data.name}; it must give {told}")
 
 
 def check_kind(model: Any) -> None:

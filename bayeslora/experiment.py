@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
@@ -28,6 +29,7 @@ from bayeslora.errors import require
 from bayeslora.factories import naming, offer, settings_of
 from bayeslora.likelihood import NOISE, Likelihood
 from bayeslora.models.checkpoint import Checkpoint
+from bayeslora.models.keywords import take_keywords
 from bayeslora.potential import Potential, Prior, last_match
 from bayeslora.rng import derive_seed, generator, seeded
 from bayeslora.runs.identity import Fingerprint, identify, named, put_fixed
@@ -229,6 +231,8 @@ class Experiment:
         with naming(self.record["model"]["_target_"]):
             model = offer(self.make_model, num_classes=outputs, num_outputs=outputs, **sizes)
         check_kind(model)
+        if isinstance(data.train.inputs, Mapping):
+            take_keywords(model, data.train.inputs)
         return self.likelihood.attach(model, data.num_classes)
 
     def model(self, chain: int = 0) -> nn.Module:
@@ -271,7 +275,7 @@ class Experiment:
             ConfigError: they have too little in common to sample one posterior.
         """
         here = self.here.but(fixed=run.fixed)
-        inputs = tree_map(lambda t: t.to(here.device), self.data.transform(self.data.train.inputs[:2]))
+        inputs = tree_map(lambda t: t.to(here.device), self.data.transform(self.data.train.take(slice(2)).inputs))
         fingerprint, random = identify(here.model, self.chain.num_chains, inputs)
         return self.but(fingerprint=fingerprint, fixed={**random, **here.fixed})
 
@@ -357,7 +361,8 @@ class Experiment:
 
     def function_probe(self) -> Loader:
         """Passes over those of the probe set on whose predictions chains are compared: about 2,000 numbers a draw."""
-        examples = max(20, MAX_ENTRIES // self.data.num_classes)
+        positions = math.prod(self.data.train.targets.shape[1:]) if self.data.axes else 1
+        examples = max(20 if positions == 1 else 1, MAX_ENTRIES // (self.data.num_classes * positions))
         return self.loader(self._probe_split().take(slice(examples)))
 
     def _probe_split(self) -> Split:
@@ -419,8 +424,12 @@ def check_temperature(temperature: float) -> None:
     Potential(Prior(), 1).kT(temperature)
 
 
-def load_data(dataset: Any) -> Data:
+def load_data(dataset: Any, labels: bool = False) -> Data:
     """What a dataset's target gives: `Data`, or something with `load()` that does; or map-style datasets in its place.
+
+    Args:
+        dataset: what was made.
+        labels: the likelihood is of labels that hold or do not: so are targets of map-style datasets, and two classes.
 
     Raises:
         DataError: it gives something else, or the data are wrong.
@@ -428,12 +437,13 @@ def load_data(dataset: Any) -> Data:
     from bayeslora.datasets.in_memory import from_examples
 
     loaded = dataset.load() if hasattr(dataset, "load") else dataset
-    data = loaded if isinstance(loaded, Data) else from_examples(loaded, name=type(dataset).__name__)
+    data = loaded if isinstance(loaded, Data) else from_examples(loaded, name=type(dataset).__name__, labels=labels)
+    data = data.with_one_label() if labels and len(data.class_names) == 2 else data
     for note in data.notes:
         log.info("%s: %s", data.name, note)
     return data.with_scale_notes()
 
 
-def made_data(make_dataset: Callable[[], Any]) -> Data:
+def made_data(make_dataset: Callable[[], Any], labels: bool = False) -> Data:
     """`load_data` of what a dataset's factory makes."""
-    return load_data(make_dataset())
+    return load_data(make_dataset(), labels)

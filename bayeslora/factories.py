@@ -83,8 +83,29 @@ def check_arguments(target: Callable[..., Any], settings: Mapping[str, Any], pat
             yield unknown_key(f"{path}.{key}", key, [p for p in parameters if p not in INJECTED])
 
 
+REFUSED = {
+    **dict.fromkeys(("weight", "weights", "class_weight", "class_weights", "pos_weight"), "class weights"),
+    **dict.fromkeys(("label_smoothing", "smoothing"), "label smoothing"),
+    **dict.fromkeys(("gamma", "focal_gamma"), "a focal loss"),
+}
+"""Settings of losses that are none of a likelihood's, in words."""
+
+
+def refusal(key: str) -> str | None:
+    """Why a likelihood has no such setting; None for a key that says nothing."""
+    if key not in REFUSED:
+        return None
+    return (
+        f"likelihood.{key}: {REFUSED[key]} would change the likelihood into one of other data than yours, whose"
+        " posterior predicts no frequencies. Leave it out; for decisions of unequal cost weigh the predicted"
+        " probabilities"
+    )
+
+
 def unknown_key(name: str, key: str, choices: list[str]) -> str:
     """Message for a key that means nothing."""
+    if name == f"likelihood.{key}" and (why := refusal(key)) is not None:
+        return why
     close = difflib.get_close_matches(key, choices, n=1)
     removal = f"if it is an experiment's own, ~{name} takes it away"
     hint = f"did you mean {close[0]}?" if close else f"known here: {', '.join(choices)}; {removal}"

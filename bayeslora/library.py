@@ -18,7 +18,7 @@ from bayeslora.atomic import digest, user_path
 from bayeslora.chain.plan import Plan
 from bayeslora.codec import decode, encode
 from bayeslora.compatibility import check_fit, check_kind, check_sampler, check_task, copied
-from bayeslora.datasets.base import Data
+from bayeslora.datasets.base import Data, Split
 from bayeslora.datasets.in_memory import InPython, from_examples
 from bayeslora.engine.callbacks.milestones import Online
 from bayeslora.engine.callbacks.progress import Progress
@@ -29,7 +29,7 @@ from bayeslora.evaluation.rechecks import check_recorded_nll
 from bayeslora.evaluation.run import evaluate
 from bayeslora.experiment import Experiment, check_temperature
 from bayeslora.factories import check_arguments, described, settings_of, target_of
-from bayeslora.likelihood import LIKELIHOODS, Categorical, Gaussian, Likelihood
+from bayeslora.likelihood import LIKELIHOODS, Bernoulli, Categorical, Gaussian, Likelihood
 from bayeslora.posterior import Posterior
 from bayeslora.potential import Prior
 from bayeslora.runs.directory import RunDirectory
@@ -57,13 +57,15 @@ def sample(
         model: maps a batch of inputs to logits [B, C] (classes) or means [B, D] (regression). A module: every chain
             begins with its weights, which with `warmup=0` are the MAP baseline. A function that makes one: every chain
             with its own, drawn under the chain's seed, which lets R-hat see more.
-        dataset: map-style, of (input, target) items, or a pair of tensors (inputs, targets). Whole-number targets are
-            classes, floats are real numbers, which take the model's precision, float32 or float64. Read into memory
-            once, so random augmentation in it happens once.
+        dataset: map-style, of (input, target) items, or a pair of tensors (inputs, targets). An input may be a
+            dictionary of several, which the model takes as keywords; so may be an item that holds its `label` too.
+            Whole-number targets are classes, one an example or, [N, …], one at each position of the outputs [B, C, …];
+            floats are real numbers, which take the model's precision, float32 or float64; with `"bernoulli"` both are
+            labels. Read into memory once, so random augmentation in it happens once.
         sampler: by name (`sgld`, `sghmc`, `baoab`, `psgld`, `map`, …: `bayeslora.samplers.BY_NAME`), or what makes one,
             such as `SGHMC` or `partial(SGHMC, momentum=0.8)`.
-        likelihood: `"categorical"`, `"gaussian"` (one sampled noise a target), an object such as
-            `Gaussian(noise=0.1)`; None: by the targets.
+        likelihood: `"categorical"`, `"bernoulli"` (labels [N, L] of 1, 0, and -1 or NaN where one is not known),
+            `"gaussian"` (one sampled noise a target), an object such as `Gaussian(noise=0.1)`; None: by the targets.
         prior: a `Prior`, or the variance of N(0, ·) on every parameter; None: variance / fan-in on weights, as
             `DEFAULT_PRIOR` says.
         temperature: 1 is the Bayes posterior.
@@ -77,7 +79,7 @@ def sample(
         batch_size: None for all the data at every step; `"auto"`: that for small data, else 128.
         val_dataset, test_dataset: further examples: every draw is scored on the first; on the second the posterior is
             evaluated (`posterior.metrics`, and a report in the run directory).
-        class_names: by class.
+        class_names: by class, or by label.
         seed: of batches and noise.
         parallel: `"sequential"`, or `"stacked"`: all chains in one pass; `"auto"`: that for small models that can be.
         device: `"cpu"` or `"cuda"`, the first GPU that is visible.
@@ -103,7 +105,8 @@ def sample(
     require(str(device) in DEVICES, f"device={device}: choose {' or '.join(DEVICES[:2])}; another GPU than the first is"
             " chosen by CUDA_VISIBLE_DEVICES=1 in the environment")  # fmt: skip
     parts = (dataset, test_dataset, val_dataset)
-    data = from_examples(*parts, name=name, class_names=class_names, precision=_precision(model))
+    labels = likelihood == "bernoulli" or isinstance(likelihood, Bernoulli)
+    data = from_examples(*parts, name=name, class_names=class_names, precision=_precision(model), labels=labels)
     size = batch_size if batch_size in (None, AUTO) else min(int(batch_size), len(data.train))
     phases = {"num_draws": draws, "thin": thin, "burn_in": burn_in, "warmup": {"steps": warmup}}
     if plan is not None:
@@ -168,7 +171,7 @@ def _experiment(
             "temperature": temperature,
             "run_dir": str(run.root),
             "resume": False,
-            "dataset": described(InPython, examples=digest(vars(data.train))[:16]),
+            "dataset": described(InPython, examples=_digest(data.train)),
             "model": _described_model(make_model.args[0]),
             "sampler": described(make_sampler.func, _partial_=True, **make_sampler.keywords),
             "prior": described(type(prior), **vars(prior)),
@@ -229,12 +232,12 @@ def _warmup(lr: float) -> partial[torch.optim.AdamW]:
 
 def _likelihood(likelihood: str | Likelihood | None, data: Data) -> Likelihood:
     if likelihood is None:
-        return Categorical() if data.real is None else Gaussian()
+        return Categorical(data.axes) if data.real is None else Gaussian()
     if not isinstance(likelihood, str):
         return likelihood
     names = ", ".join(LIKELIHOODS)
     require(likelihood in LIKELIHOODS, f"likelihood={likelihood} is unknown; choose one of {names}")
-    made: Likelihood = LIKELIHOODS[likelihood]()
+    made: Likelihood = Categorical(data.axes) if likelihood == "categorical" else LIKELIHOODS[likelihood]()
     return made
 
 
@@ -267,6 +270,12 @@ def _described_model(model: nn.Module | Callable[[], nn.Module]) -> dict[str, An
         return {"_target_": f"{getattr(model, '__module__', '')}.{getattr(model, '__qualname__', 'model')}"}
     check_kind(model)
     return described(type(model), state=digest(model.state_dict())[:16])
+
+
+def _digest(split: Split) -> str:
+    """Of examples, inputs by name among them."""
+    inputs = split.inputs if isinstance(split.inputs, Mapping) else {"inputs": split.inputs}
+    return digest({**inputs, "targets": split.targets})[:16]
 
 
 def _temporary() -> tuple[Path, Any]:

@@ -14,7 +14,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from bayeslora.errors import require
+from bayeslora.errors import ConfigError, require
+from bayeslora.factories import refusal
 from bayeslora.potential import Prior, categorical_nll
 
 NOISE = "log_noise_variance"
@@ -22,16 +23,16 @@ NOISE = "log_noise_variance"
 
 
 class Likelihood(Protocol):
-    """How outputs [..., B, O] and targets [B, …] (or [..., B, …]) give nats an example, [..., B]."""
+    """How outputs [..., B, …] and targets [B, …] (or [..., B, …]) give nats an example, [..., B]."""
 
     def outputs(self, targets: int) -> int:
-        """Outputs O that the model needs for so many classes, or numbers an example."""
+        """Outputs O that the model needs for so many classes, labels, or numbers an example."""
 
     def nll(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """−log p(y|x, θ) in nats, at least fp32: [..., B]."""
 
     def scores(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
-        """What is followed on a validation set, of outputs [B, O] on the CPU; `nll` is one of them."""
+        """What is followed on a validation set, of outputs [B, …] on the CPU; `nll` is one of them."""
 
     def attach(self, model: nn.Module, targets: int) -> nn.Module:
         """The model with the parameters of the likelihood, if it has any."""
@@ -40,22 +41,29 @@ class Likelihood(Protocol):
         """The prior with that of the likelihood's own parameters."""
 
 
-class Categorical:
-    """Classes: p(y|x, θ) = softmax(outputs)_y."""
+class OfClasses:
+    """What likelihoods of classes share: every prediction is log p [..., C], and some targets may be missing."""
 
-    def outputs(self, targets: int) -> int:
-        """One logit a class."""
-        return targets
+    ignore_index: int
 
-    def nll(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Logits [..., B, C] and classes [B] or [..., B] -> [..., B]."""
-        return categorical_nll(outputs, targets.expand(outputs.shape[:-1]))
+    def log_p(self, outputs: Tensor) -> Tensor:
+        """Log-probabilities of every prediction, [B, …, C], at least fp32."""
+        raise NotImplementedError
+
+    def observed(self, targets: Tensor) -> Tensor:
+        """Which targets are there, bool of their shape."""
+        return targets != self.ignore_index
+
+    def given(self, log_p: Tensor) -> Tensor:
+        """Log-probabilities [B, …, C] as `Posterior.predict` gives them, in the order of the model's outputs."""
+        return log_p
 
     def scores(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
-        """Accuracy, NLL and ECE."""
+        """Accuracy, NLL and ECE, means over the targets that are there."""
         from bayeslora.diagnostics.metrics import metrics
 
-        found = metrics(outputs.float().log_softmax(-1), targets)
+        there = self.observed(targets)
+        found = metrics(self.log_p(outputs)[there], targets[there])
         return {name: found[name] for name in ("accuracy", "nll", "ece")}
 
     def attach(self, model: nn.Module, targets: int) -> nn.Module:  # noqa: ARG002
@@ -65,6 +73,89 @@ class Categorical:
     def extend(self, prior: Prior) -> Prior:
         """The prior as it is."""
         return prior
+
+
+class Categorical(OfClasses):
+    """Classes: p(y|x, θ) = softmax(outputs)_y, of one class an example, or of one at each of its positions.
+
+    Args:
+        axes: of positions within an example: 0, one class an example; 1, a class a token; 2, a class a pixel. Given θ,
+            positions are independent: −log p of an example is the sum over its positions.
+        ignore_index: the target of positions that are left out of the likelihood, e.g. padding.
+
+    Raises:
+        ConfigError: a negative number of axes, or an index to ignore that is a class.
+
+    Note:
+        N counts examples, not positions: the prior has weight 1/N against an example's whole sum. Neighbouring pixels
+        or tokens say much the same, and the likelihood counts each as new evidence, so that the posterior is narrower
+        than the data warrant. Curvature grows with the number of positions, and asks for steps smaller by as much.
+    """
+
+    def __init__(self, axes: int = 0, ignore_index: int = -100, **others: Any) -> None:
+        _refuse(others)
+        require(axes >= 0, f"likelihood.axes={axes} must be at least 0 (1: a class a token, 2: a class a pixel)")
+        require(ignore_index < 0, f"likelihood.ignore_index={ignore_index} must be negative: classes count from 0")
+        self.axes, self.ignore_index = axes, ignore_index
+
+    def outputs(self, targets: int) -> int:
+        """One logit a class."""
+        return targets
+
+    def log_p(self, outputs: Tensor) -> Tensor:
+        """Logits [..., B, C] or [..., B, C, *positions] -> [..., B, *positions, C]."""
+        logits = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
+        return logits.movedim(-1 - self.axes, -1).log_softmax(-1)
+
+    def given(self, log_p: Tensor) -> Tensor:
+        """[B, *positions, C] -> [B, C, *positions]."""
+        return log_p.movedim(-1, -1 - self.axes)
+
+    def nll(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Logits [..., B, C, *positions] and classes [B, *positions] or [..., B, *positions] -> [..., B]."""
+        if not self.axes:
+            return categorical_nll(outputs, targets.expand(outputs.shape[:-1]))
+        logits = outputs.movedim(-1 - self.axes, -1)
+        classes = targets.expand(logits.shape[:-1])
+        there = self.observed(classes)
+        found = categorical_nll(logits, classes.where(there, 0))
+        return found.where(there, 0.0).flatten(-self.axes).sum(-1)
+
+
+class Bernoulli(OfClasses):
+    """Labels that hold or do not, several an example: p(y|x, θ) = Π_l sigmoid(±outputs_l), independent given θ.
+
+    Targets are 1, 0, or −1 for a label that is not known, which is left out of the likelihood.
+
+    Note:
+        The posterior conditions on the labels as they are. Class weights and label smoothing are not offered: they
+        would make another likelihood of it, whose predictions are of no frequency in the data.
+    """
+
+    ignore_index = -1
+
+    def __init__(self, **others: Any) -> None:
+        _refuse(others)
+
+    def outputs(self, targets: int) -> int:
+        """One logit a label."""
+        return targets
+
+    def log_p(self, outputs: Tensor) -> Tensor:
+        """Logits [..., B, L] -> log-probabilities of 0 and of 1, [..., B, L, 2]."""
+        logits = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
+        return nn.functional.logsigmoid(torch.stack([-logits, logits], dim=-1))
+
+    def given(self, log_p: Tensor) -> Tensor:
+        """[B, L, 2] -> log-probability that a label holds, [B, L]."""
+        return log_p[..., 1]
+
+    def nll(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Logits [..., B, L] and labels [B, L] or [..., B, L] -> [..., B]."""
+        logits = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
+        there = self.observed(targets)
+        wrong_by = logits * torch.where(targets == 1, -1.0, 1.0).to(logits.dtype)  # log odds against the target
+        return nn.functional.softplus(wrong_by).where(there, 0.0).sum(-1)
 
 
 class Gaussian:
@@ -142,7 +233,13 @@ def _append_noise(model: nn.Module, inputs: Any, means: Tensor) -> Tensor:  # no
     return torch.cat([means, getattr(model, NOISE).expand_as(means).to(means.dtype)], dim=-1)
 
 
-LIKELIHOODS: dict[str, type] = {"categorical": Categorical, "gaussian": Gaussian}
+def _refuse(settings: Mapping[str, Any]) -> None:
+    """Raise `ConfigError` for settings that are no likelihood's, class weights and label smoothing among them."""
+    if settings:
+        raise ConfigError(*(refusal(key) or f"likelihood.{key} is unknown" for key in settings))
+
+
+LIKELIHOODS: dict[str, type] = {"categorical": Categorical, "bernoulli": Bernoulli, "gaussian": Gaussian}
 """By the name of the file in `conf/likelihood`."""
 
 

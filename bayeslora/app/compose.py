@@ -19,7 +19,7 @@ from bayeslora.compatibility import check_fit, check_model_settings, check_sampl
 from bayeslora.datasets.base import Data
 from bayeslora.errors import ConfigError, require
 from bayeslora.experiment import Experiment, check_temperature, load_data, made_data
-from bayeslora.likelihood import Categorical, Likelihood
+from bayeslora.likelihood import Bernoulli, Categorical, Likelihood
 from bayeslora.models.checkpoint import Checkpoint
 from bayeslora.runs.directory import RunDirectory, relocated
 from bayeslora.runs.trust import names
@@ -65,12 +65,13 @@ def to_experiment(cfg: DictConfig, run: RunDirectory | None = None) -> Experimen
         with problems.collect():
             run.check(plain(cfg))
     problems.raise_if_any()  # reading the data is work: it waits until the settings are right
+    labels = isinstance(parts["likelihood"], Bernoulli)
     experiment = Experiment(
         name=cfg.name,
         seed=cfg.seed,
         temperature=cfg.temperature,
         make_model=parts["model"],
-        make_data=partial(made_data, factory(cfg.dataset)),
+        make_data=partial(made_data, factory(cfg.dataset), labels=labels),
         likelihood=parts["likelihood"],
         prior=parts["prior"],
         make_sampler=parts["sampler"],
@@ -85,7 +86,7 @@ def to_experiment(cfg: DictConfig, run: RunDirectory | None = None) -> Experimen
         callbacks={name: factory(node) for name, node in members(cfg.callbacks).items()},
         loggers={name: factory(node) for name, node in members(cfg.logger).items()},
     )
-    experiment = experiment.holding(load_data(parts["dataset"])).with_batch_size()
+    experiment = experiment.holding(load_data(parts["dataset"], labels)).with_batch_size()
     check_fit(experiment)
     return experiment.holding(experiment.through_prefix(experiment.data))
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from bayeslora.datasets.base import Data, Split, Transform
 from bayeslora.errors import ConfigError, require
@@ -77,11 +78,11 @@ class Batches:
         inputs, targets = self.stored(step)
         return self.prepare(inputs), targets
 
-    def prepare(self, stored: Tensor) -> Any:
+    def prepare(self, stored: Any) -> Any:
         """Stored inputs [B, …] as the model takes them."""
         return _laid_out(self.transform(stored), self.channels_last)
 
-    def stored(self, step: int) -> tuple[Tensor, Tensor]:
+    def stored(self, step: int) -> tuple[Any, Tensor]:
         """The same as they are stored, augmented but not yet transformed: all steps' inputs are of one shape."""
         batch = self.train if self.batch_size is None else self.train.take(self.indices(step))
         inputs = batch.inputs
@@ -158,7 +159,7 @@ class SharedBatches:
 
     def __call__(self, step: int) -> tuple[Any, Tensor]:
         """Model inputs [B/K, …] and targets int64 [B/K] of a step, on the device."""
-        inputs, targets = (whole.chunk(self.ranks)[self.rank] for whole in self.batches.stored(step))
+        inputs, targets = tree_map(lambda whole: whole.chunk(self.ranks)[self.rank], self.batches.stored(step))
         return self.batches.prepare(inputs), targets
 
 

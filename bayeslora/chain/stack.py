@@ -200,7 +200,7 @@ class StackedBatches:
     def __call__(self, step: int) -> tuple[Any, Tensor]:
         """Chain k's row is what `chains[k](step)` gives; texts are padded to the longest of all chains."""
         stored, targets = zip(*(batches.stored(step) for batches in self.chains), strict=True)
-        inputs = self.chains[0].prepare(torch.cat(stored))
+        inputs = self.chains[0].prepare(tree_map(lambda *rows: torch.cat(rows), *stored))
         return tree_map(lambda t: t.unflatten(0, (len(stored), -1)), inputs), torch.stack(targets)
 
 

@@ -6,10 +6,11 @@ import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from bayeslora.datasets.validation import scale_notes, split_problems
 from bayeslora.errors import ConfigError, DataError
@@ -29,13 +30,15 @@ Augment = Callable[[Tensor, torch.Generator], Tensor]
 
 @dataclass(frozen=True)
 class Split:
-    """Examples in memory: `inputs` [N, …] and `targets`, class numbers int64 [N] or real numbers float32 [N, D].
+    """Examples in memory: `inputs` [N, …], or several by name, and `targets`.
 
     Images are uint8 [N, C, H, W]; texts are int32 [N, S, F, L], the fields F as in `bayeslora.datasets.text`; tables
-    are float32 [N, F].
+    are float32 [N, F]. Targets are class numbers int64 [N], or [N, *positions] of one class at each position, with one
+    negative number where there is none; labels int64 [N, L] of 1, 0, or −1 where one is not known; or real numbers
+    float32 [N, D].
     """
 
-    inputs: Tensor
+    inputs: Any
     targets: Tensor
 
     def __len__(self) -> int:
@@ -43,11 +46,11 @@ class Split:
 
     def take(self, index: Tensor | slice) -> Split:
         """The examples at `index` (int64 [M] or a slice), in that order."""
-        return Split(self.inputs[index], self.targets[index])
+        return Split(tree_map(lambda held: held[index], self.inputs), self.targets[index])
 
     def to(self, device: torch.device | str) -> Split:
         """The same examples on another device."""
-        return Split(self.inputs.to(device), self.targets.to(device))
+        return Split(tree_map(lambda held: held.to(device), self.inputs), self.targets.to(device))
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,7 @@ class Data:
         lengths: of texts: tokens of the longest sequence of each training example, int64 [N]; None for images.
         texts: of texts: the sentences of each example by split, `"train"`, `"validation"` and `"test"`; else empty.
         real: what the targets are, where they are real numbers; None for classes.
+        labels: names of the L labels, where each example has several that hold or do not; empty for others.
 
     Raises:
         DataError: there are numbers that are NaN or infinite, classes that have no name, or one-hot targets.
@@ -96,11 +100,12 @@ class Data:
     lengths: Tensor | None = None
     texts: Mapping[str, Sequence[tuple[str, ...]]] = field(default_factory=dict)
     real: Real | None = None
+    labels: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         problems = []
         for part in ("train", "validation", "test"):
-            problems += split_problems(f"{self.name}, {part}", getattr(self, part), len(self.class_names))
+            problems += split_problems(f"{self.name}, {part}", getattr(self, part), len(self.class_names), self.labels)
         if problems:
             raise DataError(*problems)
 
@@ -111,14 +116,30 @@ class Data:
             log.warning("%s: %s", self.name, note)
         return replace(self, notes=(*self.notes, *new)) if new else self
 
+    def with_one_label(self) -> Data:
+        """The same data of two classes as one label, the second of them, that holds or does not."""
+        train, validation, test = (
+            Split(split.inputs, split.targets.reshape(len(split), 1))
+            for split in (self.train, self.validation, self.test)
+        )
+        labels = self.class_names[1:]
+        return replace(self, train=train, validation=validation, test=test, class_names=(), labels=labels)
+
     @property
     def num_classes(self) -> int:
-        """Number of classes, or of real-valued targets."""
-        return len(self.class_names) if self.real is None else len(self.real.names)
+        """Number of classes, of labels, or of real-valued targets."""
+        return len(self.labels or self.class_names) if self.real is None else len(self.real.names)
+
+    @property
+    def axes(self) -> int:
+        """Axes of positions within an example that have a class each: 0 where an example has one."""
+        return self.train.targets.ndim - 1 if self.class_names else 0
 
     @property
     def kind(self) -> str:
-        """`"texts"`, `"images"` or `"tables"` (anything else)."""
+        """`"texts"`, `"images"`, `"several inputs"` or `"tables"` (anything else)."""
+        if isinstance(self.train.inputs, Mapping):
+            return "several inputs"
         return "texts" if self.lengths is not None else "images" if self.train.inputs.ndim == 4 else "tables"
 
     @property
@@ -128,8 +149,8 @@ class Data:
 
     @property
     def in_features(self) -> int:
-        """Numbers an example, of a table's row or of an image; 0 for texts."""
-        return 0 if self.kind == "texts" else math.prod(self.train.inputs.shape[1:])
+        """Numbers an example, of a table's row or of an image; 0 for others."""
+        return 0 if self.kind in ("texts", "several inputs") else math.prod(self.train.inputs.shape[1:])
 
 
 class Dataset(Protocol):

@@ -9,11 +9,15 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from bayeslora.datasets.base import Data, Real, Split, Transform
 from bayeslora.datasets.images import Normalise
 from bayeslora.datasets.validation import check_class_numbers, check_counted_from_0
 from bayeslora.errors import ConfigError, DataError, require
+
+TARGETS = ("labels", "label", "targets", "target")
+"""What the target may be called in an item that is a dictionary."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,7 @@ def from_examples(
     class_names: Sequence[str] | None = None,
     transform: Transform | None = None,
     precision: torch.dtype = torch.float32,
+    labels: bool = False,
 ) -> Data:
     """A dataset made of anyone's examples, each part as `as_split` takes it.
 
@@ -58,9 +63,10 @@ def from_examples(
             (train, test) or (train, validation, test) of datasets.
         test, validation: further parts, or None.
         name: what to call it in reports.
-        class_names: by class; None: their numbers.
+        class_names: by class, or by label; None: their numbers.
         transform: stored inputs to model inputs; None: as they are, but images of bytes [N, C, H, W] scaled to [0, 1].
         precision: of real targets, and of inputs that are real numbers: the model's, float32 or float64.
+        labels: the targets are labels that hold or do not, [N] or [N, L] of 1, 0, and -1 or NaN where one is not known.
 
     Raises:
         DataError: something that holds no (input, target) examples, or parts of different form.
@@ -72,25 +78,35 @@ def from_examples(
         parts |= dict(
             zip(("train", "validation", "test") if len(train) == 3 else ("train", "test"), train, strict=True)
         )
-    splits = {part: as_split(found, part, precision) for part, found in parts.items() if found is not None}
+    splits = {part: as_split(found, part, precision, labels) for part, found in parts.items() if found is not None}
     require("train" in splits, f"{name}: there is no part called train")
     empty = splits["train"].take(slice(0))
     ours, held_out, tested = whole = [splits.get(part, empty) for part in ("train", "validation", "test")]
     _check_alike(splits, name)
-    real, classes = _targets(whole, class_names, name)
+    real: Real | None = None
+    classes: tuple[str, ...] = ()
+    named: tuple[str, ...] = ()
+    if labels:
+        named = tuple(class_names or (f"label {i}" for i in range(ours.targets.shape[1])))
+    else:
+        real, classes = _targets(whole, class_names, name)
     own_transform = transform or default_transform(ours.inputs)
-    data = Data(name, ours, held_out, tested, class_names=classes, transform=own_transform, real=real)
+    data = Data(name, ours, held_out, tested, class_names=classes, transform=own_transform, real=real, labels=named)
     return data.with_scale_notes()
 
 
-def as_split(examples: Any, part: str = "the data", precision: torch.dtype = torch.float32) -> Split:
+def as_split(
+    examples: Any, part: str = "the data", precision: torch.dtype = torch.float32, labels: bool = False
+) -> Split:
     """Examples in memory.
 
     Args:
         examples: a map-style dataset of (input, target) items, a pair of tensors or arrays (inputs [N, …], targets
-            [N] or [N, D]), or a `Split`.
+            [N] or [N, D]), or a `Split`. An input may be a dictionary of several by name; so may an item whose target
+            is called one of `TARGETS`.
         part: what to call it in messages.
         precision: of real numbers.
+        labels: see `from_examples`.
 
     Raises:
         DataError: there is no example, or it is no (input, target) pair.
@@ -100,45 +116,67 @@ def as_split(examples: Any, part: str = "the data", precision: torch.dtype = tor
     if isinstance(examples, torch.utils.data.TensorDataset):
         examples = examples.tensors
     if isinstance(examples, tuple | list) and len(examples) == 2 and _is_array(examples[0]):
-        inputs, targets = map(torch.as_tensor, examples)
+        given, targets = examples[0], torch.as_tensor(examples[1])
+        inputs: Any = tree_map(torch.as_tensor, dict(given) if isinstance(given, Mapping) else given)
     else:
         inputs, targets = _collected(examples, part)
-    if len(inputs) != len(targets):
-        raise DataError(f"{part}: {len(inputs)} inputs and {len(targets)} targets; there must be as many")
+    for name, held in inputs.items() if isinstance(inputs, Mapping) else [("", inputs)]:
+        if len(held) != len(targets):
+            raise DataError(
+                f"{part}: {len(held)} inputs{f' {name}' if name else ''} and {len(targets)} targets; there must be as"
+                " many"
+            )
     if not len(targets):
         raise DataError(f"{part} holds no examples")
-    return Split(_as_inputs(inputs, precision), _as_targets(targets, part, precision))
+    as_targets = _as_labels if labels else _as_targets
+    return Split(tree_map(lambda held: _as_inputs(held, precision), inputs), as_targets(targets, part, precision))
 
 
 def _is_array(value: Any) -> bool:
+    """Whether it is an array, or several by name."""
+    if isinstance(value, Mapping):
+        return bool(value) and all(map(_is_array, value.values()))
     return isinstance(value, Tensor | np.ndarray)
 
 
-def _collected(examples: Any, part: str) -> tuple[Tensor, Tensor]:
+def _collected(examples: Any, part: str) -> tuple[Any, Tensor]:
     """Inputs and targets of a map-style dataset, one item at a time."""
     if not (hasattr(examples, "__len__") and hasattr(examples, "__getitem__")):
         raise DataError(
             f"{part} is {type(examples).__name__}; give a map-style dataset (with __len__ and __getitem__), or a pair"
             " of tensors (inputs, targets)"
         )
-    items = [examples[row] for row in range(len(examples))]
+    items = [pair(examples[row]) for row in range(len(examples))]
     wrong = next((item for item in items if not (isinstance(item, tuple | list) and len(item) == 2)), None)
     if wrong is not None:
         described = f"a {type(wrong).__name__}" + (
             f" with {', '.join(map(str, wrong))}" if isinstance(wrong, dict) else ""
         )
-        raise DataError(f"{part}: an item must be (input, target), not {described}")
+        raise DataError(
+            f"{part}: an item must be (input, target), or a dictionary of inputs with one of {', '.join(TARGETS)}, not"
+            f" {described}"
+        )
     if not items:
         raise DataError(f"{part} holds no examples")
     try:
-        return tuple(torch.stack([_tensor(item[place]) for item in items]) for place in (0, 1))  # type: ignore[return-value]
-    except (RuntimeError, TypeError, ValueError) as error:
+        return tuple(_stacked([item[place] for item in items]) for place in (0, 1))
+    except (RuntimeError, TypeError, ValueError, KeyError) as error:
         raise DataError(f"{part}: items cannot be stacked to tensors ({str(error).splitlines()[0]})") from error
 
 
-def _tensor(value: Any) -> Tensor:
-    """A tensor, number, array or image as a tensor."""
-    return value if isinstance(value, Tensor) else torch.as_tensor(np.asarray(value))
+def pair(item: Any) -> Any:
+    """An item that is a dictionary with its target in it as (inputs, target); others as they are."""
+    named = [name for name in TARGETS if isinstance(item, Mapping) and name in item]
+    if len(named) != 1 or len(item) < 2:
+        return item
+    return {key: value for key, value in item.items() if key != named[0]}, item[named[0]]
+
+
+def _stacked(values: Sequence[Any]) -> Any:
+    """Tensors, numbers, arrays or images of several examples as a tensor; dictionaries of such by name."""
+    if isinstance(values[0], Mapping):
+        return {name: _stacked([value[name] for value in values]) for name in values[0]}
+    return torch.stack([v if isinstance(v, Tensor) else torch.as_tensor(np.asarray(v)) for v in values])
 
 
 def _as_inputs(inputs: Tensor, precision: torch.dtype) -> Tensor:
@@ -157,17 +195,30 @@ def _as_targets(targets: Tensor, part: str, precision: torch.dtype) -> Tensor:
     return targets.to(precision).reshape(len(targets), -1)
 
 
+def _as_labels(targets: Tensor, part: str, precision: torch.dtype) -> Tensor:  # noqa: ARG001
+    """Labels int64 [N, L] of 1, 0, and -1 where one is not known."""
+    if targets.is_floating_point():
+        targets = targets.nan_to_num(nan=-1.0, posinf=2.0, neginf=2.0)
+    whole = targets.long()
+    if targets.ndim not in (1, 2) or not torch.equal(whole.to(targets.dtype), targets) or int(whole.max()) > 1:
+        raise DataError(f"{part}: labels must be 1, 0, or -1 where one is not known, [N] or [N, L]")
+    return whole.reshape(len(targets), -1)
+
+
 def _check_alike(splits: Mapping[str, Split], name: str) -> None:
     first = splits["train"]
     for part, split in splits.items():
-        ours, theirs = (
-            (tuple(s.inputs.shape[1:]), s.targets.dtype, tuple(s.targets.shape[1:])) for s in (first, split)
-        )
+        ours, theirs = ((_shape(s.inputs), s.targets.dtype, tuple(s.targets.shape[1:])) for s in (first, split))
         if ours != theirs:
             raise DataError(
-                f"{name}: inputs of {part} are {list(theirs[0])} with targets {theirs[1]}, those of train"
-                f" {list(ours[0])} with {ours[1]}; all parts must be alike"
+                f"{name}: inputs of {part} are {theirs[0]} with targets {theirs[1]}, those of train"
+                f" {ours[0]} with {ours[1]}; all parts must be alike"
             )
+
+
+def _shape(inputs: Any) -> Any:
+    """Of one example."""
+    return tree_map(lambda held: list(held.shape[1:]), inputs)
 
 
 def _targets(
@@ -190,9 +241,9 @@ def _targets(
     return None, names
 
 
-def default_transform(inputs: Tensor) -> Transform:
+def default_transform(inputs: Any) -> Transform:
     """Images of bytes [N, C, H, W] scaled to [0, 1]; everything else as it is."""
-    if inputs.dtype == torch.uint8 and inputs.ndim == 4:
+    if isinstance(inputs, Tensor) and inputs.dtype == torch.uint8 and inputs.ndim == 4:
         channels = inputs.shape[1]
         return Normalise((0.0,) * channels, (1.0,) * channels)
     return Identity()

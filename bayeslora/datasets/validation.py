@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from torch import Tensor
@@ -17,27 +18,34 @@ LOOKED_AT = 1000
 """Examples that `scale_notes` looks at."""
 
 
-def split_problems(part: str, split: Split, num_classes: int) -> list[str]:
+def split_problems(part: str, split: Split, num_classes: int, labels: Sequence[str] = ()) -> list[str]:
     """What is wrong with the examples of a split, one message each.
 
     Args:
         part: the split's name, for messages.
         split: the examples.
         num_classes: how many classes there are; 0 for real-valued targets, or where it is not known.
+        labels: names of the labels, where each example has several.
     """
     inputs, targets = split.inputs, split.targets
+    numbers = [(f"inputs {name}", held) for name, held in inputs.items()] if isinstance(inputs, Mapping) else []
     problems = [
         f"{part}: {count:,} of the numbers in its {what} are NaN or infinite, the first in example {row}; fill them, or"
         " leave these examples out"
-        for what, values in (("inputs", inputs), ("targets", targets))
+        for what, values in (*(numbers or [("inputs", inputs)]), ("targets", targets))
         for count, row in _not_finite(values)
     ]
+    if labels:
+        return problems + _label_problems(part, targets, labels)
     if is_one_hot(targets):
         problems.append(
             f"{part}: the targets {list(targets.shape)} are one-hot, a 1 for the class and 0 elsewhere; give the number"
             " of the class: targets.argmax(1)"
         )
     if num_classes and len(targets) and not targets.is_floating_point():
+        if targets.ndim > 1:
+            problems += _left_out_problems(part, targets)
+            targets = targets.clamp(min=0)
         least, most = int(targets.min()), int(targets.max())
         if least < 0 or most >= num_classes:
             problems.append(
@@ -45,6 +53,24 @@ def split_problems(part: str, split: Split, num_classes: int) -> list[str]:
                 f" numbered from 0 to {num_classes - 1}"
             )
     return problems
+
+
+def _label_problems(part: str, targets: Tensor, labels: Sequence[str]) -> list[str]:
+    """What is wrong with labels [N, L]."""
+    if targets.ndim != 2 or targets.shape[1] != len(labels) or targets.is_floating_point():
+        return [f"{part}: labels must be whole numbers [N, {len(labels)}], not {targets.dtype} {list(targets.shape)}"]
+    strange = sorted(set(targets.unique().tolist()) - {-1, 0, 1})
+    if strange:
+        return [f"{part}: there is a label {strange[0]}; a label holds (1), does not (0), or is not known (-1)"]
+    return []
+
+
+def _left_out_problems(part: str, targets: Tensor) -> list[str]:
+    """What is wrong with the negative numbers among classes at positions, which mark what is left out."""
+    marks = targets[targets < 0].unique().tolist()
+    if len(marks) > 1:
+        return [f"{part}: positions without a class have the targets {', '.join(map(str, marks))}; give one number"]
+    return [f"{part}: no position has a class"] if len(targets) and bool((targets < 0).all()) else []
 
 
 def _not_finite(values: Tensor) -> list[tuple[int, int]]:
@@ -64,15 +90,10 @@ def is_one_hot(targets: Tensor) -> bool:
 
 
 def check_class_numbers(targets: Tensor, part: str) -> None:
-    """Raise `DataError` unless whole-number targets are classes from 0 on, int [N]."""
+    """Raise `DataError` unless whole-number targets are classes from 0 on, int [N] or [N, *positions]."""
     if is_one_hot(targets):
         return  # `split_problems` says so
-    if targets.ndim != 1:
-        raise DataError(
-            f"{part}: targets of whole numbers are classes, one an example, not {list(targets.shape)}; several labels"
-            " an example are not supported, and real-valued targets must be floats"
-        )
-    if len(targets) and int(targets.min()) < 0:
+    if targets.ndim == 1 and len(targets) and int(targets.min()) < 0:
         raise DataError(
             f"{part}: classes are numbered from 0 on, and there is a class {int(targets.min())}; number them anew, or"
             " leave these examples out if they have no label"
@@ -92,7 +113,7 @@ def check_counted_from_0(targets: Tensor, name: str) -> None:
 def scale_notes(data: Data) -> list[str]:
     """What should be said of inputs and real-valued targets far from the scale that priors and step sizes are for."""
     notes = []
-    if data.kind != "texts" and len(data.train):
+    if data.kind not in ("texts", "several inputs") and len(data.train):
         seen = data.transform(data.train.inputs[:LOOKED_AT])
         notes += _scale_note("inputs", seen, "standardise each column, or scale images to [0, 1]")
     if data.real is not None:

@@ -73,6 +73,25 @@ def between(one: Mapping[str, np.ndarray] | None, other: Mapping[str, np.ndarray
     return paired({name: values for name, values in one.items() if name != TARGETS}, other)
 
 
+def by_group(parts: Parts, groups: np.ndarray) -> dict[str, np.ndarray]:
+    """What each group adds to scores of single predictions, so that its mean over groups is that over all [M, S].
+
+    Errors are then over groups, e.g. examples of several predictions each. That a group left out takes a number of
+    predictions with it which is not the others' is neglected.
+
+    Args:
+        parts: of M predictions.
+        groups: the group of each, [M].
+    """
+    _, place = np.unique(groups, return_inverse=True)
+    found = {}
+    for name, values in parts.items():
+        sums = np.zeros((int(place.max()) + 1, values.shape[1]))
+        np.add.at(sums, place, values)
+        found[name] = sums * (len(sums) / len(values))
+    return found
+
+
 def value_of(name: str, parts: np.ndarray) -> np.ndarray:
     """The score of all examples, from its parts [N, S]."""
     return _of(name, parts.mean(0))

@@ -11,10 +11,12 @@ from torch import Tensor
 
 from bayeslora.diagnostics.calibration import fit_temperature, scaled
 from bayeslora.diagnostics.metrics import metrics, parts
+from bayeslora.diagnostics.paired import by_group
 from bayeslora.diagnostics.uncertainty import ONE_DRAW, predictive_entropy, risk_coverage
 from bayeslora.diagnostics.values import Difference
 from bayeslora.evaluation import shift
 from bayeslora.evaluation.baselines import differences, map_ensemble
+from bayeslora.evaluation.labels import with_several
 from bayeslora.evaluation.predictions import Pass, Predictions, predict
 from bayeslora.evaluation.results import (
     Agreement,
@@ -47,10 +49,11 @@ def evaluate_classes(posterior: Posterior, experiment: Experiment, series: Serie
     split = experiment.evaluation_split()
     targets, loader = split.targets.cpu(), experiment.loader(split)
     views, missing = shift.views(experiment)
-    reference = shift.reference(experiment, targets)
-    work = Pass(targets, loader, experiment.function_probe(), views, reference)
+    reference = shift.reference(experiment, targets) if targets.ndim == 1 else None
+    work = Pass(targets, loader, experiment.function_probe(), views, reference, likelihood=experiment.likelihood)
     predictions = predict(posterior, work, experiment.validation_set())
     results = summarise(predictions, series, experiment.gradients(predictions.chains))
+    results = with_several(results, predictions, experiment)
     return predictions, shift.with_shift(results, predictions, experiment, missing)
 
 
@@ -124,7 +127,11 @@ def _differences(predictions: Predictions, temperature: float | None) -> dict[st
         "map_tempered": None if baseline is None or temperature is None else scaled(baseline, temperature),
         "map_ensemble": predictions.map_ensemble,
     }
-    return differences({name: None if p is None else parts(p, predictions.targets) for name, p in of.items()})
+    there = {name: parts(p, predictions.targets) for name, p in of.items() if p is not None}
+    if predictions.owners is not None:  # the predictions of an example are not independent
+        examples = predictions.owners[:, 0].numpy()
+        there = {name: by_group(adds, examples) for name, adds in there.items()}
+    return differences(there)
 
 
 def _fidelity(predictions: Predictions) -> ReferenceFidelity:

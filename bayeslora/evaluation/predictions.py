@@ -14,6 +14,7 @@ from bayeslora.diagnostics.fidelity import Fidelity, MeanFidelity, Reference, fi
 from bayeslora.diagnostics.metrics import metrics, parts
 from bayeslora.diagnostics.paired import to_bytes
 from bayeslora.diagnostics.uncertainty import Entropy, EntropySplit
+from bayeslora.likelihood import Categorical, Likelihood, OfClasses
 from bayeslora.posterior import Mixture, Posterior
 from bayeslora.posterior.predictive import log_probs
 
@@ -56,7 +57,7 @@ class Predictions:
 
     Attributes:
         chains: numbers of the chains that have draws, in the order of the lists below.
-        targets: true classes [N] of the evaluated split.
+        targets: true classes [N] of the evaluated split; of several predictions an example, all that are known.
         map: log p [N, C] of the MAP baseline, or None.
         map_ensemble: log p [N, C] of the warm-up ends of several chains, averaged, or None.
         map_members: how many they are.
@@ -70,6 +71,8 @@ class Predictions:
         views: predictions on further sets of examples, by name.
         fidelity: to a reference: `map`, `draw`, `chain <k>` and `ensemble`; empty without one.
         fidelity_curve: of the ensemble of the first so many draws: `draws`, `agreement`, `total_variation`.
+        owners: the place in the split's targets (example, then label or position) of each of the N, [N, A]; None
+            where each example has one.
     """
 
     chains: list[int]
@@ -87,6 +90,7 @@ class Predictions:
     views: dict[str, ViewPredictions] = field(default_factory=dict)
     fidelity: dict[str, Fidelity] = field(default_factory=dict)
     fidelity_curve: dict[str, list[float]] = field(default_factory=dict)
+    owners: Tensor | None = None
 
     @property
     def num_draws(self) -> int:
@@ -107,6 +111,7 @@ class Pass:
         probe: passes over the part of the probe set whose predictions are kept of every draw.
         views: further sets of examples.
         reference: predictions of a reference posterior on the evaluated split, or None.
+        likelihood: what the model's outputs mean.
     """
 
     def __init__(
@@ -116,8 +121,12 @@ class Pass:
         probe: Loader,
         views: Sequence[View] = (),
         reference: Reference | None = None,
+        *,
+        likelihood: Likelihood | None = None,
     ) -> None:
-        self.targets, self.loader, self.probe = targets, loader, probe
+        self.likelihood = likelihood or Categorical()
+        self.targets, self.owners = known(targets, self.likelihood)
+        self.loader, self.probe = loader, probe
         self.views, self.reference = list(views), reference
         self.whole, self.entropy = Mixture(), EntropySplit()
         self.chains: dict[int, Mixture] = {}
@@ -128,20 +137,24 @@ class Pass:
         self.draw_fidelity = None if reference is None else MeanFidelity(reference)
         self.by_view = {view.name: (Mixture(), EntropySplit()) for view in self.views}
 
+    def log_probs(self, model: nn.Module, loader: Loader) -> Tensor:
+        """log p [N, C] of all predictions whose targets are known."""
+        return log_probs(model, loader(), self.likelihood, observed=self.owners is not None)
+
     def add(self, chain: int, model: nn.Module) -> None:
         """Take in a draw, as the model that holds it."""
-        predicted = log_probs(model, self.loader())
+        predicted = self.log_probs(model, self.loader)
         self.whole.add(predicted)
         self.entropy.add(predicted)
         self.chains.setdefault(chain, Mixture()).add(predicted)
         for name, value in metrics(predicted, self.targets).items():
             self.singles.setdefault(chain, defaultdict(list))[name].append(value)
-        self.probes.setdefault(chain, []).append(log_probs(model, self.probe()).numpy())
+        self.probes.setdefault(chain, []).append(self.log_probs(model, self.probe).numpy())
         if self.draw_fidelity is not None:
             self.draw_fidelity.add(predicted)
         for view in self.views:
             mixture, entropy = self.by_view[view.name]
-            predicted = log_probs(model, view.loader())
+            predicted = self.log_probs(model, view.loader)
             mixture.add(predicted)
             entropy.add(predicted)
 
@@ -161,7 +174,7 @@ class Pass:
         baseline: Tensor | None,
         members: Mixture,
         validation: tuple[Tensor, Tensor] | None,
-        views_by_map: Mapping[str, Tensor | None],
+        views_by_map: Mapping[str, Tensor],
     ) -> Predictions:
         """What all draws together leave, beside the predictions of MAP and of all chains' warm-up ends, `members`."""
         ends = members.log_probs if members.count > 1 else None
@@ -176,6 +189,7 @@ class Pass:
             [dict(self.singles[chain]) for chain in chains], dict(self.curve),
             [np.stack(self.probes[chain]) for chain in chains], self.entropy.entropy, views,
             self._fidelities({"map": baseline, "map_ensemble": ends}, chains, mixtures), dict(self.fidelity_curve),
+            self.owners,
         )  # fmt: skip
 
     def _fidelities(
@@ -207,13 +221,20 @@ def predict(posterior: Posterior, work: Pass, validation: tuple[Loader, Tensor] 
         work.end_round()
     members = Mixture()
     for model in posterior.map_models():
-        members.add(log_probs(model, work.loader()))
-    baseline = posterior.predict_map(work.loader)
-    held_out = None
-    if baseline is not None and validation is not None:
-        loader, targets = validation
-        predicted = posterior.predict_map(loader)
-        assert predicted is not None
-        held_out = predicted, targets
-    by_map = {view.name: posterior.predict_map(view.loader) for view in work.views}
+        members.add(work.log_probs(model, work.loader))
+    baseline, held_out, by_map = None, None, {}
+    if (end := posterior.map_model()) is not None:
+        baseline = work.log_probs(end, work.loader)
+        by_map = {view.name: work.log_probs(end, view.loader) for view in work.views}
+        if validation is not None:
+            loader, targets = validation
+            held_out = work.log_probs(end, loader), known(targets, work.likelihood)[0]
     return work.result(baseline, members, held_out, by_map)
+
+
+def known(targets: Tensor, likelihood: Likelihood) -> tuple[Tensor, Tensor | None]:
+    """Targets that are there, [M], and their places [M, A]; None where each example has one."""
+    if targets.ndim == 1 or not isinstance(likelihood, OfClasses):
+        return targets, None
+    there = likelihood.observed(targets)
+    return targets[there], there.nonzero()

@@ -77,6 +77,31 @@ class ChainScores:
 
 
 @dataclass(frozen=True)
+class LabelScores:
+    """Scores of one label of several, over the examples of which it is known; or their means over labels.
+
+    Attributes:
+        known: examples of which it is known.
+        holds: the share of these of which it holds.
+        map, ensemble: scores of MAP and of all draws.
+    """
+
+    known: int = 0
+    holds: Number = None
+    map: ClassificationScores | None = None
+    ensemble: ClassificationScores | None = None
+
+
+@dataclass(frozen=True)
+class PredictionCount:
+    """What scores are means over, where an example has several predictions: `of` is what they are of."""
+
+    of: Literal["labels", "positions"]
+    predictions: int
+    examples: int
+
+
+@dataclass(frozen=True)
 class TemperedMap:
     """MAP with a temperature fitted on the validation set, and the NLL there in nats before and after."""
 
@@ -355,10 +380,13 @@ class Results:
         chains: of each chain's own ensemble.
         cumulative: of the growing ensemble.
         absent: of a regression: what it has none of, and why.
+        predicted: where examples have several predictions each, over which all scores are means.
+        labels: of several labels an example: each by its name.
+        label_average: of several labels an example: means over labels, each of the same weight.
         reference, ood, corruptions: only where they were asked for.
     """
 
-    task: Literal["classification", "regression"] = "classification"
+    task: Literal["classification", "multilabel", "regression"] = "classification"
     map: Scores | None = None
     map_tempered: TemperedMap | None = None
     map_ensemble: MapEnsemble | None = None
@@ -370,6 +398,9 @@ class Results:
     uncertainty: Uncertainty = field(default_factory=Uncertainty)
     selective: Selective = field(default_factory=Selective)
     absent: dict[str, str] = field(default_factory=dict, metadata=OPTIONAL)
+    predicted: PredictionCount | None = field(default=None, metadata=OPTIONAL)
+    labels: dict[str, LabelScores] = field(default_factory=dict, metadata=OPTIONAL)
+    label_average: LabelScores | None = field(default=None, metadata=OPTIONAL)
     diagnostics: Diagnostics = field(default_factory=Diagnostics)
     reference: ReferenceFidelity | None = field(default=None, metadata=OPTIONAL)
     ood: OutOfDistribution | None = field(default=None, metadata=OPTIONAL)

@@ -15,6 +15,7 @@ from bayeslora.diagnostics.fidelity import Reference, load_reference
 from bayeslora.diagnostics.metrics import metrics
 from bayeslora.diagnostics.uncertainty import ONE_DRAW, detection, predictive_entropy
 from bayeslora.errors import require
+from bayeslora.evaluation.labels import SEVERAL
 from bayeslora.evaluation.predictions import Predictions, View, ViewPredictions
 from bayeslora.evaluation.results import (
     ClassificationScores,
@@ -60,6 +61,9 @@ def views(experiment: Experiment) -> tuple[list[View], dict[str, str]]:
     """
     wanted: list[View] = []
     missing: dict[str, str] = {}
+    if experiment.data.labels or experiment.data.axes:
+        asked = {"ood": experiment.make_ood is not None, "corruptions": experiment.evaluation.corruptions}
+        return [], {name: SEVERAL for name, wants in asked.items() if wants}
     if experiment.make_ood is not None:
         other = experiment.make_ood()
         problem = _does_not_fit(experiment.data, other)

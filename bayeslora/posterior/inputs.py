@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -13,8 +13,9 @@ from torch.utils.data import DataLoader, Dataset, RandomSampler, SubsetRandomSam
 
 from bayeslora.atomic import digest
 from bayeslora.datasets.base import Split
-from bayeslora.datasets.in_memory import Identity, as_split
+from bayeslora.datasets.in_memory import Identity, as_split, pair
 from bayeslora.errors import DataError
+from bayeslora.models.keywords import take_keywords
 
 Loader = Callable[[], Iterable[tuple[Any, Tensor]]]
 """Starts a pass over (inputs, targets) batches."""
@@ -25,13 +26,17 @@ SHUFFLING = (RandomSampler, SubsetRandomSampler, WeightedRandomSampler)
 ORDER = "predictions are averaged over draws row by row, so every pass must give the same examples in the same order"
 
 
-def passes(inputs: Any, model: nn.Module, transform: Callable[[Tensor], Tensor] | None = None) -> Loader:
+def passes(
+    inputs: Any, model: nn.Module, transform: Callable[[Tensor], Tensor] | None = None, labels: bool = False
+) -> Loader:
     """Passes over what `Posterior.predict` takes, in the model's precision.
 
     Args:
-        inputs: a function that starts a pass, batches, a `DataLoader`, a map-style dataset, a tensor or an array.
+        inputs: a function that starts a pass, batches, a `DataLoader`, a map-style dataset, a tensor or an array, or
+            several of these by name.
         model: for which they are, on whose device they are given.
         transform: what is stored (images of bytes, or a `Split`) to model inputs; None where it is not known.
+        labels: the targets of a dataset are labels.
 
     Raises:
         DataError: a loader that shuffles, at once or when a second pass differs from the first; images of bytes without
@@ -40,18 +45,25 @@ def passes(inputs: Any, model: nn.Module, transform: Callable[[Tensor], Tensor] 
     own = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
     stored = isinstance(inputs, Split) and transform is not None
     if isinstance(inputs, Dataset | Split):
-        inputs = as_split(inputs).inputs
-    if isinstance(inputs, np.ndarray):
-        inputs = torch.from_numpy(np.ascontiguousarray(inputs))
-    if isinstance(inputs, Tensor):
-        batches = inputs.split(BATCH)
-        prepare = transform if stored or (inputs.dtype == torch.uint8 and inputs.ndim == 4) else Identity()
+        inputs = as_split(inputs, labels=labels).inputs
+    if isinstance(inputs, Tensor | np.ndarray | Mapping):
+        whole = tree_map(torch.as_tensor, inputs)
+        if isinstance(whole, Mapping):
+            take_keywords(model, whole)
+        count = len(tree_leaves(whole)[0])
+        batches = [tree_map(lambda held, at=at: held[at : at + BATCH], whole) for at in range(0, count, BATCH)]
+        bytes_of_images = isinstance(whole, Tensor) and whole.dtype == torch.uint8 and whole.ndim == 4
+        prepare = transform if stored or bytes_of_images else Identity()
+
+        def own_device(held: Tensor) -> Tensor:
+            return held.to(own.device)
+
         if prepare is None:
             raise DataError("these images are bytes; give what the model takes, scaled as for the run's own images")
-        return lambda: ((_like(prepare(batch.to(own.device)), own), batch.new_empty(0)) for batch in batches)
+        return lambda: ((_like(prepare(tree_map(own_device, batch)), own), torch.empty(0)) for batch in batches)
     if isinstance(inputs, DataLoader) and isinstance(inputs.sampler, SHUFFLING):
         raise DataError(f"this DataLoader shuffles, but {ORDER}: give one with shuffle=False")
-    return _Repeated(inputs if callable(inputs) else lambda: inputs, own)
+    return _Repeated(inputs if callable(inputs) else lambda: inputs, model, own)
 
 
 class _Repeated:
@@ -59,11 +71,12 @@ class _Repeated:
 
     Args:
         start: starts a pass.
+        model: for which they are.
         own: a tensor of the model, whose device inputs take, and floating-point ones its precision.
     """
 
-    def __init__(self, start: Loader, own: Tensor) -> None:
-        self.start, self.own = start, own
+    def __init__(self, start: Loader, model: nn.Module, own: Tensor) -> None:
+        self.start, self.model, self.own = start, model, own
         self.first: list[str] | None = None
 
     def __call__(self) -> Iterator[tuple[Any, Tensor]]:
@@ -73,7 +86,10 @@ class _Repeated:
             DataError: they are not those of the first pass.
         """
         given: list[str] = []
-        for inputs, targets in self.start():
+        for batch in self.start():
+            inputs, targets = both if isinstance(both := pair(batch), tuple | list) else (both, torch.empty(0))
+            if isinstance(inputs, Mapping):
+                take_keywords(self.model, inputs)
             leaves = {str(i): leaf for i, leaf in enumerate(tree_leaves(inputs)) if isinstance(leaf, Tensor)}
             given.append(digest(leaves))
             if self.first is not None and given != self.first[: len(given)]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from bayeslora.errors import DataError, require
-from bayeslora.likelihood import NOISE, Categorical, Gaussian, Likelihood, from_recorded
+from bayeslora.likelihood import NOISE, Bernoulli, Categorical, Gaussian, Likelihood, OfClasses, from_recorded
 from bayeslora.posterior.density import NormalMixture, Normals, mixture_quantiles
 from bayeslora.posterior.store import MAP_FILE, Draw, DrawStore, load_into, read_baseline, read_tensors
 from bayeslora.runs.identity import Fingerprint, named, put_fixed
@@ -28,15 +28,15 @@ Loader = Callable[[], Iterable[tuple[Tensor, Tensor]]]
 
 
 class Mixture:
-    """Running average of predictive probabilities: log (1/S) Σₛ pₛ, by logsumexp in fp32."""
+    """Running average of predictive probabilities: log (1/S) Σₛ pₛ, by logsumexp in fp32, or in fp64 where p is."""
 
     def __init__(self) -> None:
         self.count = 0
         self._log_sum: Tensor | None = None
 
     def add(self, log_probs: Tensor) -> None:
-        """Take in one draw's log p [N, C]."""
-        log_probs = log_probs.float()
+        """Take in one draw's log p [N, …, C]."""
+        log_probs = log_probs.to(torch.promote_types(log_probs.dtype, torch.float32))
         self._log_sum = log_probs.clone() if self._log_sum is None else torch.logaddexp(self._log_sum, log_probs)
         self.count += 1
 
@@ -53,10 +53,28 @@ class Mixture:
 
 
 @torch.inference_mode()
-def log_probs(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
-    """log p(y|x, θ) of a classifier in evaluation mode for every example, [N, C], fp32, on the CPU."""
+def log_probs(
+    model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], likelihood: Likelihood, observed: bool = False
+) -> Tensor:
+    """log p(y|x, θ) of a classifier in evaluation mode, at least fp32, on the CPU.
+
+    Args:
+        model: gives logits.
+        batches: of inputs and targets.
+        likelihood: what the logits mean.
+        observed: keep those predictions alone whose targets are known.
+
+    Returns:
+        [N, C]; of several predictions an example [N, …, C], or with `observed` [M, C].
+    """
+    require(isinstance(likelihood, OfClasses), f"{type(likelihood).__name__} has no classes to predict")
+    assert isinstance(likelihood, OfClasses)
     model.eval()
-    return torch.cat([model(inputs).float().log_softmax(-1).cpu() for inputs, _ in batches])
+    found = []
+    for inputs, targets in batches:
+        log_p = likelihood.log_p(model(inputs))
+        found.append((log_p[likelihood.observed(targets)] if observed else log_p).cpu())
+    return torch.cat(found)
 
 
 @torch.inference_mode()
@@ -237,13 +255,16 @@ class Posterior:
         return (self.model_of(draw).eval() for draw in self.draws(chain))
 
     def predict_draw(self, draw: Draw, loader: Loader) -> Tensor:
-        """log p [N, C] of one draw."""
-        return log_probs(self.model_of(draw), loader())
+        """log p [N, C] of one draw, as `predict` gives it."""
+        return self._given(log_probs(self.model_of(draw), loader(), self.likelihood))
+
+    def _given(self, log_p: Tensor) -> Tensor:
+        return self.likelihood.given(log_p) if isinstance(self.likelihood, OfClasses) else log_p
 
     def predict_map(self, loader: Loader) -> Tensor | None:
         """log p [N, C] of the MAP baseline; None where the run kept none."""
         model = self.map_model()
-        return None if model is None else log_probs(model, loader())
+        return None if model is None else self._given(log_probs(model, loader(), self.likelihood))
 
     def map_model(self) -> nn.Module | None:
         """The model with the MAP baseline's tensors; None where the run kept none."""
@@ -264,8 +285,9 @@ class Posterior:
             return_std: give a pair in its place, as scikit-learn does: mean and standard deviation.
 
         Returns:
-            Classes: log p [N, C]; with `return_std` p and its standard deviation over draws. Regression: `Normals`,
-            mean and variances [N, D]; with `return_std` the mean and the sd of a new target, noise included.
+            Classes: log p [N, C], or [N, C, …] at positions; labels: log p [N, L] that each holds; with `return_std` p
+            and its standard deviation over draws. Regression: `Normals`, mean and variances [N, D]; with `return_std`
+            the mean and the sd of a new target, noise included.
 
         Raises:
             DataError: images of bytes, of a posterior that was loaded and cannot know how they were scaled; batches
@@ -350,7 +372,7 @@ class Posterior:
         from bayeslora.posterior.inputs import passes  # with the readers of datasets
 
         model = self.model  # which may bring the transform with it
-        return passes(inputs, model, self.transform)
+        return passes(inputs, model, self.transform, isinstance(self.likelihood, Bernoulli))
 
 
 def _check_model(model: nn.Module, root: Path) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 
 from bayeslora.diagnostics.calibration import scaled
 from bayeslora.diagnostics.metrics import Reliability, reliability
+from bayeslora.evaluation.labels import SEVERAL
 from bayeslora.evaluation.predictions import Predictions
 from bayeslora.evaluation.regression import ABSENT, RegressionPass
 from bayeslora.evaluation.results import Results, TemperedMap
@@ -102,13 +103,23 @@ def report_data(
     if isinstance(predictions, RegressionPass):
         data.reals, data.absent = Reals.of(predictions), ABSENT
         return data
+    data.gradients = gradients(experiment, data.steps)
+    data.reliability = diagrams(predictions, results)
+    if (count := results.predicted) is not None:
+        what = "labels that are known" if count.of == "labels" else "positions that have a class"
+        data.notes.insert(
+            0,
+            f"Scores are means over the {count.predictions:,} {what} of {count.examples:,} examples.",
+        )
+        data.uncertain = data.errors = Gallery(missing=SEVERAL)
+        if count.of == "positions":
+            data.classes = class_rows(predictions.ensemble, predictions.targets, experiment.data.class_names)
+        return data
     split = experiment.evaluation.split
     shown = Shown(
         getattr(experiment.data, split).inputs, experiment.data.texts.get(split, ()), experiment.data.class_names,
         predictions.targets, predictions.ensemble, predictions.map, predictions.entropy,
     )  # fmt: skip
-    data.gradients = gradients(experiment, data.steps)
-    data.reliability = diagrams(predictions, results)
     data.classes = class_rows(predictions.ensemble, predictions.targets, experiment.data.class_names)
     data.uncertain, data.errors = most_uncertain(shown, data.draws), confident_errors(shown)
     return data

@@ -6,6 +6,7 @@ import base64
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -62,7 +63,7 @@ class Shown:
         entropy: of the ensemble.
     """
 
-    inputs: Tensor
+    inputs: Any
     texts: Sequence[tuple[str, ...]]
     names: Sequence[str]
     targets: Tensor
@@ -76,8 +77,9 @@ class Shown:
         size = len(self.targets)
         if self.texts:
             return "" if len(self.texts) == size else "the texts that are at hand are not those evaluated"
-        images = self.inputs.ndim == 4 and self.inputs.dtype == torch.uint8 and self.inputs.shape[1] in (1, 3)
-        return "" if images and len(self.inputs) == size else "the inputs are neither grey or colour images nor texts"
+        held = self.inputs
+        images = isinstance(held, Tensor) and held.ndim == 4 and held.dtype == torch.uint8 and held.shape[1] in (1, 3)
+        return "" if images and len(held) == size else "the inputs are neither grey or colour images nor texts"
 
 
 def most_uncertain(shown: Shown, draws: int, count: int = MOST_UNCERTAIN) -> Gallery:

@@ -103,6 +103,7 @@ def _page(data: ReportData, plots: Mapping[str, list[Plot]]) -> str:
         "part_headings": headings,
         "parts": parts,
         "limits": {"rhat": chain_rows.RHAT_LIMIT, "ess": chain_rows.ESS_A_CHAIN},
+        "labels": classes.label_rows(results),
         "worst": worst,
         "best": best,
         "uncertainty": shift_rows.uncertainty_rows(results, data.draws),

@@ -137,8 +137,9 @@ class DrawCollector(Callback):
         """The likelihood's scores on the validation set, each by chain; nothing where there is none."""
         if self.validation is None:
             return {}
+        stacked = module.chain.chain_axes
         batches = [(module.chain.logits(x).float(), y) for x, y in self.validation()]
-        outputs = torch.cat([found for found, _ in batches], dim=-2).cpu()
+        outputs = torch.cat([found for found, _ in batches], dim=stacked).cpu()
         targets = torch.cat([y for _, y in batches]).cpu()
-        rows = [module.chain.likelihood.scores(row, targets) for row in outputs.reshape(-1, *outputs.shape[-2:])]
+        rows = [module.chain.likelihood.scores(row, targets) for row in (outputs if stacked else [outputs])]
         return {f"validation/{name}": [row[name] for row in rows] for name in rows[0]}

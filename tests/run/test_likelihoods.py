@@ -1,0 +1,254 @@
+"""Labels that hold or do not, classes at positions, several inputs by name: sampled, predicted and evaluated."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+import bayeslora
+from bayeslora.errors import ConfigError, DataError
+from bayeslora.likelihood import Bernoulli, Categorical
+from bayeslora.posterior import Posterior
+from tests.cases import each
+
+TINY = {"chains": 2, "draws": 4, "thin": 1, "burn_in": 2, "warmup": 3, "batch_size": 8, "progress": False}
+ONE_STEP = TINY | {
+    "warmup": 0,
+    "burn_in": 0,
+    "draws": 1,
+    "temperature": 0.0,
+    "batch_size": None,
+    "prior": 1e12,
+    "lr": 0.1,
+}
+"""A step of plain gradient descent on the mean of −log p over examples."""
+RANDOM = torch.Generator().manual_seed(0)
+X = torch.randn(40, 3, generator=RANDOM)
+LABELS = torch.stack([X[:, 0] > 0, X[:, 1] > 0.5, X[:, 2] > 1], 1).long()
+LABELS[::5, 1] = -1
+IMAGES = torch.randn(24, 1, 4, 4, generator=RANDOM)
+PIXELS = (IMAGES[:, 0] > 0).long() + (IMAGES[:, 0] > 1).long()
+PIXELS[:, 0, 0] = -100
+
+
+def made(make: Any) -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        return make()
+
+
+def labeller() -> nn.Module:
+    return made(lambda: nn.Linear(3, 3))
+
+
+def segmenter() -> nn.Module:
+    return made(lambda: nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.Tanh(), nn.Conv2d(4, 3, 1)))
+
+
+class Named(nn.Module):
+    """Two inputs by name, and logits as transformers gives them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.flag = nn.Linear(3, 2), nn.Linear(1, 2)
+
+    def forward(self, features: Tensor, flag: Tensor) -> Any:
+        logits = self.table(features) + self.flag(flag)
+        return type("Output", (), {"logits": logits})()
+
+
+NAMED = {"features": X, "flag": (X[:, :1] > 0).float()}
+
+
+def nll_by_torch(kind: str, model: nn.Module, x: Any, y: Tensor) -> Tensor:
+    """The mean over examples of −log p, by torch's own losses with their masks."""
+    if kind == "labels":
+        there = y >= 0
+        loss = nn.functional.binary_cross_entropy_with_logits(model(x), y.clamp(min=0).to(x.dtype), reduction="none")
+        return (loss * there).sum() / len(y)
+    return nn.functional.cross_entropy(model(x), y, ignore_index=-100, reduction="sum") / len(y)
+
+
+CASES: dict[str, tuple[Any, Tensor, Tensor, dict[str, Any]]] = {
+    "labels": (labeller, X, LABELS, {"likelihood": "bernoulli"}),
+    "positions": (segmenter, IMAGES, PIXELS, {}),
+}
+
+
+@each("parallel", ["sequential", "stacked"])
+@each("kind", CASES)
+def test_a_step_is_that_of_the_likelihood_with_n_examples_in_double_precision(kind: str, parallel: str) -> None:
+    make, x, y, settings = CASES[kind]
+    model = make().double()
+    x = x.double() + 1e-10
+    posterior = bayeslora.sample(model, (x, y), **settings, **ONE_STEP, parallel=parallel)
+    names, params = zip(*model.named_parameters(), strict=True)
+    slopes = dict(zip(names, torch.autograd.grad(nll_by_torch(kind, model, x, y), params), strict=True))
+    for draw in posterior.draws():
+        for name, p in model.named_parameters():
+            torch.testing.assert_close(draw.tensors[name], p.detach() - 0.1 * slopes[name], rtol=0, atol=1e-12)
+    assert posterior.predict(x).dtype == torch.float64
+
+
+@each("parallel", ["sequential", "stacked"])
+def test_labels_are_predicted_and_scored_one_by_one(parallel: str, tmp_path: Path) -> None:
+    names = ("red", "round", "<old>")
+    posterior = bayeslora.sample(
+        labeller(), (X, LABELS), likelihood="bernoulli", class_names=names, parallel=parallel, val_dataset=(X, LABELS),
+        test_dataset=(X, LABELS), run_dir=tmp_path / "run", **TINY,
+    )  # fmt: skip
+    p = posterior.predict(X).exp()
+    by_hand = torch.stack([m(X).sigmoid().detach() for m in posterior.models()]).mean(0)
+    torch.testing.assert_close(p, by_hand)
+    found = posterior.metrics
+    assert found is not None
+    assert found.task == "multilabel"
+    there = LABELS >= 0
+    right = (p > 0.5) == (LABELS == 1)
+    assert found["ensemble"]["accuracy"] == pytest.approx(right[there].float().mean().item(), abs=1e-6)
+    log_p = torch.where(LABELS == 1, p, 1 - p).log()
+    assert found["ensemble"]["nll"] == pytest.approx(-log_p[there].mean().item(), rel=1e-4)
+    assert list(found["labels"]) == list(names)
+    of_label = found["labels"]["round"]
+    assert of_label["known"] == 32
+    assert of_label["holds"] == pytest.approx(LABELS[there[:, 1], 1].float().mean().item())
+    assert of_label["ensemble"]["nll"] == pytest.approx(-log_p[there[:, 1], 1].mean().item(), rel=1e-4)
+    average = np.mean([found["labels"][name]["ensemble"]["accuracy"] for name in names])
+    assert found["label_average"]["ensemble"]["accuracy"] == pytest.approx(average)
+    assert found["predicted"] == {"of": "labels", "predictions": int(there.sum()), "examples": 40}
+    assert "validation/accuracy" in posterior.diagnostics()
+    page = (tmp_path / "run" / "report" / "index.html").read_text()
+    assert "&lt;old&gt;" in page
+    assert f"means over the {int(there.sum())} labels that are known of 40 examples" in page
+    again = Posterior.load(tmp_path / "run", labeller())
+    torch.testing.assert_close(again.predict(X).exp(), p)
+
+
+def test_one_binary_label_is_the_same_with_floats_and_gaps() -> None:
+    model, y = made(lambda: nn.Linear(3, 1)), LABELS[:, 1]
+    floats = y.float().where(y >= 0, float("nan"))
+    by_whole, by_float = (
+        bayeslora.sample(model, (X, one), likelihood=Bernoulli(), **TINY).predict(X) for one in (y, floats)
+    )
+    assert by_whole.shape == (40, 1)
+    assert torch.equal(by_whole, by_float)
+    mean, sd = bayeslora.sample(model, (X, y), likelihood="bernoulli", **TINY).predict(X, return_std=True)
+    torch.testing.assert_close(mean.float(), by_whole.exp())
+    assert sd.shape == (40, 1)
+
+
+@each("parallel", ["sequential", "stacked"])
+def test_classes_at_positions_are_predicted_and_scored(parallel: str, tmp_path: Path) -> None:
+    posterior = bayeslora.sample(
+        segmenter(), (IMAGES, PIXELS), parallel=parallel, test_dataset=(IMAGES, PIXELS), val_dataset=(IMAGES, PIXELS),
+        class_names=("low", "middle", "high"), run_dir=tmp_path / "run", **TINY,
+    )  # fmt: skip
+    assert isinstance(posterior.likelihood, Categorical)
+    assert posterior.likelihood.axes == 2
+    p = posterior.predict(IMAGES).exp()
+    by_hand = torch.stack([m(IMAGES).softmax(1).detach() for m in posterior.models()]).mean(0)
+    torch.testing.assert_close(p, by_hand)
+    there = PIXELS >= 0
+    found = posterior.metrics
+    assert found is not None
+    assert found["predicted"] == {"of": "positions", "predictions": 24 * 15, "examples": 24}
+    accuracy = (p.argmax(1) == PIXELS)[there].float().mean().item()
+    assert found["ensemble"]["accuracy"] == pytest.approx(accuracy)
+    nll = nn.functional.nll_loss(p.log(), PIXELS, ignore_index=-100).item()
+    assert found["ensemble"]["nll"] == pytest.approx(nll, rel=1e-4)
+    assert "high" in (tmp_path / "run" / "report" / "index.html").read_text()
+    torch.testing.assert_close(Posterior.load(tmp_path / "run", segmenter()).predict(IMAGES).exp(), p)
+
+
+class Items(Dataset):
+    """Dictionaries of inputs, with the label among them or beside them."""
+
+    def __init__(self, inside: bool) -> None:
+        self.inside = inside
+
+    def __len__(self) -> int:
+        return len(X)
+
+    def __getitem__(self, row: int) -> Any:
+        inputs, label = {name: held[row] for name, held in NAMED.items()}, int(X[row, 0] > 0)
+        return inputs | {"labels": label} if self.inside else (inputs, label)
+
+
+@each("parallel", ["sequential", "stacked"])
+def test_several_inputs_go_to_the_model_as_keywords(parallel: str) -> None:
+    """Whatever form they come in; the step is that of the model called by hand."""
+    model, y = made(Named).double(), (X[:, 0] > 0).long()
+    wide = {name: held.double() for name, held in NAMED.items()}
+    forms: list[Any] = [Items(inside=True), Items(inside=False), (NAMED, y), (wide, y)]
+    posteriors = [bayeslora.sample(model, data, **ONE_STEP, parallel=parallel) for data in forms]
+    loss = nn.functional.cross_entropy(model(**wide).logits, y)
+    slope = torch.autograd.grad(loss, [model.table.weight])[0]
+    for posterior in posteriors:
+        for draw in posterior.draws():
+            moved = model.table.weight.detach() - 0.1 * slope
+            torch.testing.assert_close(draw.tensors["table.weight"], moved, rtol=0, atol=1e-12)
+    assert "logits" not in str(model(**wide).__class__)  # the user's own is left alone
+    found = posteriors[0].predict(NAMED)
+    with_loader = torch.utils.data.DataLoader(Items(inside=True), batch_size=7)
+    for inputs in (Items(inside=False), with_loader, [(NAMED, y)], [NAMED]):
+        torch.testing.assert_close(posteriors[0].predict(inputs), found)
+
+
+def test_several_inputs_are_evaluated_saved_and_loaded(tmp_path: Path) -> None:
+    data = Items(inside=True)
+    posterior = bayeslora.sample(made(Named), data, test_dataset=data, run_dir=tmp_path / "run", **TINY)
+    assert posterior.metrics is not None
+    assert posterior.metrics["ensemble"]["accuracy"] > 0
+    torch.testing.assert_close(Posterior.load(tmp_path / "run", made(Named)).predict(NAMED), posterior.predict(NAMED))
+    with pytest.raises(ConfigError, match=r"another configuration: dataset.examples"):
+        bayeslora.sample(
+            made(Named), ({**NAMED, "flag": NAMED["flag"] + 1}, LABELS[:, 0]), run_dir=tmp_path / "run", **TINY
+        )
+
+
+REFUSED: dict[str, dict[str, Any]] = {
+    "choose likelihood=bernoulli|labels must be 1, 0": {"data": (X, LABELS + 1), "likelihood": "bernoulli"},
+    "labels must be 1, 0, or -1": {"data": (X, X), "likelihood": "bernoulli"},
+    "gives \\[2, 3\\] for two examples of sample; it must give logits \\[2, 2\\]": {
+        "data": (X, LABELS[:, :2]), "likelihood": "bernoulli",
+    },
+    "likelihood.axes=0: the targets of sample are \\[24, 4, 4\\], .* set likelihood.axes=2": {
+        "model": segmenter(), "data": (IMAGES, PIXELS), "likelihood": Categorical(),
+    },
+    "positions of sample without a class have the target -1; set likelihood.ignore_index": {
+        "model": segmenter(), "data": (IMAGES, PIXELS.clamp(min=-1)),
+    },
+    "positions without a class have the targets -100, -1": {
+        "model": segmenter(), "data": (IMAGES, PIXELS - (IMAGES[:, 0] > 1.0).long() * 3),
+    },
+    "it must give logits \\[2, 3, 4, 4\\]": {"model": made(lambda: nn.Conv2d(1, 2, 1)), "data": (IMAGES, PIXELS)},
+    "39 inputs flag and 40 targets": {
+        "model": Named(), "data": ({**NAMED, "flag": NAMED["flag"][:-1]}, LABELS[:, 0]),
+    },
+    "NaN or infinite": {"model": Named(), "data": ({**NAMED, "flag": NAMED["flag"] / 0}, LABELS[:, 0])},
+}  # fmt: skip
+
+
+@each("message", REFUSED)
+def test_what_does_not_fit_is_refused_with_the_fix(message: str, tmp_path: Path) -> None:
+    settings = dict(REFUSED[message])
+    with pytest.raises((ConfigError, DataError), match=message):
+        bayeslora.sample(settings.pop("model", labeller()), settings.pop("data"), **settings, **TINY)
+
+
+@each("make", [Bernoulli, Categorical])
+@each(
+    ("key", "words"),
+    [("pos_weight", "class weights"), ("class_weights", "class weights"), ("label_smoothing", "label smoothing")],
+)
+def test_weights_and_smoothing_are_refused_with_the_reason(key: str, words: str, make: Any) -> None:
+    with pytest.raises(ConfigError, match=f"likelihood.{key}: {words} would change the likelihood"):
+        make(**{key: 0.1})
+    with pytest.raises(ConfigError, match=r"likelihood.nothing is unknown"):
+        make(nothing=1)
