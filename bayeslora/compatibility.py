@@ -219,7 +219,9 @@ def _check_outputs(experiment: Experiment, model: nn.Module) -> None:
     if hasattr(model, NOISE) and len(shape) == 2:
         shape[1] //= 2  # the sampled noise is there too
     told = "logits " * (data.real is None) + str(wanted)
-    require(shape == wanted, f"{name} gives {shape} for two examples of {data.name}; it must give {told}")
+    labels = data.axes == 1 and shape == [2, data.train.targets.shape[1]]
+    hint = "; if the targets are labels that hold or do not, choose likelihood=bernoulli" if labels else ""
+    require(shape == wanted, f"{name} gives {shape} for two examples of {data.name}; it must give {told}{hint}")
 
 
 def check_kind(model: Any) -> None:

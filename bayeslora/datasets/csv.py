@@ -1,4 +1,4 @@
-"""A table in a text file: a row an example, one column the target."""
+"""A table in a text file: a row an example, one column the target, or several."""
 
 from __future__ import annotations
 
@@ -12,7 +12,14 @@ from torch import Tensor
 
 from bayeslora.datasets.base import Data
 from bayeslora.datasets.delimited import DECIMALS, Column, header_problems, parse_column, read_rows
-from bayeslora.datasets.tabular import assemble, file_problems, held_out, read_targets, setting_problems
+from bayeslora.datasets.tabular import (
+    assemble,
+    file_problems,
+    held_out,
+    look_like_labels,
+    read_targets,
+    setting_problems,
+)
 from bayeslora.errors import DataError
 
 MISSING = ("error", "drop")
@@ -32,7 +39,7 @@ class Csv:
 
     Attributes:
         path: the file.
-        target: the column to predict; None: the last.
+        target: the column to predict, or several: labels of 0 and 1, or numbers; None: the last.
         test_path: a second file of the same columns for the test set; None: a share of the rows is held out.
         test_share: that share.
         separator: between columns.
@@ -40,8 +47,8 @@ class Csv:
         encoding: of the text, as Python calls it.
         leave_out: columns that are not used, e.g. an id.
         categories: columns that are categories though their cells look like numbers.
-        missing: rows with an empty cell: `"error"`, or `"drop"`.
-        task: `"classification"`, `"regression"`, or `"auto"`: by the target (see `read_targets`).
+        missing: rows with an empty cell: `"error"`, or `"drop"`. An empty cell of a label is one that is not known.
+        task: `"classification"`, `"regression"`, `"labels"`, or `"auto"`: by the target (see `read_targets`).
         standardise: inputs, and a target that is a number, are scaled to mean 0 and sd 1 of the training set.
         validation_size: rows moved from the training set to a validation set.
         limit_train, limit_test: keep at most so many; None keeps all.
@@ -52,7 +59,7 @@ class Csv:
 
     path: str | Path
     _: KW_ONLY
-    target: str | None = None
+    target: str | list[str] | None = None
     test_path: str | Path | None = None
     test_share: float = 0.2
     separator: str = ","
@@ -96,9 +103,10 @@ class Csv:
         """
         file = Path(self.path).expanduser()
         table, dropped = self._read(file)
-        target = list(table)[-1] if self.target is None else self.target
+        named = self._targets or [list(table)[-1]]
+        target = ", ".join(named)
         if self.test_path is None:
-            train, test = held_out(len(table[target].values), self.test_share)
+            train, test = held_out(len(table[named[0]].values), self.test_share)
             parts = [{name: column.take(rows) for name, column in table.items()} for rows in (train, test)]
             notes = [f"{len(test):,} rows held out for the test set"]
         else:
@@ -106,8 +114,8 @@ class Csv:
             parts, dropped, notes = [table, other], dropped + more, []
         if dropped:
             notes.append(f"{dropped:,} rows with an empty cell left out")
-        is_dates = parts[0][target].dates
-        values = [part.pop(target).values for part in parts]
+        is_dates = parts[0][named[0]].dates
+        values = [_together([part.pop(name) for name in named]) for part in parts]
         targets = read_targets(values[0], values[1], self.task, f"{file}, column {target}")
         if is_dates:
             notes.append(
@@ -116,10 +124,15 @@ class Csv:
             )
         inputs, encoded = _encoded(parts[0], parts[1], str(file))
         return assemble(
-            file.stem, inputs, targets, target_names=(target,), standardise=self.standardise,
+            file.stem, inputs, targets, target_names=named, standardise=self.standardise,
             validation_size=self.validation_size, limit_train=self.limit_train, limit_test=self.limit_test,
             notes=notes + encoded,
         )  # fmt: skip
+
+    @property
+    def _targets(self) -> list[str]:
+        """The columns to predict that are named."""
+        return [self.target] if isinstance(self.target, str) else list(self.target or ())
 
     def _read(self, file: Path, train: Table | None = None) -> tuple[Table, int]:
         """The columns that are used, complete rows of them, and how many rows were left out.
@@ -137,19 +150,21 @@ class Csv:
         if absent := [name for name in train or {} if name not in header]:
             raise DataError(f"{file} has no column {', '.join(absent)}, which {self.path} has")
         used = [place for place, name in enumerate(header) if name not in (self.leave_out or ())]
-        names, target = [header[place] for place in used], self.target
+        names = [header[place] for place in used]
         if len(used) < 2:
             raise DataError(
                 f"{file} has the one column {', '.join(names)}; if columns are separated by something else than"
                 f" {self.separator!r}, set dataset.separator"
             )
-        if target is not None and target not in names:
-            raise DataError(f"dataset.target={target}: {file} has no such column, only {', '.join(names)}")
+        if absent := [name for name in self._targets if name not in names]:
+            raise DataError(f"dataset.target={', '.join(absent)}: {file} has no such column, only {', '.join(names)}")
+        if len(set(self._targets)) == len(set(names)):
+            raise DataError(f"dataset.target={', '.join(self._targets)}: {file} has no other column to predict it from")
         columns = []
         for place in used:
             name = header[place]
             words = name in (self.categories or ()) or (train is not None and name in train and train[name].is_words)
-            mixed = self.task == "classification" and name == (target or names[-1])
+            mixed = self.task == "classification" and name in (self._targets or names[-1:])
             columns.append(parse_column(cells[place], self.decimal, str(file), name, words=words, mixed=mixed))
         if problems := header_problems(names, columns, str(file)):
             raise DataError(*problems)
@@ -157,15 +172,37 @@ class Csv:
         return self._complete(file, table if train is None else {name: table[name] for name in train})
 
     def _complete(self, file: Path, table: Table) -> tuple[Table, int]:
-        """The rows without an empty cell, and how many others there are."""
-        empty = {name: int(column.missing.sum()) for name, column in table.items() if column.missing.any()}
+        """The rows without an empty cell, and how many others there are; of labels, those with one that is known."""
+        labels = [table[name] for name in self._labels(table)]
+        gaps = {name: column.missing for name, column in table.items() if not any(column is one for one in labels)}
+        if labels:
+            gaps[f"all of {', '.join(self._targets)}"] = np.all([column.missing for column in labels], axis=0)
+        empty = {name: int(rows.sum()) for name, rows in gaps.items() if rows.any()}
         if empty and self.missing == "error":
             counts = ", ".join(f"{name} ({number})" for name, number in list(empty.items())[:6])
             raise DataError(f"{file} has empty cells: {counts}; fill them, or set dataset.missing=drop")
-        whole = ~np.any([column.missing for column in table.values()], axis=0)
+        whole = ~np.any([*gaps.values()], axis=0)
         if whole.sum() < 2:
             raise DataError(f"{file} has {whole.sum()} rows without empty cells; there must be two at least")
         return {name: column.take(whole) for name, column in table.items()}, int((~whole).sum())
+
+    def _labels(self, table: Table) -> list[str]:
+        """The columns to predict that are labels, of which some cells may be empty."""
+        named = self._targets or [list(table)[-1]]
+        several = self.task == "auto" and len(named) > 1
+        filled = [table[name].values[~table[name].missing] for name in named]
+        return named if self.task == "labels" or (several and all(map(look_like_labels, filled))) else []
+
+
+def _together(columns: list[Column]) -> np.ndarray:
+    """Values of one column [N], or of several [N, D]; numbers that are missing are NaN."""
+    values = [
+        np.where(column.missing, np.nan, column.values.astype(np.float64))
+        if column.missing.any() and not column.is_words
+        else column.values
+        for column in columns
+    ]
+    return values[0] if len(values) == 1 else np.stack(values, axis=1)
 
 
 def _encoded(train: Table, test: Table, where: str) -> tuple[tuple[Tensor, Tensor], list[str]]:

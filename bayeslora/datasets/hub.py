@@ -23,6 +23,7 @@ from bayeslora.datasets.tabular import (
     labels_or_none,
     read_targets,
     setting_problems,
+    several_labels,
 )
 from bayeslora.datasets.text import LAYOUTS, check_tokenizer_folder, local_folder
 from bayeslora.errors import DataError
@@ -47,7 +48,7 @@ class Hub:
         subset: of the hub's dataset, where it has several.
         train, test: names of the splits; None: `train`, and the first of `TESTS`, or a share of the training set.
         inputs: the columns to predict from, one of images, or one or two of texts; None: all images or texts there are.
-        label: the column of classes; None: found by type and name.
+        label: the column of classes, or of lists of labels; None: found by type and name.
         tokenizer: of texts: a folder with a tokenizer, or the hub's name of a model.
         max_length: a sequence of more tokens is cut.
         layout: of pairs of texts: `"pair"` or `"separate"`, as `Glue` has it.
@@ -162,10 +163,22 @@ class Hub:
             )
         return next((name for name in named if name in typed), (typed or named)[0])
 
+    def _are_lists(self, split: datasets.Dataset, label: str) -> bool:
+        """Whether a column has several labels an example."""
+        return hasattr(split.features[label], "feature")
+
+    def _label_lists(self, train: datasets.Dataset, test: datasets.Dataset, label: str) -> Any:
+        """The labels of both splits, one number a label, and their names (see `several_labels`)."""
+        names = getattr(train.features[label].feature, "names", None)
+        lists = self._labels(train, label), self._labels(test, label)
+        return several_labels(*lists, names, f"{self.path}, column {label}")
+
     def _labels(self, split: datasets.Dataset, label: str, classes: Set[Any] = frozenset()) -> list[Any]:
         """The labels of a split, None where there is none; of a test set given those of the training set."""
         if label not in split.column_names:
             return []
+        if self._are_lists(split, label):
+            return [None if row is None else tuple(row) for row in split[label]]
         named = bool(getattr(split.features[label], "names", None))
         return labels_or_none(list(split[label]), named, f"{self.path}, column {label}", classes)
 
@@ -191,8 +204,12 @@ class Hub:
         self, train: datasets.Dataset, test: datasets.Dataset, column: str, label: str, notes: Sequence[str]
     ) -> Data:
         names = tuple(getattr(train.features[label], "names", None) or ())
-        ours = self._labels(train, label)
-        labels = (ours, self._labels(test, label, set(ours) - {None}))
+        several = self._are_lists(train, label)
+        if several:
+            *labels, names = self._label_lists(train, test, label)
+        else:
+            ours = self._labels(train, label)
+            labels = [ours, self._labels(test, label, set(ours) - {None})]
         parts, dropped = zip(*map(_complete_rows, (train, test), (column, column), labels), strict=True)
         if not all(parts):
             raise DataError(f"{self.path}: no example has both an image (column {column}) and a label (column {label})")
@@ -206,14 +223,16 @@ class Hub:
             channels=None,
         )
         stored = [np.asarray([target for *_, target in cells]) for cells in parts]
-        if names:
+        if several:
+            targets = Targets(torch.from_numpy(stored[0]), torch.from_numpy(stored[1]), are_labels=True)
+        elif names:
             targets = Targets(torch.from_numpy(stored[0]), torch.from_numpy(stored[1]), names)
         else:
             targets = read_targets(stored[0], stored[1], "classification", str(self.path))
         inputs = decoded["images"][: len(parts[0])], decoded["images"][len(parts[0]) :]
         left_out = [f"{count:,} {reason} left out" for reason, count in sum(dropped, Counter()).items()]
         return assemble(
-            self.name, inputs, targets,
+            self.name, inputs, targets, target_names=names if several else (),
             notes=[*notes, *left_out, *decoding_notes(decoded), *shared_notes(*inputs)],
             validation_size=self.validation_size, limit_train=self.limit_train, limit_test=self.limit_test,
         )  # fmt: skip
@@ -227,11 +246,14 @@ class Hub:
                 " model=roberta_lora, or set dataset.tokenizer"
             )
         names = tuple(getattr(train.features[label], "names", None) or ())
+        labels, several = [list(train[label]), list(test[label])], self._are_lists(train, label)
+        if several:
+            *labels, names = self._label_lists(train, test, label)
         parts = [
             Sentences(
-                f"{self.path}, {part} set", {name: list(split[name]) for name in columns}, list(split[label]), names
+                f"{self.path}, {part} set", {name: list(split[name]) for name in columns}, own, names, several=several
             )
-            for part, split in (("training", train), ("test", test))
+            for part, split, own in (("training", train, labels[0]), ("test", test, labels[1]))
         ]
         return sentence_data(
             self.name, parts[0], parts[1], Reading(self.tokenizer, self.layout, self.max_length), notes=notes,

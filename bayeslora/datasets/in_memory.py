@@ -172,10 +172,12 @@ def pair(item: Any) -> Any:
     return {key: value for key, value in item.items() if key != named[0]}, item[named[0]]
 
 
-def _stacked(values: Sequence[Any]) -> Any:
+def _stacked(values: Sequence[Any], what: str = "it ") -> Any:
     """Tensors, numbers, arrays or images of several examples as a tensor; dictionaries of such by name."""
     if isinstance(values[0], Mapping):
-        return {name: _stacked([value[name] for value in values]) for name in values[0]}
+        return {name: _stacked([value[name] for value in values], f"{name} ") for name in values[0]}
+    if isinstance(values[0], str):
+        raise TypeError(f"{what}holds words; make numbers of them, e.g. by a tokenizer")
     return torch.stack([v if isinstance(v, Tensor) else torch.as_tensor(np.asarray(v)) for v in values])
 
 

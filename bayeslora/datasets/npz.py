@@ -37,7 +37,7 @@ class Npz:
 
     Attributes:
         path: the file.
-        task: `"classification"`, `"regression"`, or `"auto"`: by the targets (see `read_targets`).
+        task: `"classification"`, `"regression"`, `"labels"`, or `"auto"`: by the targets (see `read_targets`).
         test_share: share of the examples held out where the file has no test set.
         standardise: numbers, inputs and targets, are scaled to mean 0 and sd 1 of the training set. Images always are.
         class_names: to show, in the order of the sorted classes; None: their values.

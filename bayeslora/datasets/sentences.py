@@ -28,6 +28,7 @@ class Sentences:
         labels: a label each row, as stored.
         class_names: the names of the classes, empty where the file has none.
         broken: lines left out because they have too few or too many columns.
+        several: `labels` has one number a label of each row, 1, 0 or −1, and `class_names` are the labels' names.
     """
 
     where: str
@@ -35,6 +36,7 @@ class Sentences:
     labels: list[Any]
     class_names: tuple[str, ...] = ()
     broken: int = 0
+    several: bool = False
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ def sentence_data(
         raise DataError(f"{test.where} is of another task than {train.where}: its classes have other names")
     parts = {"train": train, "test": test}
     used = {"train": _used(train, [*train.columns], "train")}
-    classes = _classes(train, [label for _, label in used["train"].rows])
+    classes = {} if train.several else _classes(train, [label for _, label in used["train"].rows])
     used["test"] = _used(test, [*train.columns], "test", classes.keys())
     all_notes = list(notes)
     splits = {}
@@ -94,7 +96,8 @@ def sentence_data(
         train=splits["train"],
         validation=splits["train"].take(slice(0)),
         test=splits["test"],
-        class_names=train.class_names or tuple(map(str, classes)),
+        class_names=() if train.several else train.class_names or tuple(map(str, classes)),
+        labels=train.class_names if train.several else (),
         transform=TrimPadding(),
         notes=tuple(all_notes),
         texts={part: used[part].texts for part in parts},
@@ -117,7 +120,8 @@ def _used(table: Sentences, columns: Sequence[str], part: str, classes: Set[Any]
     Raises:
         DataError: there is none, or most have no text in a column.
     """
-    labels = labels_or_none(table.labels, bool(table.class_names), table.where, classes)
+    named = bool(table.class_names)
+    labels = table.labels if table.several else labels_or_none(table.labels, named, table.where, classes)
     fractions = [label for label in labels if isinstance(label, float) or FRACTION.fullmatch(str(label))]
     if fractions:
         raise DataError(
@@ -163,7 +167,9 @@ def _classes(table: Sentences, labels: Sequence[Any]) -> dict[Any, int]:
 
 
 def _targets(table: Sentences, rows: Sequence[tuple[int, Any]], classes: dict[Any, int]) -> Tensor:
-    """Class numbers int64 [N] of (row, label) pairs."""
+    """Class numbers int64 [N] of (row, label) pairs, or several labels int64 [N, L]."""
+    if table.several:
+        return torch.tensor([label for _, label in rows])
     names = table.class_names or tuple(map(str, classes))
     for row, label in rows:
         if label not in classes:

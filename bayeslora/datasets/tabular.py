@@ -19,7 +19,7 @@ from bayeslora.datasets.in_memory import Identity
 from bayeslora.errors import DataError, Problems
 from bayeslora.rng import generator
 
-TASKS = ("auto", "classification", "regression")
+TASKS = ("auto", "classification", "regression", "labels")
 NO_NUMBER = ("na", "n/a", "nan", "null", "none")
 """Words that stand for no label among labels that are numbers."""
 MOST_CLASSES = 20
@@ -28,11 +28,12 @@ MOST_CLASSES = 20
 
 @dataclass(frozen=True)
 class Targets:
-    """Targets of both splits: class numbers int64 [N] with the classes' names, or float64 [N, D] and no names."""
+    """Targets of both splits: class numbers int64 [N] with the classes' names, labels int64 [N, L], or reals [N, D]."""
 
     train: Tensor
     test: Tensor
     class_names: tuple[str, ...] = ()
+    are_labels: bool = False
 
 
 def setting_problems(
@@ -74,7 +75,8 @@ def held_out(count: int, share: float) -> tuple[np.ndarray, np.ndarray]:
 def read_targets(train: np.ndarray, test: np.ndarray, task: str, where: str) -> Targets:
     """Classes or real numbers, by the task or, if it is `"auto"`, by what they look like.
 
-    Text, booleans and whole numbers of at most `MOST_CLASSES` values are classes, in sorted order; all else is numbers.
+    Text, booleans and whole numbers of at most `MOST_CLASSES` values are classes, in sorted order; several columns of 0
+    and 1 are labels; all else is numbers.
 
     Args:
         train, test: [N] or [N, D].
@@ -84,6 +86,8 @@ def read_targets(train: np.ndarray, test: np.ndarray, task: str, where: str) -> 
     Raises:
         DataError: they are neither, or the test set has a class that the training set lacks.
     """
+    if task == "labels" or (task == "auto" and train.ndim == 2 and train.shape[1] > 1 and look_like_labels(train)):
+        return _labels(train, test, where)
     train, test = (y[:, 0] if y.ndim == 2 and y.shape[1] == 1 else y for y in (train, test))
     if task == "classification" or (task == "auto" and _look_like_classes(train)):
         return _classes(train, test, where)
@@ -111,8 +115,8 @@ def labels_or_none(labels: Sequence[Any], named: bool, where: str, classes: Set[
     """
     if any(isinstance(label, list | tuple | dict | np.ndarray) for label in labels):
         raise DataError(
-            f"{where}: the labels are lists, several an example, and only one class an example can be learnt; choose"
-            " another column (dataset=hub: dataset.label)"
+            f"{where}: the labels are lists, several an example, and only one class an example can be learnt here;"
+            " choose another column"
         )
     labels = [None if isinstance(label, float) and math.isnan(label) else label for label in labels]
     if all(label is None or (isinstance(label, float) and label.is_integer()) for label in labels):
@@ -131,6 +135,63 @@ def labels_or_none(labels: Sequence[Any], named: bool, where: str, classes: Set[
         )
     nothing -= classes
     return [None if label in nothing else label for label in labels]
+
+
+def look_like_labels(values: np.ndarray) -> bool:
+    """Whether they are 1, 0, or −1 or nothing where one is not known, and no class of several, one-hot."""
+    if values.dtype.kind not in "iufb":
+        return False
+    numbers = np.nan_to_num(values.astype(np.float64), nan=-1.0)
+    one_hot = numbers.ndim == 2 and numbers.shape[1] > 1 and bool((numbers.sum(1) == 1).all()) and numbers.min() >= 0
+    return bool(np.isin(numbers, (-1, 0, 1)).all()) and not one_hot
+
+
+def _labels(train: np.ndarray, test: np.ndarray, where: str) -> Targets:
+    """Labels int64 [N, L], −1 where one is not known."""
+    parts = []
+    for values in (train, test):
+        numbers = values.astype(np.float64) if values.dtype.kind in "iufb" else np.full(values.shape, 2.0)
+        numbers = np.nan_to_num(numbers, nan=-1.0).reshape(len(values), -1)
+        if not np.isin(numbers, (-1, 0, 1)).all():
+            raise DataError(f"{where}: labels must be 1, 0, or -1 or empty where one is not known; choose another task")
+        parts.append(torch.from_numpy(numbers).long())
+    return Targets(parts[0], parts[1], are_labels=True)
+
+
+def several_labels(
+    train: Sequence[Any], test: Sequence[Any], names: Sequence[str] | None, where: str
+) -> tuple[list[tuple[int, ...] | None], list[tuple[int, ...] | None], tuple[str, ...]]:
+    """Lists of labels as one number a label, 1, 0, or −1 where it is not known; and the labels' names.
+
+    Args:
+        train, test: of each example a list of the labels that hold, by number or name; or a list of 0 and 1 (−1: not
+            known) of one length, one entry a label; None where nothing is known.
+        names: of the labels, where the source has them.
+        where: the source, for messages.
+
+    Raises:
+        DataError: a test example has a label that no training example has.
+    """
+    rows = [row for row in train if row is not None]
+    lengths = {len(row) for row in rows}
+    flags = len(lengths) == 1 and {value for row in rows for value in row} <= {-1, 0, 1}
+    if names is None and flags and any(len(set(row)) < len(row) for row in rows):
+        shown = _numbered("label", lengths.pop())
+        strange = [row for row in test if row is not None and len(row) != len(shown)]
+        if strange:
+            raise DataError(f"{where}: a test example has {len(strange[0])} labels, training examples {len(shown)}")
+        as_rows = [
+            [None if row is None else tuple(int(value) for value in row) for row in part] for part in (train, test)
+        ]
+        return as_rows[0], as_rows[1], shown
+    values = list(range(len(names))) if names else sorted({value for row in rows for value in row})
+    if new := sorted({value for row in test if row is not None for value in row if value not in values}):
+        raise DataError(f"{where}: no training example has the label {new[0]}, which a test example has")
+    held = [
+        [None if row is None else tuple(int(value in set(row)) for value in values) for row in part]
+        for part in (train, test)
+    ]
+    return held[0], held[1], tuple(names or map(str, values))
 
 
 def _look_like_classes(targets: np.ndarray) -> bool:
@@ -177,15 +238,17 @@ def assemble(
         name: in reports.
         inputs: of the training and the test set: images uint8 [N, C, H, W], or numbers float32 [N, …].
         targets: of both.
-        target_names: of the D numbers; none: `target`.
+        target_names: of the D numbers, or of the L labels; none: `target`, or `label`.
         standardise: scale inputs that are numbers, column by column, and targets that are, to mean 0 and sd 1.
         validation_size, limit_train, limit_test: as `carve` has them.
         notes: for the report.
         shown_as: names of the classes to show, in place of their values.
     """
     train, test = (Split(x, y) for x, y in zip(inputs, (targets.train, targets.test), strict=True))
+    count = targets.train.shape[1] if targets.are_labels else 0
     data = Data(
         name=name,
+        labels=(tuple(target_names) or _numbered("label", count)) if count else (),
         train=train,
         validation=train.take(slice(0)),
         test=test,
@@ -198,7 +261,12 @@ def assemble(
         data = replace(data, transform=channel_scale(data.train.inputs))
     elif standardise:
         data = _scaled_inputs(data)
-    return data if targets.class_names else _scaled_targets(data, target_names, standardise)
+    return data if targets.class_names or count else _scaled_targets(data, target_names, standardise)
+
+
+def _numbered(word: str, count: int) -> tuple[str, ...]:
+    """Names of so many targets."""
+    return (word,) if count == 1 else tuple(f"{word} {i}" for i in range(count))
 
 
 def channel_scale(images: Tensor) -> Normalise:
@@ -235,6 +303,6 @@ def _scaled_targets(data: Data, names: Sequence[str], standardise: bool) -> Data
     if not standardise:
         mean, sd = torch.zeros_like(mean), torch.ones_like(sd)
     count = mean.shape[1]
-    named = tuple(names) or (("target",) if count == 1 else tuple(f"target {i}" for i in range(count)))
+    named = tuple(names) or _numbered("target", count)
     scaled = _each(data, lambda split: Split(split.inputs, ((split.targets - mean) / sd).float()))
     return replace(scaled, real=Real(named, tuple(mean[0].tolist()), tuple(sd[0].tolist())))

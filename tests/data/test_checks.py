@@ -38,7 +38,6 @@ BAD: dict[str, tuple[Any, Any]] = {
     r"numbered from 0 on, and there is a class -1": (X, Y - 1),
     r"one-hot.*targets\.argmax\(1\)": (X, torch.eye(3)[Y]),
     r"targets \[60, 3\] are one-hot": (X, torch.eye(3)[Y].long()),
-    r"one an example, not \[60, 2\]; several labels": (X, torch.stack([Y % 2, Y], 1)),
 }
 
 

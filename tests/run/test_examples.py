@@ -5,12 +5,15 @@ from __future__ import annotations
 import importlib.util
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from bayeslora.posterior import Posterior
 from tests.run.tools import Command, ended, process
@@ -49,9 +52,13 @@ def check(posterior: Posterior, chains: int) -> None:
     assert all(not torch.equal(first.tensors[name], second.tensors[name]) for name in first.tensors)
 
 
-def test_there_are_three_of_under_sixty_lines() -> None:
-    assert [script.stem for script in SCRIPTS] == ["image_folder", "lora_on_text", "mlp_on_csv"]
-    assert all(len(script.read_text().splitlines()) < 60 for script in SCRIPTS)
+check_moved = partial(check, chains=2)
+
+
+def test_there_are_five_of_some_sixty_lines() -> None:
+    names = ["image_folder", "lora_on_text", "mlp_on_csv", "ner_on_text", "segmentation"]
+    assert [script.stem for script in SCRIPTS] == names
+    assert all(len(script.read_text().splitlines()) < 65 for script in SCRIPTS)
 
 
 def test_a_network_on_a_table_of_its_own(main: Callable[..., Posterior], tmp_path: Path) -> None:
@@ -75,6 +82,32 @@ def test_adapters_on_lines_that_are_made_up(main: Callable[..., Posterior], caps
     check(posterior, chains=2)
     folder = Path(capsys.readouterr().out.split("adapters: ")[1].strip())
     assert len(list(folder.glob("*/adapter_model.safetensors"))) == 6
+
+
+def test_words_of_a_text_of_ones_own(
+    main: Callable[..., Posterior], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    (tmp_path / "own.conll").write_text("Eve B-PER\nsees O\n\nIn O\nBonn B-LOC\nit O\nrains O\n" * 3)
+    posterior = main("ner_on_text", tmp_path / "own.conll")
+    check_moved(posterior)
+    assert posterior.predict({"words": torch.ones(1, 4).long(), "form": torch.ones(1, 4).long()}).shape == (1, 3, 4)
+    assert "true B-PER" in capsys.readouterr().out
+
+
+def test_pixels_of_images_of_ones_own(
+    main: Callable[..., Posterior], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    for number in range(4):
+        mask = np.zeros((8, 8), dtype=np.uint8)
+        mask[number : number + 4] = 1
+        mask[0, 0] = 255
+        Image.fromarray(mask).save(tmp_path / f"{number}_mask.png")
+        Image.fromarray((mask == 1) * np.uint8(200)).save(tmp_path / f"{number}.png")
+    posterior = main("segmentation", tmp_path)
+    check_moved(posterior)
+    assert posterior.metrics is not None
+    assert posterior.metrics["predicted"] == {"of": "positions", "predictions": 4 * 63, "examples": 4}
+    assert "least sure of pixel" in capsys.readouterr().out
 
 
 def test_a_package_of_ones_own_as_a_configuration(tmp_path: Path) -> None:

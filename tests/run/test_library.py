@@ -172,7 +172,8 @@ def test_a_sampler_may_be_a_factory_and_the_phases_a_plan(tmp_path: Path) -> Non
 
 BAD = {
     "inputs and": {"data": (X, CLASSES[:-1])},
-    "must be \\(input, target\\), not a dict with text, label": {"data": [{"text": "a", "label": 1}]},
+    "cannot be stacked to tensors \\(text holds words; make numbers of them": {"data": [{"text": "a", "label": 1}]},
+    "or a dictionary of inputs with one of labels, .*, not a dict with text": {"data": [{"text": "a"}]},
     "give a map-style dataset": {"data": iter([1])},
     "holds no examples": {"data": (X[:0], CLASSES[:0])},
     "are NaN or infinite": {"data": (X, REALS / 0)},

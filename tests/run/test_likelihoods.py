@@ -13,9 +13,11 @@ from torch.utils.data import Dataset
 
 import bayeslora
 from bayeslora.errors import ConfigError, DataError
+from bayeslora.evaluation.results import Results
 from bayeslora.likelihood import Bernoulli, Categorical
 from bayeslora.posterior import Posterior
 from tests.cases import each
+from tests.run.tools import Command
 
 TINY = {"chains": 2, "draws": 4, "thin": 1, "burn_in": 2, "warmup": 3, "batch_size": 8, "progress": False}
 ONE_STEP = TINY | {
@@ -218,6 +220,7 @@ REFUSED: dict[str, dict[str, Any]] = {
     "gives \\[2, 3\\] for two examples of sample; it must give logits \\[2, 2\\]": {
         "data": (X, LABELS[:, :2]), "likelihood": "bernoulli",
     },
+    "choose likelihood=bernoulli": {"data": (X, LABELS.clamp(min=0))},
     "likelihood.axes=0: the targets of sample are \\[24, 4, 4\\], .* set likelihood.axes=2": {
         "model": segmenter(), "data": (IMAGES, PIXELS), "likelihood": Categorical(),
     },
@@ -225,7 +228,7 @@ REFUSED: dict[str, dict[str, Any]] = {
         "model": segmenter(), "data": (IMAGES, PIXELS.clamp(min=-1)),
     },
     "positions without a class have the targets -100, -1": {
-        "model": segmenter(), "data": (IMAGES, PIXELS - (IMAGES[:, 0] > 1.0).long() * 3),
+        "model": segmenter(), "data": (IMAGES, PIXELS.where(IMAGES[:, 0] < 2, -1)),
     },
     "it must give logits \\[2, 3, 4, 4\\]": {"model": made(lambda: nn.Conv2d(1, 2, 1)), "data": (IMAGES, PIXELS)},
     "39 inputs flag and 40 targets": {
@@ -252,3 +255,95 @@ def test_weights_and_smoothing_are_refused_with_the_reason(key: str, words: str,
         make(**{key: 0.1})
     with pytest.raises(ConfigError, match=r"likelihood.nothing is unknown"):
         make(nothing=1)
+
+
+SHORT = (
+    "experiment=template", "chain.num_chains=2", "chain.batch_size=8", "chain.warmup.steps=3", "chain.burn_in=2",
+    "chain.num_draws=4", "chain.thin=1", "chain.probe_size=16",
+)  # fmt: skip
+
+
+def write_table(folder: Path) -> Path:
+    rows = [
+        f"{a:.3f},{b:.3f},{int(a > 0)},{'' if b < -0.5 else int(b > 0)},{'yes' if a > b else 'no'}" for a, b, _ in X
+    ]
+    (folder / "table.csv").write_text("\n".join(["a,b,red,round,sure", *rows]))
+    return folder / "table.csv"
+
+
+def test_a_table_of_labels_by_the_command(command: Command, tmp_path: Path) -> None:
+    arguments = [*SHORT, "dataset=csv", f"dataset.path={write_table(tmp_path)}", "model=mlp", "model.hidden=[4]"]
+    several = [*arguments, "dataset.target=[red,round]", "dataset.leave_out=[sure]", f"run_dir={tmp_path / 'run'}"]
+    wrong = command("train", *several)
+    assert wrong.code == 2
+    assert "the targets of table are labels; choose likelihood=bernoulli" in wrong.err
+    done = command("train", *several, "likelihood=bernoulli")
+    assert done.code == 0, done.err
+    posterior = Posterior.load(tmp_path / "run")
+    data = posterior.experiment.data
+    assert data.labels == ("red", "round")
+    p = posterior.predict(data.test).exp()
+    assert p.shape == (len(data.test), 2)
+    metrics = Results.read(tmp_path / "run" / "metrics.json")
+    there = data.test.targets >= 0
+    right = (p > 0.5) == (data.test.targets == 1)
+    assert metrics["ensemble"]["accuracy"] == pytest.approx(right[there].float().mean().item(), abs=1e-6)
+    assert command("evaluate", f"run_dir={tmp_path / 'run'}", "ood=digits", "corruptions=true").code == 0
+    again = Results.read(tmp_path / "run" / "metrics.json")
+    assert again["ensemble"] == metrics["ensemble"]
+    assert "several predictions" in again["corruptions"]["reason"]
+    assert "several predictions" in again["ood"]["reason"]
+    two = [*arguments, "dataset.target=sure", "dataset.leave_out=[red,round]", "likelihood=bernoulli"]
+    assert command("train", *two, f"run_dir={tmp_path / 'two'}").code == 0  # two classes are one label
+    assert Posterior.load(tmp_path / "two").experiment.data.labels == ("yes",)
+
+
+@each("key", ["pos_weight", "label_smoothing", "class_weights"])
+def test_the_command_says_why_a_likelihood_has_no_weights(key: str, command: Command, tmp_path: Path) -> None:
+    for likelihood in ("categorical", "bernoulli"):
+        result = command(
+            "train", *SHORT, f"likelihood={likelihood}", f"likelihood.{key}=0.1", f"run_dir={tmp_path / 'run'}"
+        )
+        assert result.code == 2
+        assert "would change the likelihood into one of other data than yours" in result.err
+
+
+class Pixels:
+    """Images with a class a pixel, in the place of the digits."""
+
+    def __init__(self, **settings: Any) -> None:
+        pass
+
+    def load(self) -> Any:
+        examples = list(zip(IMAGES, PIXELS, strict=True))
+        return examples[:16], examples[16:]
+
+
+class PixelNet(nn.Module):
+    """A class a pixel, in the place of the MLP."""
+
+    def __init__(self, num_classes: int, in_channels: int, **settings: Any) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, num_classes, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x)
+
+
+@each("parallel", ["sequential", "stacked"])
+def test_a_class_a_pixel_by_a_configuration(parallel: str, command: Command, tmp_path: Path) -> None:
+    own = [
+        *SHORT, "dataset._target_=tests.run.test_likelihoods.Pixels",
+        "model._target_=tests.run.test_likelihoods.PixelNet", f"chain.parallel={parallel}",
+        f"run_dir={tmp_path / 'run'}",
+    ]  # fmt: skip
+    wrong = command("train", *own)
+    assert wrong.code == 2
+    assert "set likelihood.axes=2" in wrong.err
+    done = command("train", *own, "likelihood.axes=2")
+    assert done.code == 0, done.err
+    posterior = Posterior.load(tmp_path / "run", trust="tests")
+    p = posterior.predict(IMAGES[16:]).exp()
+    there = PIXELS[16:] >= 0
+    accuracy = (p.argmax(1) == PIXELS[16:])[there].float().mean().item()
+    assert Results.read(tmp_path / "run" / "metrics.json")["ensemble"]["accuracy"] == pytest.approx(accuracy)

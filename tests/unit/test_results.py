@@ -72,7 +72,7 @@ def test_numbers_that_are_not_finite_are_null() -> None:
         ("{}", "no ensemble"),
         ('{"ensemble": {"nll": "low"}}', "metrics.ensemble.nll must be a number, not 'low'"),
         ('{"chains": [{"nll": 1.0}]}', "metrics.chains[0] lacks chain"),
-        ('{"task": "ranking"}', "metrics.task must be one of classification, regression, not 'ranking'"),
+        ('{"task": "ranking"}', "metrics.task must be one of classification, multilabel, regression, not 'ranking'"),
         ('{"ensembel": {}}', "metrics has the unknown key ensembel"),
         ('{"diagnostics": {"potential": {"rhat": true}}}', "metrics.diagnostics.potential.rhat must be a number"),
     ],
