@@ -47,7 +47,7 @@ def _resumed(cfg: DictConfig, named: bool) -> Path:
         ConfigError: there is none.
     """
     from bayeslora.app.compose import plain
-    from bayeslora.runs.directory import RunDirectory, differences, fixed
+    from bayeslora.runs.directory import RunDirectory, as_asked, differences, fixed
 
     here = user_path(str(cfg.run_dir))
     if RunDirectory(here).config_file.exists():
@@ -62,7 +62,7 @@ def _resumed(cfg: DictConfig, named: bool) -> Path:
     for file in sorted(beside.glob("*/config.yaml"), reverse=True):
         with suppress(DataError):  # a folder with a spoilt configuration is not the one
             recorded = RunDirectory(file.parent).config
-            if isinstance(recorded.get("chain"), dict) and not any(differences(wanted, fixed(recorded))):
+            if isinstance(recorded.get("chain"), dict) and not any(differences(wanted, fixed(as_asked(recorded)))):
                 return file.parent
     raise ConfigError(
         f"resume=true, but {beside} holds no run of this configuration; leave resume out to start one, or give"

@@ -10,8 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from bayeslora.diagnostics.calibration import fit_temperature, scaled
-from bayeslora.diagnostics.metrics import metrics, parts
-from bayeslora.diagnostics.paired import by_group
+from bayeslora.diagnostics.metrics import metrics
 from bayeslora.diagnostics.uncertainty import ONE_DRAW, predictive_entropy, risk_coverage
 from bayeslora.diagnostics.values import Difference
 from bayeslora.evaluation import shift
@@ -127,11 +126,7 @@ def _differences(predictions: Predictions, temperature: float | None) -> dict[st
         "map_tempered": None if baseline is None or temperature is None else scaled(baseline, temperature),
         "map_ensemble": predictions.map_ensemble,
     }
-    there = {name: parts(p, predictions.targets) for name, p in of.items() if p is not None}
-    if predictions.owners is not None:  # the predictions of an example are not independent
-        examples = predictions.owners[:, 0].numpy()
-        there = {name: by_group(adds, examples) for name, adds in there.items()}
-    return differences(there)
+    return differences({name: predictions.parts(p) for name, p in of.items() if p is not None})
 
 
 def _fidelity(predictions: Predictions) -> ReferenceFidelity:

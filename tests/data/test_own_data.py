@@ -472,7 +472,6 @@ def test_words_of_a_csv_stay_words_and_gaps_among_numbers_are_gaps(tmp_path: Pat
 
 
 BAD_HUB: dict[str, tuple[dict[str, list[Any]], dict[str, Any]]] = {
-    "the labels are lists, several an example": ({"text": HUB_TEXTS, "labels": [[0], [1, 2]] * 20}, {}),
     "the label -1 may be a class or stand for no label": ({"text": HUB_TEXTS, "label": [0, 1, -1, 1] * 10}, {}),
     "column more has no text in 2. of 32 examples; .*dataset.inputs": (
         {"text": HUB_TEXTS, "more": [None, None, None, "cat"] * 10, "label": [0, 1] * 20}, {},

@@ -21,14 +21,9 @@ from tests.run.tools import Command
 
 TINY = {"chains": 2, "draws": 4, "thin": 1, "burn_in": 2, "warmup": 3, "batch_size": 8, "progress": False}
 ONE_STEP = TINY | {
-    "warmup": 0,
-    "burn_in": 0,
-    "draws": 1,
-    "temperature": 0.0,
-    "batch_size": None,
-    "prior": 1e12,
-    "lr": 0.1,
-}
+    "warmup": 0, "burn_in": 0, "draws": 1, "temperature": 0.0, "batch_size": None, "prior": 1e12, "lr": 0.1,
+    "sampler": "sghmc",
+}  # fmt: skip
 """A step of plain gradient descent on the mean of −log p over examples."""
 RANDOM = torch.Generator().manual_seed(0)
 X = torch.randn(40, 3, generator=RANDOM)
