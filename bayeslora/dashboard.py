@@ -21,8 +21,8 @@ _INTRODUCTION = """# The dashboard
 
 <!-- Written by `python -m bayeslora.dashboard --docs docs/dashboard.md`; a test compares the two. -->
 
-`logger=wandb` starts one W&B run a chain, grouped by experiment, also where chains are stacked, and one more,
-`<name>/evaluation`, when the run is evaluated. Without an account, or where W&B cannot be reached, all of it is written
+`logger=wandb` starts one W&B run a chain, grouped by run directory, also where chains are stacked, and one more,
+`<run>/evaluation`, when the run is evaluated. Without an account, or where W&B cannot be reached, all of it is written
 to `RUN_DIR/wandb`, and `wandb sync RUN_DIR/wandb` uploads it later. A resumed chain goes on with its W&B run.
 `logger=csv` and `logger=tensorboard` log the same scalars to `RUN_DIR/logs/chain_<k>` (`chain_<k>_from_<step>` where
 the chain was resumed) and `RUN_DIR/logs/evaluation`.

@@ -21,7 +21,7 @@ from bayeslora.chain.plan import Plan
 from bayeslora.chain.stack import Stack, StackedBatches
 from bayeslora.chain.tuning import Pilot, pilot_plan
 from bayeslora.compatibility import check_kind, is_own, with_numbers
-from bayeslora.datasets.base import Data, Split, Transform
+from bayeslora.datasets.base import Data, Split, Transform, limited
 from bayeslora.datasets.text import TokenCounts, token_counts
 from bayeslora.diagnostics.convergence import MAX_ENTRIES
 from bayeslora.diagnostics.relaxation import Relaxation, relaxations, too_short
@@ -444,6 +444,8 @@ def load_data(dataset: Any, labels: bool = False) -> Data:
     return data.with_scale_notes()
 
 
-def made_data(make_dataset: Callable[[], Any], labels: bool = False) -> Data:
-    """`load_data` of what a dataset's factory makes."""
-    return load_data(make_dataset(), labels)
+def made_data(
+    make_dataset: Callable[[], Any], limits: Mapping[str, int | None] | None = None, labels: bool = False
+) -> Data:
+    """`load_data` of what a dataset's factory makes, shortened by `limited` where it has no such settings itself."""
+    return limited(load_data(make_dataset(), labels), **(limits or {}))

@@ -134,7 +134,7 @@ def sample(
         warnings.warn(short, stacklevel=2)
     experiment, stopped = sampled(experiment, run)
     if stopped:
-        raise DivergedError("; ".join(stopped.values()), list(stopped))
+        raise DivergedError("; ".join(dict.fromkeys(stopped.values())), list(stopped))
     posterior = Posterior.load(run.root, experiment.model(), experiment.likelihood)
     posterior.transform = data.transform
     if test_dataset is not None:

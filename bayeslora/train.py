@@ -34,11 +34,12 @@ def train(cfg: DictConfig) -> Results | None:
 
     check_keys(cfg, HydraConfig.get().overrides.task if HydraConfig.initialized() else ())
     from bayeslora.app.compose import to_experiment  # torch takes seconds to import
-    from bayeslora.app.places import set_paths, set_run_dir
+    from bayeslora.app.places import set_paths, set_run_dir, set_tags
     from bayeslora.runs.directory import RunDirectory
 
     set_paths(cfg)
     set_run_dir(cfg)
+    set_tags(cfg)
     run = RunDirectory(cfg.run_dir)
     experiment = to_experiment(cfg, run)
     from bayeslora.engine.pipeline import run_experiment  # Lightning takes more

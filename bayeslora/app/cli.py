@@ -23,6 +23,8 @@ from bayeslora.errors import BayesloraError, ConfigError, InterruptedRunError, P
 # here, so that the processes which launchers start are quiet too: they import this file before they compose
 warnings.filterwarnings("ignore", message=r"\s*'hydra/launcher/\w+' is validated against ConfigStore schema")
 
+QUICK = {"--cfg", "-c", "--info", "-i", "--hydra-help", "--version", "-sc", "--shell-completion"}
+"""Options of Hydra by which nothing is run."""
 STORAGE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
 """What the system says where the trouble is the disk, whatever was being written."""
 
@@ -40,6 +42,8 @@ def run_command(config_name: str, job: Callable[[Any], Any]) -> None:
     problem = usage.wrong_option(sys.argv[1:], config_name)
     if problem is not None:
         sys.exit(report(ConfigError(problem), [problem], ConfigError.exit_code))
+    if sys.stderr.isatty() and config_name != "compare" and not {*sys.argv} & QUICK:
+        print("loading torch, Lightning …", file=sys.stderr, flush=True)  # noqa: T201
     import hydra
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
@@ -124,6 +128,8 @@ EXTRAS = {
     "hydra/launcher=submitit_slurm": ("submitit", "hydra-submitit-launcher"),
     "hydra/launcher=ray": ("ray", "hydra-ray-launcher"),
     "hydra/sweeper=optuna": ("optuna", "hydra-optuna-sweeper"),
+    "logger=mlflow": ("mlflow", "mlflow-skinny"),
+    "logger=comet": ("comet", "comet-ml"),
     "search=step_prior_temperature": ("optuna", "hydra-optuna-sweeper"),
 }
 """Choices that need an extra of this package: its name, and the distribution that comes with it."""

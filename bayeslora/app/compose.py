@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from bayeslora.app.config import CONF_DIR, Form, apart, factory, instantiate, members
+from bayeslora.app.config import CONF_DIR, Form, apart, factory, instantiate, members, without_limits
 from bayeslora.atomic import user_path
 from bayeslora.codec import decode
 from bayeslora.compatibility import check_fit, check_model_settings, check_sampler, check_warmup
-from bayeslora.datasets.base import Data
+from bayeslora.datasets.base import Data, limited
 from bayeslora.errors import ConfigError, require
 from bayeslora.experiment import Experiment, check_temperature, load_data, made_data
 from bayeslora.likelihood import Bernoulli, Categorical, Likelihood
@@ -54,7 +54,7 @@ def to_experiment(cfg: DictConfig, run: RunDirectory | None = None) -> Experimen
         collect("together", lambda: check_together(parts["chain"], parts["trainer"]))
     collect("temperature", lambda: check_temperature(usable.temperature))
     collect("prior", lambda: instantiate(cfg.prior))
-    collect("dataset", lambda: instantiate(cfg.dataset))
+    collect("dataset", lambda: instantiate(without_limits(cfg.dataset)[0]))
     collect("sampler", lambda: _checked(factory(usable.sampler), partial(check_sampler, seed=usable.seed)))
     collect("warmup", lambda: _checked(factory(usable.chain.warmup.optimizer), check_warmup), "chain.warmup.optimizer")
     collect("model", lambda: _checked(factory(cfg.model), partial(check_model_settings, target=cfg.model._target_)))
@@ -66,12 +66,13 @@ def to_experiment(cfg: DictConfig, run: RunDirectory | None = None) -> Experimen
             run.check(plain(cfg))
     problems.raise_if_any()  # reading the data is work: it waits until the settings are right
     labels = isinstance(parts["likelihood"], Bernoulli)
+    dataset, limits = without_limits(cfg.dataset)
     experiment = Experiment(
         name=cfg.name,
         seed=cfg.seed,
         temperature=cfg.temperature,
         make_model=parts["model"],
-        make_data=partial(made_data, factory(cfg.dataset), labels=labels),
+        make_data=partial(made_data, factory(dataset), limits, labels=labels),
         likelihood=parts["likelihood"],
         prior=parts["prior"],
         make_sampler=parts["sampler"],
@@ -86,7 +87,8 @@ def to_experiment(cfg: DictConfig, run: RunDirectory | None = None) -> Experimen
         callbacks={name: factory(node) for name, node in members(cfg.callbacks).items()},
         loggers={name: factory(node) for name, node in members(cfg.logger).items()},
     )
-    experiment = experiment.holding(load_data(parts["dataset"], labels)).with_batch_size()
+    data = limited(load_data(parts["dataset"], labels), **limits)
+    experiment = experiment.holding(data).with_batch_size()
     check_fit(experiment)
     return experiment.holding(experiment.through_prefix(experiment.data))
 

@@ -154,7 +154,8 @@ def check_target(node: Any, path: str) -> Iterator[str]:
     if not callable(target):
         yield f"{path}._target_={node['_target_']} is a {type(target).__name__}; name a class or function in it"
         return
-    settings = {str(key): node[key] for key in node if not str(key).startswith("_") and key not in apart(node)}
+    beside = {*apart(node), *(without_limits(node)[1] if path == "dataset" else ())}
+    settings = {str(key): node[key] for key in node if not str(key).startswith("_") and key not in beside}
     yield from check_arguments(target, settings, path)
 
 
@@ -168,6 +169,19 @@ def apart(node: DictConfig) -> dict[str, Any]:
     said = {key: node[key] for key in APART if key in node}
     taken = inspect.signature(pkgutil.resolve_name(node["_target_"])).parameters if said else {}
     return {key: value for key, value in said.items() if key not in taken}
+
+
+def without_limits(node: DictConfig) -> tuple[DictConfig, dict[str, int | None]]:
+    """A dataset's node without `limit_train` and `limit_test` where what it names takes none, and these apart.
+
+    What such a dataset loads is shortened after, so that `size=smoke` is for any.
+    """
+    taken = inspect.signature(pkgutil.resolve_name(node["_target_"])).parameters
+    limits = {key: node[key] for key in ("limit_train", "limit_test") if key in node and key not in taken}
+    if not limits:
+        return node, {}
+    settings: Any = OmegaConf.to_container(node, resolve=True)
+    return OmegaConf.create({key: value for key, value in settings.items() if key not in limits}), limits
 
 
 def factory(node: DictConfig) -> partial[Any]:

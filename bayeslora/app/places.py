@@ -27,6 +27,17 @@ def set_run_dir(cfg: DictConfig) -> None:
         cfg.run_dir = hydra.sweep.dir if cfg.chain.index is not None else f"{hydra.sweep.dir}/{hydra.job.num}"
 
 
+def set_tags(cfg: DictConfig) -> None:
+    """Give loggers that take tags, and have none, the settings of the command line: of a sweep, this job's."""
+    if not HydraConfig.initialized():
+        return
+    given = [one.lstrip("+") for one in HydraConfig.get().overrides.task]
+    tags = [one for one in given if not one.startswith(("run_dir=", "resume=", "logger", "evaluate.strict="))]
+    for node in (cfg.get("logger") or {}).values():
+        if node is not None and "tags" in node and node.tags is None:
+            node.tags = tags
+
+
 def set_paths(cfg: DictConfig) -> None:
     """Make `~` the home, and a dataset's path that is there absolute: the run is evaluated from anywhere."""
     cfg.run_dir = str(user_path(str(cfg.run_dir)))

@@ -222,6 +222,18 @@ def carve(
     )
 
 
+def limited(data: Data, limit_train: int | None = None, limit_test: int | None = None) -> Data:
+    """Shortened splits of a dataset that has no such limits itself; a validation set becomes as short as a test set."""
+    if limit_train is None and limit_test is None:
+        return data
+    kept, validation = carve(data, 0, limit_train, limit_test), data.validation
+    if not len(validation):
+        return kept
+    some = torch.randperm(len(validation), generator=generator(0, 0, 0, "split/validation"))[:limit_test]
+    texts = {"validation": _picked(data.texts["validation"], some)} if data.texts else {}
+    return replace(kept, validation=validation.take(some), texts={**kept.texts, **texts})
+
+
 def _picked(texts: Sequence[tuple[str, ...]], index: Tensor | slice) -> list[tuple[str, ...]]:
     """The texts at `index`, int64 [M] or a slice, in that order."""
     return [texts[row] for row in torch.arange(len(texts))[index].tolist()]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -92,26 +93,47 @@ def accelerate(experiment: Experiment) -> tuple[Acceleration, str]:
     asked = {"precision": trainer.precision, "channels_last": trainer.channels_last, "compile": trainer.compile}
 
     def measure(candidate: Acceleration) -> Timing:
-        tried = experiment.with_trainer(**asdict(candidate) | {"compile": False})
-        chain = tried.new_chain(which)
-        inputs, targets = tried.batches(which)(0)
-        forward = compiled(chain.model, tried.device) if candidate.compile else chain.model
-        parameters = list(chain.params.values())
-
-        def step() -> None:
-            bf16 = candidate.precision == "bf16-mixed"
-            with torch.autocast(tried.device.type, torch.bfloat16, enabled=bf16):
-                outputs = forward(inputs)
-            chain.potential(chain.likelihood.nll(outputs, targets), chain.params).sum().backward()
-            for p in parameters:
-                p.grad = None
-
-        seconds = [_timed(step, tried.device) for _ in range(REPEATS + 1)]
+        seconds = gradients(experiment, which, candidate, REPEATS + 1)
         fastest = min(seconds[1:])
         return Timing(fastest, max(0.0, seconds[0] - fastest))
 
     steps = experiment.plan.total * (1 if stacked else len(chains))
     return choose(asked, has_bf16(experiment.device), experiment.data.kind == "images", steps, measure)
+
+
+def gradients(
+    experiment: Experiment, which: int | Sequence[int], candidate: Acceleration, repeats: int, enough: float = math.inf
+) -> list[float]:
+    """Seconds of gradients on the first batch of a chain, or of a stack; no more once one takes `enough`."""
+    tried = experiment.with_trainer(**asdict(candidate) | {"compile": False})
+    chain = tried.new_chain(which)
+    inputs, targets = tried.batches(which)(0)
+    forward = compiled(chain.model, tried.device) if candidate.compile else chain.model
+    parameters = list(chain.params.values())
+
+    def step() -> None:
+        bf16 = candidate.precision == "bf16-mixed"
+        with torch.autocast(tried.device.type, torch.bfloat16, enabled=bf16):
+            outputs = forward(inputs)
+        chain.potential(chain.likelihood.nll(outputs, targets), chain.params).sum().backward()
+        for p in parameters:
+            p.grad = None
+
+    seconds: list[float] = []
+    while len(seconds) < repeats and max(seconds, default=0.0) < enough:
+        seconds.append(_timed(step, tried.device))
+    return seconds
+
+
+def forecast(experiment: Experiment, chains: Sequence[int]) -> float:
+    """Seconds that these chains will take, by a gradient or two of the first; without draws and evaluation."""
+    stacked = experiment.chain.parallel == "stacked" and len(chains) > 1
+    plain = Acceleration(str(experiment.trainer.precision), experiment.trainer.channels_last is True)
+    one = min(gradients(experiment, chains if stacked else chains[0], plain, 3, enough=1.0))
+    plan = experiment.plan
+    each = plan.warmup + experiment.gradients([0])
+    slots = (os.cpu_count() or 1) if experiment.chain.parallel == "processes" else len(chains) if stacked else 1
+    return one * each * math.ceil(len(chains) / slots)
 
 
 def has_bf16(device: torch.device) -> bool:

@@ -8,7 +8,7 @@ from dataclasses import asdict
 import torch
 
 from bayeslora.diagnostics.relaxation import listed
-from bayeslora.engine.acceleration import accelerate
+from bayeslora.engine.acceleration import accelerate, forecast
 from bayeslora.engine.runner import ChainRunner
 from bayeslora.engine.trial import tried
 from bayeslora.engine.tuning import adopted, settled
@@ -17,6 +17,7 @@ from bayeslora.evaluation.rechecks import check_draws
 from bayeslora.evaluation.results import Results
 from bayeslora.evaluation.run import evaluate, not_converged
 from bayeslora.experiment import Experiment
+from bayeslora.report.words import duration
 from bayeslora.runs.directory import RunDirectory
 from bayeslora.settings import AUTO
 
@@ -44,6 +45,8 @@ def run_experiment(experiment: Experiment, run: RunDirectory) -> Results | None:
     if (short := experiment.short_burn_in()) is not None:
         print(f"warning: {short}", flush=True)  # noqa: T201
     stores = [run.store(chain) for chain in range(experiment.chain.num_chains)]
+    if todo := [chain for chain in experiment.chains if len(stores[chain]) < experiment.plan.num_draws]:
+        print(announcement(experiment, todo, run), flush=True)  # noqa: T201
     try:
         experiment, stopped = sampled(experiment, run)
     except WorkerError:
@@ -59,7 +62,8 @@ def run_experiment(experiment: Experiment, run: RunDirectory) -> Results | None:
     if stopped:
         again = f"python -m bayeslora.evaluate run_dir={run.root} evaluates them again"
         kept = f"Draws kept: {sum(map(len, stores))}; {again}" if results else "No draw had been kept"
-        raise DivergedError(f"{'; '.join(stopped.values())}; other settings need another run_dir. {kept}")
+        messages = "; ".join(dict.fromkeys(stopped.values()))
+        raise DivergedError(f"{messages}; other settings need another run_dir. {kept}")
     return results
 
 
@@ -89,6 +93,15 @@ def sampled(experiment: Experiment, run: RunDirectory) -> tuple[Experiment, dict
         print(f"{said}. Going on to {draws:,}", flush=True)  # noqa: T201
         experiment = experiment.longer(draws)
         run.open(dict(experiment.record), experiment.fingerprint)
+
+
+def announcement(experiment: Experiment, chains: list[int], run: RunDirectory) -> str:
+    """What is about to run, for how long, and where it goes."""
+    plan, sampler, model = experiment.plan, experiment.component("sampler").name, experiment.component("model").name
+    many = f"chain{'s' * (len(chains) > 1)} {', '.join(map(str, chains))} of {plan.total:,} steps"
+    what = f"{sampler} at T = {experiment.effective_temperature:g}, {model} on {experiment.data.name}"
+    time = f"about {duration(forecast(experiment, chains))}, and the evaluation"
+    return f"{experiment.name}: {what}; {many}, {plan.num_draws} draws each; {time}; {run.root}"
 
 
 def prepared(experiment: Experiment, run: RunDirectory) -> Experiment:

@@ -12,6 +12,7 @@ import torch
 from bayeslora.chain.modes import set_sampling_mode
 from bayeslora.diagnostics.thermometer import block_sizes, readings, temperatures
 from bayeslora.diagnostics.values import ALL, TOLERANCE, MeasuredTemperature
+from bayeslora.evaluation.progress import told
 from bayeslora.evaluation.results import Diagnostics
 from bayeslora.evaluation.series import Series, by_scalar
 from bayeslora.posterior.store import load_into
@@ -103,7 +104,8 @@ def readings_about(
     sampler = experiment.make_sampler([*moving.params.values()], kT=kT, seed=experiment.seed, chain=chain)
     sizes = moving.padding.sizes(moving.params, 0)
     found = []
-    for draw in posterior.draws(chain):
+    draws = next((len(store) for store in posterior.stores if store.chain == chain), 0)
+    for draw in told(posterior.draws(chain), draws, f"measuring temperatures, chain {chain}, draws"):
         load_into(moving.network, draw.tensors, f"draw {draw.index} of chain {chain}")
         with torch.autocast(
             experiment.device.type, torch.bfloat16, enabled=experiment.trainer.precision == "bf16-mixed"

@@ -14,6 +14,7 @@ from bayeslora.diagnostics.fidelity import Fidelity, MeanFidelity, Reference, fi
 from bayeslora.diagnostics.metrics import metrics, parts
 from bayeslora.diagnostics.paired import by_group, to_bytes
 from bayeslora.diagnostics.uncertainty import Entropy, EntropySplit
+from bayeslora.evaluation.progress import told
 from bayeslora.likelihood import Categorical, Likelihood, OfClasses
 from bayeslora.posterior import Mixture, Posterior
 from bayeslora.posterior.predictive import log_probs
@@ -225,7 +226,8 @@ def predict(posterior: Posterior, work: Pass, validation: tuple[Loader, Tensor] 
         work: what to ask; it takes in the draws.
         validation: passes over the validation set, which only MAP is asked about, and its targets.
     """
-    for draws in posterior.rounds():
+    rounds = max((len(store) for store in posterior.stores), default=0)
+    for draws in told(posterior.rounds(), rounds, "evaluating, a draw of every chain each"):
         for draw in draws:
             work.add(draw.chain, posterior.model_of(draw))
         work.end_round()

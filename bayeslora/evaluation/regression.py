@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from bayeslora.diagnostics.paired import QUANTILES, to_bytes, value_of
 from bayeslora.errors import DivergedError
 from bayeslora.evaluation.baselines import differences, map_ensemble
+from bayeslora.evaluation.progress import told
 from bayeslora.evaluation.results import (
     Agreement,
     ChainScores,
@@ -186,7 +187,8 @@ def run_through(posterior: Posterior, experiment: Experiment) -> RegressionPass:
     """Predict the evaluated split with every draw."""
     split = experiment.evaluation_split()
     work = RegressionPass(experiment, experiment.loader(split), experiment.function_probe(), split.targets.cpu())
-    for draws in posterior.rounds():
+    rounds = max((len(store) for store in posterior.stores), default=0)
+    for draws in told(posterior.rounds(), rounds, "evaluating, a draw of every chain each"):
         for draw in draws:
             work.add(draw.chain, posterior.model_of(draw))
         work.end_round()

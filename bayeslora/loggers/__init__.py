@@ -1,8 +1,10 @@
 """Loggers, each chain's apart: csv by default, TensorBoard, or W&B (offline where there is no account)."""
 
+from bayeslora.loggers.hosted import comet, mlflow
 from bayeslora.loggers.others import ChainLoggers, log_evaluation, make_loggers, quiet_lightning
 from bayeslora.loggers.wandb import WandbRun, has_wandb_account
 
 __all__ = [
-    "ChainLoggers", "WandbRun", "has_wandb_account", "log_evaluation", "make_loggers", "quiet_lightning",
+    "ChainLoggers", "WandbRun", "comet", "has_wandb_account", "log_evaluation", "make_loggers", "mlflow",
+    "quiet_lightning",
 ]  # fmt: skip

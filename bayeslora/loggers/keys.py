@@ -38,7 +38,7 @@ _GROWTH = Panel(
 )
 _FIGURES = (
     "cumulative", "reliability", "selective", "trace_potential", "trace_l2_norm", "rank_potential", "rank_l2_norm",
-    "ess_growth", "autocorrelation", "temperature", "corruptions", "fidelity",
+    "ess_growth", "autocorrelation", "temperature", "corruptions", "fidelity", "predicted", "residuals", "coverage",
 )  # fmt: skip
 _PLOTS = Panel(
     "Report",

@@ -132,15 +132,25 @@ def _growth(results: Results) -> Iterator[tuple[int, dict[str, float]]]:
 
 def _make(make: Callable[..., Logger], name: str, root: Path, part: str, version: str) -> Logger:
     """A logger for a part of a run, told what it takes of these and is not told already."""
+    group = label(name, root)
     return offer(
         make,
         version=version,
-        name=f"{name}/{part}",
+        name=f"{group}/{part}",
+        run_name=f"{group}/{part}",
+        group=group,
         flush_logs_every_n_steps=1,
         offline=not has_wandb_account(),
         part=part,
         run_dir=str(root),
     )
+
+
+def label(name: str, root: Path) -> str:
+    """A run's name with what tells its directory from those of others: the time, in a sweep with the job's number."""
+    parts = root.parts
+    after = parts[len(parts) - parts[::-1].index(name) :] if name in parts[:-1] else parts[-1:]
+    return "/".join([name, *after])
 
 
 def _free(make: Callable[..., Logger], version: str) -> str:

@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from bayeslora.evaluation.results import Results
 
 
+LONGEST_TAG = 64
+"""Characters that W&B takes of a tag."""
+
+
 class WandbRun:
     """A run of W&B for a part of a run directory: a chain, or the evaluation. It starts when something is logged.
 
@@ -30,7 +34,8 @@ class WandbRun:
     written to `run_dir/wandb`, and `wandb sync run_dir/wandb` uploads it later.
 
     Args:
-        project, entity, group: where W&B files it; runs of one experiment are grouped.
+        project, entity, group: where W&B files it; None: chains and evaluation of one run directory are a group.
+        tags: of all of them; None: the settings given on the command line.
         log_posterior: hand over the draws as an artifact when the run is evaluated.
         run_dir, part, name: the application fills these in.
     """
@@ -40,13 +45,16 @@ class WandbRun:
         project: str = "bayeslora",
         entity: str | None = None,
         group: str | None = None,
+        tags: Sequence[str] | None = None,
         log_posterior: bool = True,
         *,
         run_dir: str,
         part: str,
         name: str,
     ) -> None:
-        self.filed = {"project": project, "entity": entity, "group": group, "name": name}
+        self.filed: dict[str, Any] = {"project": project, "entity": entity, "name": name}
+        self.filed["group"] = group or name.rpartition("/")[0]
+        self.filed["tags"] = [tag[:LONGEST_TAG] for tag in tags or ()]
         self.log_posterior, self.folder, self.part = log_posterior, Path(run_dir), part
         self._run: Run | None = None
 

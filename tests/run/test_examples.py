@@ -117,7 +117,6 @@ def test_a_package_of_ones_own_as_a_configuration(tmp_path: Path) -> None:
         "conf",
         "experiment=moons",
         "size=smoke",
-        "~dataset.limit_test",
         f"run_dir={tmp_path / 'run'}",
     )
     run = ended(process("train", *arguments, cwd=EXAMPLES / "own_package"))

@@ -25,6 +25,7 @@ from bayeslora.errors import DivergedError
 from bayeslora.evaluation.results import Results
 from bayeslora.loggers import has_wandb_account, log_evaluation, make_loggers
 from bayeslora.loggers.keys import KEYS, panel_of
+from bayeslora.loggers.others import label
 from bayeslora.posterior import Posterior
 from bayeslora.runs.directory import RunDirectory
 from tests.run.tools import OWN, STEPS, TINY, Command, composed, digests, manifest, run
@@ -54,6 +55,7 @@ class Recorded:
 
     name: str = ""
     group: str = ""
+    tags: list[str] = field(default_factory=list)
     id: str = ""
     config: dict[str, Any] = field(default_factory=dict)
     history: list[dict[str, Any]] = field(default_factory=list)
@@ -98,6 +100,7 @@ def note(found: Recorded, record: Any) -> None:
     kind = record.WhichOneof("record_type")
     if kind == "run":
         found.name, found.group, found.id = record.run.display_name, record.run.run_group, record.run.run_id
+        found.tags = [*record.run.tags]
         found.began = record.run.start_time.ToNanoseconds()
         found.config = {item.key: json.loads(item.value_json) for item in record.run.config.update}
     elif kind == "history":
@@ -137,8 +140,8 @@ def in_csv(file: Path) -> dict[str, dict[int, float]]:
 
 def test_stacked_chains_have_a_run_each_and_the_evaluation_its_own(stacked: Path) -> None:
     runs = recorded(stacked)
-    assert [r.name for r in runs] == [f"quickstart/{part}" for part in ("chain_0", "chain_1", "evaluation")]
-    assert {r.group for r in runs} == {"quickstart"}
+    assert [r.name for r in runs] == [f"quickstart/stacked/{part}" for part in ("chain_0", "chain_1", "evaluation")]
+    assert {r.group for r in runs} == {"quickstart/stacked"}
     assert len({r.id for r in runs}) == 3
     assert [r.exit_code for r in runs] == [0, 0, 0]
     assert all(r.config["chain"]["num_draws"] == 5 and "commit" in r.config["provenance"] for r in runs)
@@ -359,3 +362,72 @@ def test_the_command_prints_the_workspace_or_writes_it(tmp_path: Path, capsys: p
     assert json.loads((tmp_path / "a.json").read_text()) == printed
     assert (tmp_path / "a.md").read_text() == dashboard.page()
     assert capsys.readouterr().out == ""
+
+
+# Which run is which, and others' loggers
+
+
+def test_names_tell_jobs_of_a_sweep_apart() -> None:
+    assert label("quickstart", Path("outputs/quickstart/2026-11-24_12-00-00/3")) == "quickstart/2026-11-24_12-00-00/3"
+    assert label("quickstart", Path("/elsewhere/mine")) == "quickstart/mine"
+
+
+def test_a_sweeps_jobs_have_groups_and_tags_of_their_own_and_the_command_that_compares_them(
+    no_account: Path, tmp_path: Path, command: Command
+) -> None:
+    small = ("chain.num_chains=1", "chain.num_draws=1", f"hydra.sweep.dir={tmp_path}")
+    ended = command("train", "-m", *TINY, *small, "logger=[csv,wandb]", "temperature=0.5,1")
+    assert ended.code == 0, ended.err
+    jobs = [recorded(tmp_path / str(job)) for job in (0, 1)]
+    groups = [{found.group for found in job} for job in jobs]
+    assert all(len(group) == 1 for group in groups)
+    assert groups[0] != groups[1]
+    for job, temperature in zip(jobs, ("0.5", "1"), strict=True):
+        assert all(f"temperature={temperature}" in found.tags for found in job)
+        assert not any(tag.startswith(("run_dir", "logger")) for found in job for tag in found.tags)
+    assert all((tmp_path / str(job) / "logs" / "chain_0" / "metrics.csv").is_file() for job in (0, 1))
+    assert f"compare them: python -m bayeslora.compare 'run_dirs={tmp_path}/*'" in ended.out
+
+
+def test_mlflow_has_a_run_a_chain_and_one_for_the_evaluation(tmp_path: Path) -> None:
+    mlflow = pytest.importorskip("mlflow", reason="pip install 'bayeslora[mlflow]'")
+    run(tmp_path, "logger=mlflow", "chain.num_chains=1")
+    client = mlflow.tracking.MlflowClient(f"file:{tmp_path}/logs/mlruns")
+    (experiment,) = client.search_experiments(filter_string="name = 'quickstart'")
+    runs = {one.info.run_name: one for one in client.search_runs([experiment.experiment_id])}
+    assert set(runs) == {f"{label('quickstart', tmp_path)}/{part}" for part in ("chain_0", "evaluation")}
+    metrics = RunDirectory(tmp_path).metrics_file
+    nll = json.loads(metrics.read_text())["ensemble"]["nll"]
+    logged = runs[f"{label('quickstart', tmp_path)}/evaluation"].data.metrics
+    assert logged["evaluation/ensemble/nll"] == pytest.approx(nll)
+
+
+def test_comet_gets_a_run_a_chain_offline_without_a_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a stand-in for Lightning's logger, which needs the package."""
+    made: list[Any] = []
+
+    class StandIn:
+        def __init__(self, **settings: Any) -> None:
+            self.settings, self.logged, self.ended = settings, {}, False
+            self.experiment = self
+            made.append(self)
+
+        def log_metrics(self, metrics: dict[str, float], step: int) -> None:
+            self.logged |= metrics
+
+        def save(self) -> None: ...
+
+        def finalize(self, status: str) -> None: ...
+
+        def end(self) -> None:
+            self.ended = True
+
+    monkeypatch.delenv("COMET_API_KEY", raising=False)
+    monkeypatch.setattr("lightning.pytorch.loggers.CometLogger", StandIn)
+    run(tmp_path, "logger=comet", "chain.num_chains=1")
+    name = label("quickstart", tmp_path)
+    assert [one.settings["name"] for one in made] == [f"{name}/chain_0", f"{name}/evaluation"]
+    assert all(one.ended and one.settings["online"] is False for one in made)
+    assert {one.settings["offline_directory"] for one in made} == {f"{tmp_path}/comet"}
+    assert "train/lr" in made[0].logged
+    assert "evaluation/ensemble/nll" in made[1].logged

@@ -37,7 +37,7 @@ def play(
 
 def rhats(text: str) -> list[float]:
     """The R-hats of a printed milestone, the potential's and the norm's."""
-    assert text.startswith("milestone 1,000 sampling steps: potential_per_example ")
+    assert text.startswith("after 1,000 sampling steps, the potential: R-hat ")
     return [float(found) for found in re.findall(r"R-hat ([\d.]+)", text)]
 
 
@@ -50,7 +50,7 @@ def test_milestones_say_what_the_estimators_know(tmp_path: Path, capsys: pytest.
     values = [chain_values(chain, 1500) for chain in (0, 1)]
     logged = []
     logger = SimpleNamespace(log=lambda *entry: logged.append(entry))
-    play(Online(None, folders, logger), values, [0, 1])
+    play(Online(None, folders, logger, show=True), values, [0, 1])
     alone = OnlineSeries(2)
     alone.extend(values[0][:1000].numpy())
     (entry,) = lines(folders[0])
@@ -88,7 +88,7 @@ def test_a_resumed_chain_reports_the_same_and_no_line_twice(tmp_path: Path):
 
 def test_chains_that_run_one_after_the_other_are_compared_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     for chain in (0, 1):
-        play(Online([1000], [tmp_path / str(chain)]), [chain_values(chain, 1000)], [chain])
+        play(Online([1000], [tmp_path / str(chain)], show=True), [chain_values(chain, 1000)], [chain])
     first, second = capsys.readouterr().out.splitlines()
     assert "R-hat" not in first
     assert rhats(second) == [pytest.approx(1.0, abs=0.01)] * 2

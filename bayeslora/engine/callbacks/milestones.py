@@ -24,13 +24,14 @@ class Online(Callback, Extra):
     """Autocorrelation time, ESS and Monte Carlo error of the potential and the norm over every sampling step.
 
     Memory is constant in the number of steps. At milestones (1, 2 or 5 times a power of ten steps, or those given) the
-    estimates are printed, logged and written to each chain's `online.jsonl`; R-hat then compares the chains that move
-    together and those that reached the same milestone before.
+    estimates are logged and written to each chain's `online.jsonl`, and printed if asked; R-hat then compares the
+    chains that move together and those that reached the same milestone before.
 
     Args:
         milestones: sampling steps at which to report; None: 1, 2 or 5 times a power of ten from 1,000 on.
         folders: of the chains, in the module's order.
         loggers: what logs the chains' numbers, or None.
+        show: print them too.
     """
 
     def __init__(
@@ -38,8 +39,10 @@ class Online(Callback, Extra):
         milestones: Sequence[int] | None = None,
         folders: Sequence[Path] = (),
         loggers: ChainLoggers | None = None,
+        *,
+        show: bool = False,
     ) -> None:
-        self.milestones = None if milestones is None else set(milestones)
+        self.milestones, self.show = None if milestones is None else set(milestones), show
         self.folders, self.loggers = list(folders), loggers
         self.series = [OnlineSeries(len(SCALARS)) for _ in self.folders]
 
@@ -63,16 +66,22 @@ class Online(Callback, Extra):
             if self.loggers is not None:
                 self.loggers.log(chain, _logged(known), module.steps_taken)
         parts = []
+        words = {"potential_per_example": "the potential", "l2_norm": "the parameter norm"}
         for place, name in enumerate(SCALARS):
             others = _reached(self.folders, count, name)
             found = summary([known[place] for known in estimates] + others)
             if self.loggers is not None and found.rhat is not None:
                 for chain in module.chain.chains:
                     self.loggers.log(chain, {f"online/{name}/rhat": found.rhat}, module.steps_taken)
-            known_values = {"R-hat": found.rhat, "ESS": found.ess, "tau": found.tau}
-            numbers = ", ".join(f"{k} {v:.4g}" for k, v in known_values.items() if v is not None)
-            parts.append(f"{name} {numbers or found.reason}")
-        print(f"milestone {count:,} sampling steps: {'; '.join(parts)}", flush=True)  # noqa: T201
+            told = {
+                "R-hat {:.3f} (1 where chains agree)": found.rhat,
+                "worth {:,.0f} independent values (ESS)": found.ess,
+                "forgotten in {:,.0f} steps": found.tau,
+            }
+            numbers = ", ".join(text.format(value) for text, value in told.items() if value is not None)
+            parts.append(f"{words[name]}: {numbers or found.reason}")
+        if self.show:
+            print(f"after {count:,} sampling steps, {'; '.join(parts)}", flush=True)  # noqa: T201
 
     # -- what a resume point keeps of it -------------------------------------------------------------------------
 
