@@ -7,7 +7,7 @@ CACHES := build dist site .pytest_cache .ruff_cache .mypy_cache
 INSTALL = VIRTUAL_ENV=$(abspath $(VENV)) $(VENV)/bin/uv pip install -q --compile-bytecode -c requirements.lock
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-minilm quickstart test lint format docs docs-serve lock clean
+.PHONY: help install install-minilm quickstart test lint format docs docs-serve notebooks lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 42
@@ -34,6 +34,10 @@ docs: $(VENV)/.installed-docs  ## build the documentation into site/, warnings a
 
 docs-serve: $(VENV)/.installed-docs  ## show the documentation while you write it
 	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs serve -q
+
+notebooks: $(VENV)/.installed-dev  ## open the notebooks in the browser
+	$(INSTALL) jupyterlab
+	$(VENV)/bin/jupyter lab notebooks
 
 lock: $(VENV)/bin/uv  ## pin the newest versions that pyproject.toml allows
 	$(VENV)/bin/uv pip compile -q --upgrade --universal --python-version 3.11 --no-emit-index-url --no-annotate \

@@ -1,7 +1,7 @@
 # The experiments by one word each; thin calls of python -m bayeslora.…, further settings in ARGS="trainer=gpu seed=1".
 #   DATA=FOLDER      with cifar10/, cifar100/ and mrpc/ in it; without it the data are downloaded
 #   ROBERTA=NAME     a folder or a model of the hub; roberta-base
-#   SMOKE=1          seconds in place of hours, on a CPU; on made-up data and a tiny RoBERTa unless DATA, ROBERTA are given
+#   SMOKE=1          a few steps in place of hours, on a CPU; on made-up data and a tiny RoBERTa unless DATA, ROBERTA are given
 # A run lies in outputs/NAME/make (with SMOKE: outputs/smoke/NAME); a command repeated goes on there.
 OUT ?= outputs
 SMOKE ?=
