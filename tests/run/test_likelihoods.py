@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from bayeslora.evaluation.results import Results
 from bayeslora.likelihood import Bernoulli, Categorical
 from bayeslora.posterior import Posterior
 from tests.cases import each
+from tests.data.text_models import tiny_model
 from tests.run.tools import Command
 
 TINY = {"chains": 2, "draws": 4, "thin": 1, "burn_in": 2, "warmup": 3, "batch_size": 8, "progress": False}
@@ -252,6 +254,20 @@ def test_weights_and_smoothing_are_refused_with_the_reason(key: str, words: str,
         make(nothing=1)
 
 
+def test_runs_of_several_predictions_are_compared_on_the_same_examples(command: Command, tmp_path: Path) -> None:
+    runs = [tmp_path / str(seed) for seed in (0, 1)]
+    for seed, run in enumerate(runs):
+        bayeslora.sample(
+            labeller(), (X, LABELS), likelihood="bernoulli", test_dataset=(X, LABELS), run_dir=run, seed=seed,
+            chain_settings={"probe_size": 8}, **TINY,
+        )  # fmt: skip
+    metrics = [Results.read(run / "metrics.json") for run in runs]
+    difference = metrics[0]["differences"]["map"]["nll"]
+    assert difference["value"] == pytest.approx(metrics[0]["ensemble"]["nll"] - metrics[0]["map"]["nll"], abs=1e-5)
+    result = command("compare", f"run_dirs=[{','.join(map(str, runs))}]")
+    assert result.code == 0, result.err
+
+
 SHORT = (
     "experiment=template", "chain.num_chains=2", "chain.batch_size=8", "chain.warmup.steps=3", "chain.burn_in=2",
     "chain.num_draws=4", "chain.thin=1", "chain.probe_size=16",
@@ -291,6 +307,27 @@ def test_a_table_of_labels_by_the_command(command: Command, tmp_path: Path) -> N
     two = [*arguments, "dataset.target=sure", "dataset.leave_out=[red,round]", "likelihood=bernoulli"]
     assert command("train", *two, f"run_dir={tmp_path / 'two'}").code == 0  # two classes are one label
     assert Posterior.load(tmp_path / "two").experiment.data.labels == ("yes",)
+
+
+def test_lists_of_labels_with_adapters_by_the_command(command: Command, tmp_path: Path) -> None:
+    """Texts in the hub's form, each with the names of the labels that hold, and a tiny transformer."""
+    lists = [["red"], [], ["red", "round"], ["round"]] * 4
+    for split in ("train", "test"):
+        rows = [{"text": f"some words {i}", "labels": labels} for i, labels in enumerate(lists)]
+        (tmp_path / "data").mkdir(exist_ok=True)
+        (tmp_path / "data" / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    arguments = [
+        *SHORT, "dataset=hub", f"dataset.path={tmp_path / 'data'}", "dataset.max_length=32", "model=roberta_lora",
+        "model.rank=2", "chain.parallel=stacked",
+        f"model.name_or_path={tiny_model(tmp_path / 'bert', 'bert')}", "model.targets=[query,value]",
+        "likelihood=bernoulli", "prior=lora", "sampler.lr=0.01", "sampler.momentum=0.9", f"run_dir={tmp_path / 'run'}",
+    ]  # fmt: skip
+    done = command("train", *arguments)
+    assert done.code == 0, done.err
+    metrics = Results.read(tmp_path / "run" / "metrics.json")
+    assert {name: label["holds"] for name, label in metrics["labels"].items()} == {"red": 0.5, "round": 0.5}
+    posterior = Posterior.load(tmp_path / "run")
+    assert posterior.predict(posterior.experiment.data.test).shape == (16, 2)
 
 
 @each("key", ["pos_weight", "label_smoothing", "class_weights"])

@@ -138,7 +138,7 @@ class DrawCollector(Callback):
         if self.validation is None:
             return {}
         stacked = module.chain.chain_axes
-        batches = [(module.chain.logits(x).float(), y) for x, y in self.validation()]
+        batches = [(module.chain.logits(x), y) for x, y in self.validation()]
         outputs = torch.cat([found for found, _ in batches], dim=stacked).cpu()
         targets = torch.cat([y for _, y in batches]).cpu()
         rows = [module.chain.likelihood.scores(row, targets) for row in (outputs if stacked else [outputs])]
