@@ -199,6 +199,28 @@ def test_several_inputs_go_to_the_model_as_keywords(parallel: str) -> None:
         torch.testing.assert_close(posteriors[0].predict(inputs), found)
 
 
+@each("parallel", ["sequential", "stacked"])
+def test_a_classifier_of_transformers_with_the_items_of_a_tokenizer(parallel: str, tmp_path: Path) -> None:
+    """As it comes: dictionaries of ids, mask and label; its head is sampled, its body frozen."""
+    from transformers import BertConfig, BertForSequenceClassification
+
+    size = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    model = made(lambda: BertForSequenceClassification(BertConfig(vocab_size=20, max_position_embeddings=8, **size)))
+    model.bert.requires_grad_(False)
+    ids = torch.randint(1, 20, (12, 6), generator=torch.Generator().manual_seed(3))
+    mask = (torch.arange(6) < torch.arange(12)[:, None] % 5 + 2).long()
+    items = [
+        {"input_ids": a, "attention_mask": m, "labels": i % 2} for i, (a, m) in enumerate(zip(ids, mask, strict=True))
+    ]
+    posterior = bayeslora.sample(model, items, parallel=parallel, test_dataset=items, run_dir=tmp_path / "run", **TINY)
+    assert all(name.startswith("classifier.") for draw in posterior.draws() for name in draw.tensors)
+    inputs = {"input_ids": ids, "attention_mask": mask}
+    by_hand = [m(**inputs) for m in posterior.models()]  # as the user calls it, too
+    torch.testing.assert_close(
+        posterior.predict(inputs).exp(), torch.stack([logits.softmax(-1).detach() for logits in by_hand]).mean(0)
+    )
+
+
 def test_several_inputs_are_evaluated_saved_and_loaded(tmp_path: Path) -> None:
     data = Items(inside=True)
     posterior = bayeslora.sample(made(Named), data, test_dataset=data, run_dir=tmp_path / "run", **TINY)
