@@ -7,7 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from bayeslora.doctor.experiments import choice, options
-from bayeslora.doctor.finding import Check, Finding, failure, ok, warning
+from bayeslora.doctor.finding import Check, Finding, Status, failure, ok, warning
 from bayeslora.errors import DataError
 from bayeslora.factories import offer, settings_of
 
@@ -18,14 +18,21 @@ CLASSES = 10
 
 
 def models(*, quick: bool = False) -> Iterator[Finding]:
-    """Every model of `conf/model`.
+    """Every model of `conf/model`: a line for all that work, one for each other.
 
     Args:
         quick: shapes only, on torch's meta device, and of pretrained models whether they are here; else in numbers, on
             the GPU where there is one.
     """
+    fine = []
     for name in options("model"):
-        yield from Check(f"model {name}", partial(_model, name, quick)).run()
+        for finding in Check(f"model {name}", partial(_model, name, quick)).run():
+            if finding.status is Status.OK:
+                fine.append(name)
+            else:
+                yield finding
+    how = "in shape" if quick else f"in numbers, on {_device()}"
+    yield ok("model", f"{', '.join(fine)}: forward and backward {how}")
 
 
 def _model(name: str, quick: bool) -> Iterator[Finding]:
