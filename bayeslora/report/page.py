@@ -104,6 +104,7 @@ def _page(data: ReportData, plots: Mapping[str, list[Plot]]) -> str:
         "parts": parts,
         "limits": {"rhat": chain_rows.RHAT_LIMIT, "ess": chain_rows.ESS_A_CHAIN},
         "labels": classes.label_rows(results),
+        "unit": "example" if results.predicted is None else results.predicted.of.removesuffix("s"),
         "worst": worst,
         "best": best,
         "uncertainty": shift_rows.uncertainty_rows(results, data.draws),
