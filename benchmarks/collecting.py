@@ -32,7 +32,7 @@ DIAGNOSTICS = ("DrawCollector", "Online")
 """Callbacks whose work is diagnostics: the draw with its scalars, and the estimates at every step."""
 SHORT = ("chain.thin=50", "chain.warmup.steps=2", "chain.burn_in=2", "chain.index=0")
 QUICKSTART, RESNET = (
-    ("experiment=quickstart", "chain.index=null"),
+    ("experiment=digits_resnet", "chain.index=null"),
     ("experiment=cifar10_resnet18_sgld", "dataset=digits"),
 )
 CASES: dict[str, tuple[tuple[str, ...], int]] = {
@@ -41,7 +41,7 @@ CASES: dict[str, tuple[tuple[str, ...], int]] = {
     "ResNet-18-FRN, 11.2 M parameters, 8×8 images": (RESNET, 1),
     "the same with 400 validation images": ((*RESNET, "dataset.validation_size=400"), 1),
 }
-WIDE = ("experiment=quickstart", "model.width=64", "chain.warmup.steps=2", "chain.burn_in=2", "chain.thin=1",
+WIDE = ("experiment=digits_resnet", "model.width=64", "chain.warmup.steps=2", "chain.burn_in=2", "chain.thin=1",
         "chain.num_chains=1", "chain.parallel=sequential", "dataset.limit_test=100", "chain.num_draws=100",
         "chain.probe_size=20")  # fmt: skip
 """A net of 0.6 million parameters, 2.4 MB a draw."""
@@ -175,7 +175,9 @@ def report(_: Path | None) -> Rows:
     """Time and size of the report of many draws."""
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
-        apart("sample", ("experiment=quickstart", "chain.num_draws=100", "chain.thin=2", "chain.burn_in=2"), str(run))
+        apart(
+            "sample", ("experiment=digits_resnet", "chain.num_draws=100", "chain.thin=2", "chain.burn_in=2"), str(run)
+        )
         found = apart("evaluated", str(run))
         return [found | {"draws": 400, "html": (run / "report" / "index.html").stat().st_size / 2**20}]
 

@@ -50,8 +50,8 @@ def split(name: str, seed: int, validation: bool) -> tuple[tuple[Tensor, Tensor]
     order = np.random.default_rng(seed).permutation(len(x))
     train, held, test = np.split(order, [int(0.7 * len(x)), int(0.85 * len(x))])
     other = held if validation else test
-    mean, sd = (0.0, 16.0) if name == "digits" else (x[train].mean(0), x[train].std(0))
-    x = ((x - mean) / sd).astype(np.float32)
+    mean, sd = x[train].mean(0), x[train].std(0)
+    x = ((x - mean) / np.where(sd > 0, sd, 1.0)).astype(np.float32)
     y = ((y - y[train].mean()) / y[train].std()).astype(np.float32) if real else y.astype(np.int64)
     pairs = [(torch.tensor(x[rows]), torch.tensor(y[rows])) for rows in (train, other)]
     return pairs[0], pairs[1], 1 if real else int(y.max()) + 1

@@ -1,4 +1,4 @@
-"""Whether samplers mix on a real network: the quickstart's, at one prior, for as much CPU time each.
+"""Whether samplers mix on a real network, that of experiment=digits_resnet, at one prior, for as much CPU time each.
 
     python benchmarks/real_networks.py                # every row, resumable; about half an hour on one core
     python benchmarks/real_networks.py sgld sghmc     # some rows
@@ -50,7 +50,7 @@ def run(name: str) -> dict[str, Any]:
     """Run a row, or what is left of it; its metrics and the CPU time of this call."""
     folder = OUTPUTS / name
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    command = [sys.executable, "-m", "bayeslora.train", "experiment=quickstart", "name=real_networks", "logger=none"]
+    command = [sys.executable, "-m", "bayeslora.train", "experiment=digits_resnet", "name=real_networks", "logger=none"]
     subprocess.run([*command, f"run_dir={folder}", *ROWS[name]], check=True)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
@@ -85,7 +85,7 @@ def main() -> None:
     about = f"{made['hardware']}; torch {made['versions']['torch']}; commit {made['commit']}"
     head = [f"| {' | '.join(HEADINGS)} |", "|" + "---|" * len(HEADINGS)]
     table = "\n".join([*head, *(line(name, rows[name]) for name in ROWS if name in rows)])
-    text = f"# Samplers on the quickstart's network\n\n{table}\n\n`python benchmarks/real_networks.py`. {about}\n"
+    text = f"# Samplers on a residual network\n\n{table}\n\n`python benchmarks/real_networks.py`. {about}\n"
     (RESULTS / "real_networks.md").write_text(text)
     print(text)
 

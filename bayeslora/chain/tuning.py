@@ -11,7 +11,7 @@ r = min_b ε_b/(Nσ_b²) is the rate of the slowest prior mode a step. From it f
 
     1 − μ = clip(2√r, 0.02, 0.3),     τ = max(1/(r·s), 2s) steps, s = Sampler.speed (1/(1 − μ) with momentum),
 
-burn-in 5τ in [300, 8000] and thin ⌈τ/2⌉ ≤ 150. The run's chains begin anew with these settings and keep them.
+burn-in 5τ in [300, 8000] and thin ⌈τ/3⌉ ≤ 150. The run's chains begin anew with these settings and keep them.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def burn_in(tau: float) -> int:
 
 def thin(tau: float) -> int:
     """Steps before each draw for a relaxation time."""
-    return min(max(math.ceil(tau / 2), THIN[0]), THIN[1])
+    return min(max(math.ceil(tau / 3), THIN[0]), THIN[1])
 
 
 def is_trial(steps: int | None) -> bool:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from bayeslora.runs.directory import RunDirectory
 
 SMALL = (
-    "experiment=quickstart", "size=smoke", "trainer=cpu", "logger=none", "chain.parallel=sequential",
+    "experiment=digits_resnet", "size=smoke", "trainer=cpu", "logger=none", "chain.parallel=sequential",
     "chain.num_chains=2", "chain.num_draws=2",
 )  # fmt: skip
 """A run of seconds: two chains of two draws on handwritten digits."""

@@ -93,7 +93,7 @@ def resnet_small(
     """Three residual blocks for images of 8x8 to 32x32: below 50,000 parameters at width 16, quick on a CPU.
 
     Without `affine` norms have no parameters and convolutions no biases. Convolutions are then scale-free: what they
-    compute depends on directions alone, a bounded space in which chains mix fast (`experiment=quickstart`).
+    compute depends on directions alone, a bounded space in which chains mix fast (`experiment=digits_resnet`).
 
     Args:
         num_classes, in_channels: outputs and inputs.

@@ -27,7 +27,7 @@ from peers.results import table
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE.parent / "results" / "slurm.md"
 TINY = (
-    "experiment=quickstart", "sampler=sgld", "sampler.lr=0.01", "size=smoke", "logger=none", "chain.num_draws=10",
+    "experiment=digits_resnet", "sampler=sgld", "sampler.lr=0.01", "size=smoke", "logger=none", "chain.num_draws=10",
     "chain.parallel=sequential", "chain.resume_every=1e9", "trainer.num_threads=1",
 )  # fmt: skip
 """14 steps a chain; a resume point is written only when the time limit comes near."""

@@ -58,6 +58,7 @@ def plan(cfg: DictConfig) -> Plan:
 
 def test_the_experiments_of_the_project_are_there() -> None:
     wanted = {
+        "digits_resnet",
         "quickstart",
         "cifar10_resnet18_map",
         "cifar10_resnet18_sgld",

@@ -73,7 +73,7 @@ def test_all_problems_are_told_at_once_by_the_real_command(tmp_path: Path) -> No
     }
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "thesis.tex").touch()
-    result = ended(process("train", "experiment=quickstart", *wrong, f"run_dir={tmp_path / 'taken'}"))
+    result = ended(process("train", "experiment=digits_resnet", *wrong, f"run_dir={tmp_path / 'taken'}"))
     problems = before_work(result, f"{len(wrong) + 1} problems, nothing was started:")
     for message in (*wrong.values(), "taken holds files but no run; choose another run_dir"):
         assert len([problem for problem in problems if message in problem]) == 1, message
@@ -83,7 +83,7 @@ def test_all_problems_are_told_at_once_by_the_real_command(tmp_path: Path) -> No
 
 def test_keys_and_types_are_told_at_once(command: Command, tmp_path: Path) -> None:
     wrong = ("sampler.lrr=1", "chain.thn=2", "modle.norm=frn", "seed=one", "dataset.augment=no")
-    problems = before_work(command("train", "experiment=quickstart", *wrong, f"run_dir={tmp_path / 'run'}"))
+    problems = before_work(command("train", "experiment=digits_resnet", *wrong, f"run_dir={tmp_path / 'run'}"))
     assert sorted(problems) == [
         "dataset.augment=no must be true or false",
         "seed: Value 'one' of type 'str' could not be converted to Integer",
@@ -96,7 +96,7 @@ def test_keys_and_types_are_told_at_once(command: Command, tmp_path: Path) -> No
 
 def test_forms_and_values_are_told_at_once(command: Command, tmp_path: Path) -> None:
     wrong = ("temperature=-1", "sampler.lr=abc", "chain.num_chains=two", "chain.thin=0", "model.width=0")
-    problems = before_work(command("train", "experiment=quickstart", *wrong, f"run_dir={tmp_path / 'run'}"))
+    problems = before_work(command("train", "experiment=digits_resnet", *wrong, f"run_dir={tmp_path / 'run'}"))
     assert [problem.partition("=")[0].partition(":")[0].split()[0] for problem in sorted(problems)] == [
         "chain.num_chains", "chain.thin", "model.width", "sampler.lr", "temperature",
     ]  # fmt: skip
@@ -109,7 +109,7 @@ def test_a_mistyped_key_is_told_before_torch_is_imported(tmp_path: Path) -> None
         "except SystemExit as end: print(end.code, 'torch' in sys.modules)"
     )
     for key in ("chain.num_draw=3", "sampler.lrr=3", "model.widht=3"):
-        arguments = [sys.executable, "-c", script, "experiment=quickstart", key, f"run_dir={tmp_path / 'run'}"]
+        arguments = [sys.executable, "-c", script, "experiment=digits_resnet", key, f"run_dir={tmp_path / 'run'}"]
         result = subprocess.run(arguments, capture_output=True, text=True, check=False)
         assert result.stdout.strip() == "2 False", result.stderr
         assert f"unknown key {key.partition('=')[0]}: did you mean" in result.stderr

@@ -181,7 +181,7 @@ def test_a_sampler_that_always_diverges_ends_in_one_clear_error() -> None:
 
 def test_a_new_run_of_an_experiment_with_steps_of_its_own_may_ask_for_them(tmp_path: Path) -> None:
     cfg = composed(
-        "experiment=quickstart", "size=smoke", "sampler.lr=auto", f"run_dir={tmp_path / 'run'}", "logger=none"
+        "experiment=digits_resnet", "size=smoke", "sampler.lr=auto", f"run_dir={tmp_path / 'run'}", "logger=none"
     )
     from bayeslora import train
 

@@ -56,7 +56,7 @@ SIZES = (
     "evaluate.batch_size=16",
 )
 """15 steps a chain; draws are kept after steps 7, 9, 11, 13 and 15."""
-TINY = ("experiment=quickstart", "sampler=sgld", *SIZES)
+TINY = ("experiment=digits_resnet", "name=quickstart", "sampler=sgld", *SIZES)
 OWN = (
     "name=own",
     "model=resnet_small",

@@ -113,7 +113,7 @@ def test_lengths_follow_the_slowest_mode_within_limits() -> None:
     assert momentum(0.5) == pytest.approx(0.7)
     assert momentum(0.0025) == pytest.approx(0.9)
     assert relaxation(0.0025, 10) == pytest.approx(40)
-    assert (burn_in(100), thin(100)) == (500, 50)
+    assert (burn_in(100), thin(100)) == (500, 34)
     assert (burn_in(1), burn_in(1e6)) == BURN_IN
     assert (thin(0.1), thin(1e6)) == THIN
 
