@@ -41,7 +41,7 @@ FIRST, LAST_DOUBLED, EVERY, SHARE = 5, 160, 200, 0.6
 """Steps of the sampler after which curvatures are estimated again: the first, twice as many up to the second, as chains
 heat up, then every so many, up to a share of the burn-in."""
 TRIAL = 40
-"""A burn-in given as shorter than this is a trial, for which curvatures are roughly estimated once, at its start."""
+"""A burn-in given as shorter than this is a trial, for which the whole net's curvature is roughly estimated, once."""
 PRODUCTS, AGAIN, IN_TRIAL = 8, 4, 2
 """Products of a power iteration from a random direction, from the last estimate's, and in a trial."""
 REMEMBERED = 3
@@ -288,15 +288,15 @@ class Tuner:
 
     def _estimate(self) -> Tuning:
         """Estimate all curvatures where the pilots are, and set the step sizes that follow."""
-        sampler = self.pilots[0].sampler
-        values = {
-            block: max(c[block](probe) for c, probe in zip(self.curvatures, self.probes, strict=True))
-            for block in self.blocks
-        }
+        sampler, pairs = self.pilots[0].sampler, [*zip(self.curvatures, self.whole, self.probes, strict=True)]
+        if self.trial:
+            values = dict.fromkeys(self.blocks, max(whole(probe) for _, whole, probe in pairs))
+        else:
+            values = {block: max(by_block[block](probe) for by_block, _, probe in pairs) for block in self.blocks}
         for block, value in values.items():
             self.seen[block].append(max(value, self._prior_curvature(block)) + sampler.own_curvature)
         roots = {name: math.sqrt(self._unscaled(block)) for block, names in self.blocks.items() for name in names}
-        top = max(whole(probe, roots) for whole, probe in zip(self.whole, self.probes, strict=True))
+        top = 0.0 if self.trial else max(whole(probe, roots) for _, whole, probe in pairs)
         self.coupling.append(max(1.0, top * sampler.stiffness / sampler.curvature_limit))
         self.kept = [copy.deepcopy(capture(pilot)) for pilot in self.pilots]  # its tensors are the chain's own
         return self._result()

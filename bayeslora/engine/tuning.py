@@ -69,12 +69,12 @@ def pilot(experiment: Experiment) -> Tuning:
     full = experiment.chain.batch_size is None
     given = experiment.chain.burn_in
     burn_in = None if isinstance(given, str) else given
-    probes = 1 if full or is_trial(burn_in) else PROBES
+    trial = is_trial(burn_in)
     return Tuner(
         pilots,
         [experiment.batches(group) for group in groups],
-        [[batches(step) for step in range(probes)] for batches in fresh],
-        [] if full else [[batches(step) for step in range(PROBES, PROBES + 2 * PAIRS)] for batches in fresh],
+        [[batches(step) for step in range(1 if full or trial else PROBES)] for batches in fresh],
+        [] if full or trial else [[batches(step) for step in range(PROBES, PROBES + 2 * PAIRS)] for batches in fresh],
         find_momentum="sampler.momentum" in experiment.open_settings,
         burn_in=burn_in,
         say=lambda line: print(line, flush=True),  # noqa: T201
