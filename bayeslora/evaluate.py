@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 
     from bayeslora.evaluation.results import Results
 
-OVERRIDES = ("split", "batch_size", "reference", "ood", "ood_path", "corruptions", "corruption_examples", "strict")
+OVERRIDES = (
+    "split", "batch_size", "precision", "reference", "ood", "ood_path", "corruptions", "corruption_examples", "strict",
+)  # fmt: skip
 """Settings of `evaluate` that the command takes; None leaves them as the run has them."""
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -22,7 +22,7 @@ from bayeslora.chain.stack import Stack, StackedBatches
 from bayeslora.chain.tuning import Pilot, pilot_plan
 from bayeslora.compatibility import check_kind, is_own, with_numbers
 from bayeslora.datasets.base import Data, Split, Transform, limited
-from bayeslora.datasets.text import TokenCounts, token_counts
+from bayeslora.datasets.text import TokenCounts, sequence_lengths, token_counts
 from bayeslora.diagnostics.convergence import MAX_ENTRIES
 from bayeslora.diagnostics.relaxation import Relaxation, relaxations, too_short
 from bayeslora.errors import require
@@ -45,7 +45,8 @@ FULL_BATCH_UP_TO = 2000
 """Training examples up to which `chain.batch_size=auto` takes all of them at every step."""
 MINIBATCH = 128
 """Examples that it takes beyond."""
-
+TEXTS = 32
+"""Most texts of an evaluation batch, which are sorted by length: in a larger one more would be padding."""
 Loader = Callable[[], Iterable[tuple[Tensor, Tensor]]]
 C = TypeVar("C", bound=Chain)
 BatchAt = Callable[[int], tuple[Tensor, Tensor]]
@@ -191,7 +192,7 @@ class Experiment:
     def here(self) -> Experiment:
         """This experiment on a device that is this process's: the CPU, where the others are of worker processes."""
         elsewhere = self.chain.parallel == "processes" or self.trainer.devices > 1
-        return self.but(trainer=replace(self.trainer, accelerator="cpu")) if elsewhere else self
+        return self.but(trainer=replace(self.trainer, accelerator="cpu", channels_last=False)) if elsewhere else self
 
     def component(self, part: str) -> Component:
         """How `model`, `sampler` or `likelihood` is recorded."""
@@ -350,20 +351,20 @@ class Experiment:
             evaluation_batches,
             split,
             self.data.transform if transform is None else transform,
-            self.evaluation.batch_size,
+            min(self.evaluation.batch_size, TEXTS if self.data.kind == "texts" else self.evaluation.batch_size),
             self.device,
             self.trainer.channels_last,
         )
 
     def probe(self) -> Loader:
         """Passes over the probe set: a fixed subset of the training data, the same for every chain."""
-        return self.loader(self._probe_split())
+        return self.loader(self.by_length(self._probe_split()))
 
     def function_probe(self) -> Loader:
         """Passes over those of the probe set on whose predictions chains are compared: about 2,000 numbers a draw."""
         positions = math.prod(self.data.train.targets.shape[1:]) if self.data.axes else 1
         examples = max(20 if positions == 1 else 1, MAX_ENTRIES // (self.data.num_classes * positions))
-        return self.loader(self._probe_split().take(slice(examples)))
+        return self.loader(self.by_length(self._probe_split().take(slice(examples))))
 
     def _probe_split(self) -> Split:
         size = min(self.chain.probe_size, len(self.data.train))
@@ -375,16 +376,35 @@ class Experiment:
         split = self.data.validation
         if not len(split) or self.evaluation.split == "validation":
             return None
+        split = self.by_length(split)
         return self.loader(split.to(self.device)), split.targets
 
     def validation_probe(self) -> Loader | None:
         """Passes over the validation set, at most as much of it as of the probe set; None where there is none."""
-        split = self.data.validation.take(slice(self.chain.probe_size))
+        split = self.by_length(self.data.validation.take(slice(self.chain.probe_size)))
         return self.loader(split.to(self.device)) if len(split) else None
 
     def evaluation_split(self) -> Split:
-        """The split that `evaluate.split` names, on the run's device."""
-        return getattr(self.data, self.evaluation.split).to(self.device)
+        """The split that `evaluate.split` names, in `evaluation_order`, on the run's device."""
+        return self.by_length(getattr(self.data, self.evaluation.split)).to(self.device)
+
+    def evaluation_order(self) -> Tensor:
+        """Which example of the split that `evaluate.split` names is evaluated in each place, int64 [N]."""
+        return self._order(getattr(self.data, self.evaluation.split))
+
+    def by_length(self, split: Split) -> Split:
+        """A split in the order in which it is evaluated: texts by length, so that a batch has little padding."""
+        return split.take(self._order(split)) if self.data.kind == "texts" else split
+
+    def _order(self, split: Split) -> Tensor:
+        if self.data.kind != "texts":
+            return torch.arange(len(split))
+        return sequence_lengths(split.inputs).amax(1).argsort(stable=True)
+
+    def evaluation_precision(self) -> AbstractContextManager[Any]:
+        """The precision in which draws are evaluated, inside the block."""
+        enabled = self.evaluation.precision == "bf16-mixed"
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=enabled)
 
     @property
     def whole_test_set(self) -> bool:

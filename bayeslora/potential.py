@@ -70,6 +70,8 @@ class Prior:
         self.variance, self.scaling, self.overrides = variance, scaling, dict(overrides or {})
         self.fan_ins = dict(fan_ins or {})
         self.vectors = variance if vectors is None else vectors
+        self._known: tuple[Any, list[float]] = (None, [])
+        self._tensor: tuple[list[float], Tensor] | None = None
         given = {"variance": variance, "vectors": vectors, **{f"overrides[{k}]": v for k, v in self.overrides.items()}}
         problems = Problems()
         for name, value in given.items():
@@ -88,6 +90,20 @@ class Prior:
             variance = self.variance / (fan_in if self.scaling == "fan_in" else 1)
         return 1.0 / last_match(name, self.overrides, variance)
 
+    def precisions(self, params: Params, chain_axes: int = 0) -> list[float]:
+        """1/σ² of each tensor, in their order."""
+        key = tuple((name, p.shape) for name, p in params.items())
+        if self._known[0] != (chain_axes, key):  # every step asks for the same ones
+            self._known = (chain_axes, key), [self.precision(name, p.shape[chain_axes:]) for name, p in params.items()]
+        return self._known[1]
+
+    def _weights(self, precisions: list[float], like: Tensor) -> Tensor:
+        """The precisions as a tensor, made once."""
+        kept = self._tensor
+        if kept is None or kept[0] is not precisions or (kept[1].dtype, kept[1].device) != (like.dtype, like.device):
+            kept = self._tensor = precisions, like.new_tensor(precisions)
+        return kept[1]
+
     def for_model(self, model: nn.Module) -> Prior:
         """The same prior, with the fan-in of the layers of a model whose weights are not [out, in, …].
 
@@ -96,6 +112,7 @@ class Prior:
         """
         own = copy.copy(self)
         own.fan_ins = {**_fan_ins(model), **self.fan_ins}
+        own._known = (None, [])
         return own
 
     def energy(self, params: Params, chain_axes: int = 0) -> Tensor:
@@ -108,7 +125,10 @@ class Prior:
         Returns:
             Scalar, or [K] with a chain axis.
         """
-        precisions = [self.precision(name, p.shape[chain_axes:]) for name, p in params.items()]
+        precisions = self.precisions(params, chain_axes)
+        if not torch.is_grad_enabled():
+            square = torch.stack(norms(list(params.values()), chain_axes)).square()
+            return 0.5 * (self._weights(precisions, square) @ square)
         if chain_axes == 0:
             return _GaussianEnergy.apply(precisions, *params.values())
         terms = [
@@ -116,6 +136,13 @@ class Prior:
             for c, p in zip(precisions, params.values(), strict=True)
         ]
         return torch.stack(terms).sum(0)
+
+
+def norms(tensors: list[Tensor], chain_axes: int) -> list[Tensor]:
+    """The 2-norm of each tensor: a scalar, or [K] with a chain axis."""
+    if chain_axes == 0:
+        return list(torch._foreach_norm(tensors))
+    return [torch.linalg.vector_norm(t.reshape(len(t), -1), dim=-1) for t in tensors]
 
 
 def _fan_ins(model: nn.Module) -> dict[str, float]:
@@ -182,8 +209,31 @@ class Potential:
         Returns:
             Scalar Ũ, or [K]; at least fp32 whatever the precision of the forward pass.
         """
-        data_term = nll.to(torch.promote_types(nll.dtype, torch.float32)).mean(-1)
-        return data_term + self.prior.energy(params, chain_axes=nll.ndim - 1) / self.num_data
+        return self.data_term(nll) + self.prior.energy(params, chain_axes=nll.ndim - 1) / self.num_data
+
+    def data_term(self, nll: Tensor) -> Tensor:
+        """The likelihood's part of Ũ: mean of `nll` over the batch, at least fp32."""
+        return nll.to(torch.promote_types(nll.dtype, torch.float32)).mean(-1)
+
+    @torch.no_grad()
+    def prior_term(self, params: Params, chain_axes: int = 0) -> Tensor:
+        """The prior's part of Ũ, without a graph: scalar, or [K]."""
+        return self.prior.energy(params, chain_axes) / self.num_data
+
+    @torch.no_grad()
+    def add_prior_gradient(self, params: Params, chain_axes: int = 0) -> None:
+        """Add the prior term's gradient λθ/N to the parameters' `grad`, in place; parameters without one get it."""
+        groups: dict[float, tuple[list[Tensor], list[Tensor]]] = {}
+        for p, precision in zip(params.values(), self.prior.precisions(params, chain_axes), strict=True):
+            if p.grad is None:
+                p.grad = torch.zeros_like(p)
+            elif p.grad.is_sparse:
+                p.grad = p.grad.to_dense()
+            gradients, values = groups.setdefault(precision, ([], []))
+            gradients.append(p.grad)
+            values.append(p)
+        for precision, (gradients, values) in groups.items():
+            torch._foreach_add_(gradients, values, alpha=precision / self.num_data)
 
     def for_model(self, model: nn.Module) -> Potential:
         """The same potential, whose prior knows the layers of a model (`Prior.for_model`)."""

@@ -47,6 +47,7 @@ class Evaluation:
 
     split: str = "test"
     batch_size: int = 500
+    precision: str = "32-true"
     reference: str | None = None
     ood: str | None = None
     ood_path: str | None = None
@@ -59,6 +60,8 @@ class Evaluation:
         problems = Problems()
         if self.split not in ("test", "validation"):
             problems.add(f"evaluate.split={self.split} must be test or validation")
+        if self.precision not in PRECISIONS:
+            problems.add(f"evaluate.precision={self.precision} must be {' or '.join(PRECISIONS)}")
         for name in ("batch_size", "corruption_examples"):
             if getattr(self, name) < 1:
                 problems.add(f"evaluate.{name}={getattr(self, name)} must be at least 1")
@@ -189,6 +192,7 @@ class TrainerSettings:
     channels_last: Any = False
     compile: Any = False
     num_threads: int | None = None
+    noise_ahead: Any = AUTO
 
     def __post_init__(self) -> None:
         problems = Problems()
@@ -196,9 +200,14 @@ class TrainerSettings:
             problems.add(f"trainer.num_threads={self.num_threads} must be at least 1, or null")
         if self.accelerator not in ("cpu", "gpu"):
             problems.add(f"trainer.accelerator={self.accelerator} must be cpu or gpu")
-        for key in ("channels_last", "compile"):
+        for key in ("channels_last", "compile", "noise_ahead"):
             if getattr(self, key) not in (True, False, AUTO):
                 problems.add(f"trainer.{key}={getattr(self, key)} must be true, false or auto")
+        if self.channels_last is True and self.accelerator == "cpu":
+            problems.add(
+                "trainer.channels_last=true cannot be used on a CPU: in that layout the gradient of its convolutions"
+                " corrupts memory on some of them (torch 2.15). Leave it false; trainer.precision=auto is what helps"
+            )
         if self.precision != AUTO:
             with problems.collect():
                 check_precision(self.precision)

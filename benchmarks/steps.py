@@ -8,10 +8,12 @@ rounds, of CPU time and of wall time, as ratios to SGD's. "ahead" draws noise on
 from __future__ import annotations
 
 import argparse
+import inspect
 import json
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -72,14 +74,19 @@ class Problem:
         return loss
 
     def optimizer_step(self, optimizer: torch.optim.Optimizer) -> Step:
-        """A step of an optimizer of the usual form."""
+        """A step of an optimizer of the usual form; one that asks for a closure gets it."""
+        asks = inspect.signature(optimizer.step).parameters
+        takes_closure = "closure" in asks and asks["closure"].default is inspect.Parameter.empty
+
+        def closure() -> Tensor:
+            optimizer.zero_grad()
+            return self.closure()
 
         def step() -> None:
-            optimizer.zero_grad()
-            self.closure()
+            closure()
             optimizer.step()
 
-        return step
+        return partial(optimizer.step, closure) if takes_closure else step
 
 
 def ours(problem: Problem, name: str) -> Step:

@@ -117,7 +117,7 @@ def recorded_settings(
     """What `recorded` makes an experiment of, as plain values."""
     config = relocated(run.trusted(names(trust)), run.root)
     if not torch.cuda.is_available() and isinstance(config.get("trainer"), dict):
-        config["trainer"]["accelerator"] = "cpu"  # a run from elsewhere
+        config["trainer"] |= {"accelerator": "cpu", "channels_last": False}  # a run from elsewhere
     if data_path is not None:
         dataset = config["dataset"]
         require("path" in dataset, f"dataset.path={data_path}: {dataset['_target_']} is read from no path")

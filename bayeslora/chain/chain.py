@@ -20,7 +20,7 @@ from bayeslora.chain.plan import Phase, Plan
 from bayeslora.chain.stack import Stack
 from bayeslora.errors import ConfigError, DivergedError, require
 from bayeslora.likelihood import Categorical, Likelihood
-from bayeslora.potential import Potential, last_match
+from bayeslora.potential import Potential, last_match, norms
 from bayeslora.samplers import Sampler, schedules
 
 Batch = tuple[Tensor, Tensor]
@@ -96,7 +96,7 @@ class Chain:
         self.steps_taken = 0
         self.lr_scale = 1.0
         self._begun = False
-        self.take_step: Callable[[Optimizer, Callable[[], Tensor]], Tensor] = _step
+        self.take_step: Callable[[Optimizer, Callable[[], Tensor]], Tensor] = plain_step
         self.backward: Callable[[Tensor], None] = Tensor.backward
         self.over_ranks: Callable[[Tensor], Tensor] = _alone
 
@@ -314,6 +314,12 @@ class Chain:
         self.padding.drop_gradient(self.params)
         return total
 
+    def _prior_term(self) -> Tensor:
+        """The prior's part of Ũ, without a graph and without padding rows."""
+        held = self.padding.prior_energy(self.potential.prior, self.params, self.chain_axes)
+        found = self.potential.prior_term(self.params, self.chain_axes)
+        return found - held / self.potential.num_data if self.padding.places else found
+
     def _potential(self, nll: Tensor) -> Tensor:
         """Ũ of all that is sampled: without the prior of padding rows, which are not."""
         held = self.padding.prior_energy(self.potential.prior, self.params, self.chain_axes)
@@ -387,11 +393,11 @@ class Chain:
         held = self.padding.prior_energy(self.potential.prior, self.params, self.chain_axes)
         return self.potential.prior.energy(self.params, chain_axes=self.chain_axes) - held
 
+    @torch.no_grad()
     def l2_norm(self) -> Tensor:
         """‖θ‖ over all sampled parameters: scalar, or [K]; to about 1e-5, since it is asked for at every step."""
-        rows = [p.reshape(*p.shape[: self.chain_axes], -1) for p in self.params.values()]
-        norms = [torch.linalg.vector_norm(row, dim=-1) for row in rows]
-        return torch.linalg.vector_norm(torch.stack(norms), dim=0)
+        of_each = torch.stack(norms(list(self.params.values()), self.chain_axes))
+        return torch.linalg.vector_norm(of_each, dim=0)
 
     def _closure(self, batch: Batch, optimizer: Any, warming_up: bool) -> Callable[[], Tensor]:
         """Ũ and its gradient on one batch. Runs after the first leave BatchNorm's running statistics alone."""
@@ -403,12 +409,13 @@ class Chain:
                 optimizer.zero_grad(set_to_none=True)
             self.padding.restore(self.params)  # a sampler may have moved all of θ to look at another point
             with nullcontext() if next(runs) == 0 else frozen_statistics(self.network):
-                potential = self._potential(self.likelihood.nll(self._train_forward(inputs), targets))
-            self.last_potential = self.over_ranks(potential.detach())
+                data_term = self.potential.data_term(self.likelihood.nll(self._train_forward(inputs), targets))
+            self.last_potential = self.over_ranks(data_term.detach() + self._prior_term())
             within = self.last_potential.abs() <= self.max_potential
             if not self.checks_late and not within.all():
                 raise DivergedError(f"the potential is {self.last_potential.tolist()}")
-            self.backward(potential.sum())
+            self.backward(data_term.sum())
+            self.potential.add_prior_gradient(self.params, self.chain_axes)
             self.padding.drop_gradient(self.params)
             if not self.checks_late:
                 return self.last_potential
@@ -431,9 +438,18 @@ class Chain:
         return DivergedError(f"chain {which} diverged in step {step:,} ({phase}): {what}. {fix}", chains, step)
 
 
-def _step(optimizer: Optimizer, closure: Callable[[], Tensor]) -> Tensor:
-    potential: Tensor = optimizer.step(closure)  # type: ignore[arg-type, assignment]
+def plain_step(optimizer: Optimizer, closure: Callable[[], Tensor]) -> Tensor:
+    """A step of an optimizer; where it has no hooks, without the mark for profilers that torch puts around it."""
+    step: Any = type(optimizer).step
+    hooked = optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks or "step" in vars(optimizer)
+    if hooked or getattr(step, "__code__", None) is not _MARKED:
+        return optimizer.step(closure)  # type: ignore[return-value, arg-type]
+    potential: Tensor = step.__wrapped__(optimizer, closure)
     return potential
+
+
+_MARKED = Optimizer.profile_hook_step(lambda: None).__code__
+"""What torch puts in the place of every optimizer's `step`."""
 
 
 def _alone(potential: Tensor) -> Tensor:

@@ -46,7 +46,8 @@ class PaddingRows(nn.Module):
 
     def drop_gradient(self, params: Mapping[str, Tensor]) -> None:
         """Set the rows' gradient to 0, which under `vmap` torch does for the first chain alone."""
-        self.drop({name: p.grad for name, p in params.items() if p.grad is not None})
+        if self.places:
+            self.drop({name: p.grad for name, p in params.items() if p.grad is not None})
 
     def drop(self, tensors: Mapping[str, Tensor]) -> None:
         """Set the rows to 0 in tensors of the parameters' shapes, by name; what is missing is passed over."""

@@ -199,9 +199,15 @@ class StackedBatches:
 
     def __call__(self, step: int) -> tuple[Any, Tensor]:
         """Chain k's row is what `chains[k](step)` gives; texts are padded to the longest of all chains."""
-        stored, targets = zip(*(batches.stored(step) for batches in self.chains), strict=True)
-        inputs = self.chains[0].prepare(tree_map(lambda *rows: torch.cat(rows), *stored))
-        return tree_map(lambda t: t.unflatten(0, (len(stored), -1)), inputs), torch.stack(targets)
+        first, size = self.chains[0], len(self.chains)
+        shared = all(batches.train.inputs is first.train.inputs for batches in self.chains)
+        if shared and first.augment is None:  # one gather for all
+            batch = first.train.take(torch.cat([batches.indices(step) for batches in self.chains]))
+            stored, targets = batch.inputs, batch.targets.unflatten(0, (size, -1))
+        else:
+            each, own = zip(*(batches.stored(step) for batches in self.chains), strict=True)
+            stored, targets = tree_map(lambda *rows: torch.cat(rows), *each), torch.stack(own)
+        return tree_map(lambda t: t.unflatten(0, (size, -1)), first.prepare(stored)), targets
 
 
 def _key(name: str) -> str:

@@ -8,6 +8,7 @@ import struct
 import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -44,8 +45,16 @@ class Normalise:
     std: tuple[float, ...]
 
     def __call__(self, images: Tensor) -> Tensor:
-        mean, std = (torch.tensor(values, device=images.device).view(-1, 1, 1) for values in (self.mean, self.std))
-        return torch.addcmul(-mean / std, images.float(), 1 / (255 * std))
+        shift, scale = _normalising(self.mean, self.std, images.device)
+        return torch.addcmul(shift, images.float(), scale)
+
+
+@lru_cache(maxsize=16)
+def _normalising(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Shift and scale [C, 1, 1] of bytes; every batch asks for the same ones."""
+    with torch.inference_mode(mode=False):
+        means, stds = (torch.tensor(values, device=device).view(-1, 1, 1) for values in (mean, std))
+        return -means / stds, 1 / (255 * stds)
 
 
 @dataclass(frozen=True)

@@ -282,11 +282,11 @@ def token_counts(chains: Sequence[Batches], steps: Iterable[int]) -> TokenCounts
         chains: batches of a text dataset, padded to a common length at every step; of one chain or of stacked ones.
         steps: which; at least one.
     """
-    counted = [torch.cat([_sequence_lengths(chain.stored(step)[0]) for chain in chains]) for step in steps]
+    counted = [torch.cat([sequence_lengths(chain.stored(step)[0]) for chain in chains]) for step in steps]
     places = sum(lengths.numel() * int(lengths.max()) for lengths in counted)
     return TokenCounts(len(counted) * len(chains), sum(int(lengths.sum()) for lengths in counted), places)
 
 
-def _sequence_lengths(stored: Tensor) -> Tensor:
+def sequence_lengths(stored: Tensor) -> Tensor:
     """Tokens of each sequence of stored examples [B, S, F, L] -> [B, S]."""
     return stored[:, :, ATTENTION_MASK].sum(-1)

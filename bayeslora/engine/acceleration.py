@@ -27,6 +27,10 @@ WORTH = 0.95
 """A candidate must take at most this share of the time of what it replaces."""
 
 
+WORTH_A_THREAD = 100_000
+"""Random numbers a step from which drawing them on another thread saves more time than handing them over costs."""
+
+
 @dataclass(frozen=True)
 class Acceleration:
     """How the forward pass runs.
@@ -98,7 +102,23 @@ def accelerate(experiment: Experiment) -> tuple[Acceleration, str]:
         return Timing(fastest, max(0.0, seconds[0] - fastest))
 
     steps = experiment.plan.total * (1 if stacked else len(chains))
-    return choose(asked, has_bf16(experiment.device), experiment.data.kind == "images", steps, measure)
+    layouts = experiment.data.kind == "images" and experiment.device.type != "cpu"  # where torch may corrupt memory
+    return choose(asked, has_bf16(experiment.device), layouts, steps, measure)
+
+
+def draws_noise_ahead(asked: bool | str, device: torch.device, numbers: int, processes: int = 1) -> bool:
+    """Whether a chain's noise is drawn a step ahead on a thread of its own: the same numbers, in another order of work.
+
+    Args:
+        asked: `trainer.noise_ahead`; `"auto"`: on a CPU of which a core is free, where a step has enough to draw.
+        device: of the chain.
+        numbers: random numbers a step.
+        processes: how many run chains on this machine at once.
+    """
+    if asked != AUTO:
+        return bool(asked)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return device.type == "cpu" and numbers >= WORTH_A_THREAD and processes * (torch.get_num_threads() + 1) <= cores
 
 
 def gradients(

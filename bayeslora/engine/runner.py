@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING
 from bayeslora.atomic import remove_leftovers
 from bayeslora.chain.batches import Batches, SharedBatches
 from bayeslora.chain.snapshot import Extra, Snapshot
+from bayeslora.engine.acceleration import draws_noise_ahead
 from bayeslora.engine.callbacks.resume import KeepResumePoints, Restore, ResumePoints
 from bayeslora.engine.processes import run_processes, run_ranks
+from bayeslora.engine.writing import Writer
 from bayeslora.errors import DataError, DivergedError, InterruptedRunError
 from bayeslora.factories import offer
 from bayeslora.posterior.store import MAP_FILE, read_baseline
@@ -139,6 +141,7 @@ class ChainRunner:
         from lightning.pytorch.plugins.environments import LightningEnvironment
         from lightning.pytorch.strategies import DDPStrategy
 
+        from bayeslora.engine.loop import StepLoop
         from bayeslora.engine.module import SamplingModule
         from bayeslora.loggers import make_loggers, quiet_lightning
 
@@ -147,9 +150,13 @@ class ChainRunner:
         step = start[0].step if start else 0
         chain = experiment.new_chain(_which(chains))
         chain.lr_scale = self._scale(chains[0], 0)
+        numbers = sum(p.numel() for p in chain.params.values())
+        beside = len(experiment.chains) if experiment.chain.parallel == "processes" else settings.devices
+        chain.sampler.noise_ahead = draws_noise_ahead(settings.noise_ahead, chain.device, numbers, beside)
         quiet_lightning()
         loggers = make_loggers(experiment, self.run.root, chains, step)
-        callbacks: list[Callback] = [Restore(start)] if self.rank else self._callbacks(chains, start, loggers)
+        writer = Writer()
+        callbacks: list[Callback] = [Restore(start)] if self.rank else self._callbacks(chains, start, loggers, writer)
         devices, batches = settings.devices, self._shares(chains)[self.rank]
         trainer = Trainer(
             accelerator=settings.accelerator,
@@ -167,7 +174,8 @@ class ChainRunner:
             enable_model_summary=False,
             num_sanity_val_steps=0,
         )
-        with loggers:
+        trainer.fit_loop.epoch_loop = StepLoop(trainer)
+        with loggers, writer:
             try:
                 trainer.fit(
                     SamplingModule(chain, settings.compile),
@@ -181,7 +189,9 @@ class ChainRunner:
             except SystemExit as end:  # so Lightning answers signals that come while nobody else listens
                 raise InterruptedRunError(f"stopped; nothing is lost. {self._advice}") from end
 
-    def _callbacks(self, chains: list[int], start: list[Snapshot], loggers: ChainLoggers) -> list[Callback]:
+    def _callbacks(
+        self, chains: list[int], start: list[Snapshot], loggers: ChainLoggers, writer: Writer
+    ) -> list[Callback]:
         """What accompanies chains: first what puts them where they were, last what writes their resume points."""
         from bayeslora.engine.callbacks.draws import DrawCollector, DrawScalars
         from bayeslora.engine.callbacks.timing import Timing
@@ -205,6 +215,7 @@ class ChainRunner:
             validation=experiment.validation_probe(),
             loggers=loggers,
             sources=[callback for callback in own if isinstance(callback, DrawScalars)],
+            writer=writer,
         )
         keep = KeepResumePoints(
             [self.points(chain) for chain in chains],
@@ -212,6 +223,7 @@ class ChainRunner:
             at_draws=settings.on_divergence == "retry",
             advice=self._advice,
             extras=extras,
+            writer=writer,
         )
         timing = Timing([folder / "timing.jsonl" for folder in folders])
         return [Restore(start, extras), collector, timing, *own, keep]

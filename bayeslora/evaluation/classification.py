@@ -50,7 +50,8 @@ def evaluate_classes(posterior: Posterior, experiment: Experiment, series: Serie
     views, missing = shift.views(experiment)
     reference = shift.reference(experiment, targets) if targets.ndim == 1 else None
     work = Pass(targets, loader, experiment.function_probe(), views, reference, likelihood=experiment.likelihood)
-    predictions = predict(posterior, work, experiment.validation_set())
+    with experiment.evaluation_precision():
+        predictions = predict(posterior, work, experiment.validation_set())
     results = summarise(predictions, series, experiment.gradients(predictions.chains))
     results = with_several(results, predictions, experiment)
     return predictions, shift.with_shift(results, predictions, experiment, missing)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -17,7 +18,8 @@ from bayeslora.diagnostics.uncertainty import Entropy, EntropySplit
 from bayeslora.evaluation.progress import told
 from bayeslora.likelihood import Categorical, Likelihood, OfClasses
 from bayeslora.posterior import Mixture, Posterior
-from bayeslora.posterior.predictive import log_probs
+from bayeslora.posterior.predictive import reading
+from bayeslora.posterior.stacked import Read, outputs
 
 Loader = Callable[[], Iterable[tuple[Tensor, Tensor]]]
 
@@ -137,6 +139,7 @@ class Pass:
     ) -> None:
         self.likelihood = likelihood or Categorical()
         self.targets, self.owners = known(targets, self.likelihood)
+        self.read = reading(self.likelihood, observed=self.owners is not None)
         self.loader, self.probe = loader, probe
         self.views, self.reference = list(views), reference
         self.whole, self.entropy = Mixture(), EntropySplit()
@@ -148,26 +151,30 @@ class Pass:
         self.draw_fidelity = None if reference is None else MeanFidelity(reference)
         self.by_view = {view.name: (Mixture(), EntropySplit()) for view in self.views}
 
+    @property
+    def loaders(self) -> list[Loader]:
+        """Passes over all that a draw is asked about."""
+        return [self.loader, self.probe, *(view.loader for view in self.views)]
+
     def log_probs(self, model: nn.Module, loader: Loader) -> Tensor:
         """log p [N, C] of all predictions whose targets are known."""
-        return log_probs(model, loader(), self.likelihood, observed=self.owners is not None)
+        return outputs(model, loader(), self.read)
 
-    def add(self, chain: int, model: nn.Module) -> None:
-        """Take in a draw, as the model that holds it."""
-        predicted = self.log_probs(model, self.loader)
+    def add(self, chain: int, answers: Sequence[Tensor]) -> None:
+        """Take in a draw, by what is read of its outputs for each of the `loaders`: log p [N, C]."""
+        predicted, probe, *viewed = answers
         self.whole.add(predicted)
         self.entropy.add(predicted)
         self.chains.setdefault(chain, Mixture()).add(predicted)
         for name, value in metrics(predicted, self.targets).items():
             self.singles.setdefault(chain, defaultdict(list))[name].append(value)
-        self.probes.setdefault(chain, []).append(self.log_probs(model, self.probe).numpy())
+        self.probes.setdefault(chain, []).append(probe.numpy())
         if self.draw_fidelity is not None:
             self.draw_fidelity.add(predicted)
-        for view in self.views:
+        for view, log_p in zip(self.views, viewed, strict=True):
             mixture, entropy = self.by_view[view.name]
-            predicted = self.log_probs(model, view.loader)
-            mixture.add(predicted)
-            entropy.add(predicted)
+            mixture.add(log_p)
+            entropy.add(log_p)
 
     def end_round(self) -> None:
         """Note the ensemble so far, when every chain has given another draw."""
@@ -217,6 +224,38 @@ class Pass:
         }
 
 
+class Rounds(Protocol):
+    """What takes in the draws of a posterior, round by round."""
+
+    read: Read
+
+    @property
+    def loaders(self) -> list[Loader]:
+        """Passes over all that a draw is asked about."""
+
+    def add(self, chain: int, answers: Sequence[Tensor]) -> None:
+        """Take in a draw, by what is read of its outputs for each of the `loaders`."""
+
+    def end_round(self) -> None:
+        """Every chain has given another draw."""
+
+
+@torch.inference_mode()
+def take_in(posterior: Posterior, work: Rounds) -> None:
+    """Ask every draw of a posterior; draws in rounds, so that ensembles of part of them hold all chains."""
+    last = None
+    rounds = max((len(store) for store in posterior.stores), default=0)
+    seen = told(posterior.rounds(), rounds, "evaluating, a draw of every chain each")
+    for draws, ask in posterior.groups(draw for round_ in seen for draw in round_):
+        answers = [ask(loader, work.read) for loader in work.loaders]
+        for place, draw in enumerate(draws):
+            if last is not None and draw.chain <= last:
+                work.end_round()
+            work.add(draw.chain, [answer[place] for answer in answers])
+            last = draw.chain
+    work.end_round()
+
+
 @torch.inference_mode()
 def predict(posterior: Posterior, work: Pass, validation: tuple[Loader, Tensor] | None) -> Predictions:
     """Ask MAP and every draw of a posterior; draws in rounds, so that ensembles of part of them hold all chains.
@@ -226,11 +265,7 @@ def predict(posterior: Posterior, work: Pass, validation: tuple[Loader, Tensor] 
         work: what to ask; it takes in the draws.
         validation: passes over the validation set, which only MAP is asked about, and its targets.
     """
-    rounds = max((len(store) for store in posterior.stores), default=0)
-    for draws in told(posterior.rounds(), rounds, "evaluating, a draw of every chain each"):
-        for draw in draws:
-            work.add(draw.chain, posterior.model_of(draw))
-        work.end_round()
+    take_in(posterior, work)
     members = Mixture()
     for model in posterior.map_models():
         members.add(work.log_probs(model, work.loader))

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from bayeslora.diagnostics.paired import QUANTILES, to_bytes, value_of
 from bayeslora.errors import DivergedError
 from bayeslora.evaluation.baselines import differences, map_ensemble
-from bayeslora.evaluation.progress import told
+from bayeslora.evaluation.predictions import take_in
 from bayeslora.evaluation.results import (
     Agreement,
     ChainScores,
@@ -31,7 +31,8 @@ from bayeslora.evaluation.results import (
 from bayeslora.evaluation.series import Series, diagnose, single_draws
 from bayeslora.likelihood import Gaussian
 from bayeslora.posterior.density import NormalMixture, Normals
-from bayeslora.posterior.predictive import Loader, Posterior, normals
+from bayeslora.posterior.predictive import Posterior, normals
+from bayeslora.posterior.stacked import Loader, Read, as_they_are, outputs
 
 if TYPE_CHECKING:
     from bayeslora.experiment import Experiment
@@ -118,6 +119,7 @@ class RegressionPass:
     def __init__(self, experiment: Experiment, loader: Loader, probe: Loader, targets: Tensor) -> None:
         assert isinstance(experiment.likelihood, Gaussian)
         assert experiment.data.real is not None
+        self.read: Read = as_they_are
         self.likelihood, self.loader, self.probe = experiment.likelihood, loader, probe
         self.mean, self.std = (
             torch.tensor(v, dtype=torch.float64) for v in (experiment.data.real.mean, experiment.data.real.std)
@@ -149,27 +151,33 @@ class RegressionPass:
         """What each example adds to the ensemble's scores, as a file."""
         return to_bytes(parts(self.whole, self.targets), self.targets.numpy())
 
-    def density(self, model: torch.nn.Module) -> tuple[Tensor, Tensor]:
-        """Means and variances of one model, in the targets' own units."""
-        mean, variance = normals(model, self.loader(), self.likelihood)
+    @property
+    def loaders(self) -> list[Loader]:
+        """Passes over all that a draw is asked about."""
+        return [self.loader, self.probe]
+
+    def density(self, found: Tensor) -> tuple[Tensor, Tensor]:
+        """Means and variances that a model's outputs tell, in the targets' own units."""
+        mean, variance = normals(found, self.likelihood)
         return self.mean + self.std * mean, self.std**2 * variance
 
     def mixture(self, models: Iterable[nn.Module]) -> NormalMixture:
         """The density of several models together, each asked in turn."""
         mixture = NormalMixture(self.targets)
         for model in models:
-            mixture.add(*self.density(model))
+            mixture.add(*self.density(outputs(model, self.loader())))
         return mixture
 
-    def add(self, chain: int, model: torch.nn.Module) -> None:
-        """Take in a draw, as the model that holds it."""
-        density = self.density(model)
+    def add(self, chain: int, answers: Sequence[Tensor]) -> None:
+        """Take in a draw, by its outputs for each of the `loaders`."""
+        predicted, probe = answers
+        density = self.density(predicted)
         one = NormalMixture(self.targets)
         for mixture in (one, self.whole, self.by_chain.setdefault(chain, NormalMixture(self.targets))):
             mixture.add(*density)
         for name, value in vars(scores(one, self.targets)).items():
             self.singles.setdefault(chain, defaultdict(list))[name].append(value)
-        self.probes.setdefault(chain, []).append(normals(model, self.probe(), self.likelihood)[0].numpy())
+        self.probes.setdefault(chain, []).append(normals(probe, self.likelihood)[0].numpy())
 
     def end_round(self) -> None:
         """Note the ensemble so far."""
@@ -179,19 +187,16 @@ class RegressionPass:
 
 def evaluate_reals(posterior: Posterior, experiment: Experiment, series: Series) -> tuple[RegressionPass, Results]:
     """Predict the evaluated split with every draw, and score what they say."""
-    work = run_through(posterior, experiment)
-    return work, summarise(work, posterior, series, experiment)
+    with experiment.evaluation_precision():
+        work = run_through(posterior, experiment)
+        return work, summarise(work, posterior, series, experiment)
 
 
 def run_through(posterior: Posterior, experiment: Experiment) -> RegressionPass:
     """Predict the evaluated split with every draw."""
     split = experiment.evaluation_split()
     work = RegressionPass(experiment, experiment.loader(split), experiment.function_probe(), split.targets.cpu())
-    rounds = max((len(store) for store in posterior.stores), default=0)
-    for draws in told(posterior.rounds(), rounds, "evaluating, a draw of every chain each"):
-        for draw in draws:
-            work.add(draw.chain, posterior.model_of(draw))
-        work.end_round()
+    take_in(posterior, work)
     return work
 
 

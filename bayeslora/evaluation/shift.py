@@ -157,7 +157,7 @@ def _view_of(experiment: Experiment, data: Data) -> View:
     none = data.train.take(slice(0))
     data = experiment.through_prefix(replace(data, train=none, validation=none))
     transform = data.transform if data.texts else experiment.data.transform
-    return View(OTHER, experiment.loader(data.test.to(experiment.device), transform), None)
+    return View(OTHER, experiment.loader(experiment.by_length(data.test).to(experiment.device), transform), None)
 
 
 def _corrupted(experiment: Experiment) -> list[View]:

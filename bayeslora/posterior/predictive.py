@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from bayeslora.errors import DataError, require
 from bayeslora.likelihood import NOISE, Bernoulli, Categorical, Gaussian, Likelihood, OfClasses, from_recorded
 from bayeslora.posterior.density import NormalMixture, Normals, mixture_quantiles
+from bayeslora.posterior.stacked import Ask, Loader, Read, StackedDraws, as_they_are, outputs
 from bayeslora.posterior.store import MAP_FILE, Draw, DrawStore, load_into, read_baseline, read_tensors
 from bayeslora.runs.identity import Fingerprint, named, put_fixed
 from bayeslora.runs.trust import read_config
@@ -22,9 +23,6 @@ from bayeslora.runs.trust import read_config
 if TYPE_CHECKING:
     from bayeslora.evaluation.results import Results
     from bayeslora.experiment import Experiment
-
-Loader = Callable[[], Iterable[tuple[Tensor, Tensor]]]
-"""Starts a pass over (inputs, targets) batches."""
 
 
 class Mixture:
@@ -52,7 +50,6 @@ class Mixture:
         return self._log_sum - math.log(self.count)
 
 
-@torch.inference_mode()
 def log_probs(
     model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], likelihood: Likelihood, observed: bool = False
 ) -> Tensor:
@@ -67,21 +64,24 @@ def log_probs(
     Returns:
         [N, C]; of several predictions an example [N, …, C], or with `observed` [M, C].
     """
+    return outputs(model, batches, reading(likelihood, observed))
+
+
+def reading(likelihood: Likelihood, observed: bool = False) -> Read:
+    """What is read of a batch's outputs: log p, `observed` of those predictions alone whose targets are known."""
     require(isinstance(likelihood, OfClasses), f"{type(likelihood).__name__} has no classes to predict")
     assert isinstance(likelihood, OfClasses)
-    model.eval()
-    found = []
-    for inputs, targets in batches:
-        log_p = likelihood.log_p(model(inputs))
-        found.append((log_p[likelihood.observed(targets)] if observed else log_p).cpu())
-    return torch.cat(found)
+
+    def read(found: Tensor, targets: Tensor) -> Tensor:
+        log_p = likelihood.log_p(found)
+        return log_p[:, likelihood.observed(targets)] if observed else log_p
+
+    return read
 
 
-@torch.inference_mode()
-def normals(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], likelihood: Gaussian) -> tuple[Tensor, Tensor]:
-    """Means and variances of a regression model in evaluation mode for every example, [N, D] each, on the CPU."""
-    model.eval()
-    mean, log_variance = likelihood.moments(torch.cat([model(inputs).cpu() for inputs, _ in batches]))
+def normals(outputs: Tensor, likelihood: Gaussian) -> tuple[Tensor, Tensor]:
+    """Means and variances [N, D] of a regression model's outputs."""
+    mean, log_variance = likelihood.moments(outputs)
     return mean, log_variance.exp()
 
 
@@ -123,6 +123,7 @@ class Posterior:
         self.metrics: Results | None = None
         self.transform: Callable[[Tensor], Tensor] | None = None
         self._keeps: Any = None
+        self._stacked: StackedDraws | None = None
 
     def __repr__(self) -> str:
         told = [f"{len(self)} draws of {len(self.stores)} chain{'s' * (len(self.stores) != 1)}"]
@@ -254,6 +255,16 @@ class Posterior:
         """The model with the tensors of each draw in turn, in evaluation mode."""
         return (self.model_of(draw).eval() for draw in self.draws(chain))
 
+    def groups(self, draws: Iterable[Draw] | None = None) -> Iterator[tuple[list[Draw], Ask]]:
+        """Draws (None: all) in groups, each with what asks them about a loader's examples; see `StackedDraws`."""
+        if self._stacked is None or self._stacked.model is not self.model:
+            self._stacked = StackedDraws(self.model, self.model_of)
+        return self._stacked.groups(self.draws() if draws is None else draws)
+
+    def _each(self, loader: Loader, read: Read, chain: int | None = None) -> Iterator[Tensor]:
+        """What is read of each draw's outputs in turn, [N, …], of all or of one chain."""
+        return (one for _, ask in self.groups(self.draws(chain)) for one in ask(loader, read))
+
     def predict_draw(self, draw: Draw, loader: Loader) -> Tensor:
         """log p [N, C] of one draw, as `predict` gives it."""
         return self._given(log_probs(self.model_of(draw), loader(), self.likelihood))
@@ -298,13 +309,13 @@ class Posterior:
             return (said.mean, said.sd) if return_std else said
         if return_std:
             loader, moments = self._loader(inputs), NormalMixture()
-            for draw in self.draws():
-                p = self.predict_draw(draw, loader).exp()
+            for log_p in self._each(loader, reading(self.likelihood)):
+                p = self._given(log_p).exp()
                 moments.add(p, torch.zeros_like(p))
             return moments.normals.mean, moments.normals.spread.sqrt()
         mixture, loader = Mixture(), self._loader(inputs)
-        for draw in self.draws():
-            mixture.add(self.predict_draw(draw, loader))
+        for log_p in self._each(loader, reading(self.likelihood)):
+            mixture.add(self._given(log_p))
         return mixture.log_probs
 
     def predict_normals(self, inputs: Any, chain: int | None = None) -> Normals:
@@ -312,8 +323,8 @@ class Posterior:
         require(isinstance(self.likelihood, Gaussian), "this posterior is of classes: use predict")
         assert isinstance(self.likelihood, Gaussian)
         mixture, loader = NormalMixture(), self._loader(inputs)
-        for draw in self.draws(chain):
-            mixture.add(*normals(self.model_of(draw), loader(), self.likelihood))
+        for found in self._each(loader, as_they_are, chain):
+            mixture.add(*normals(found, self.likelihood))
         return mixture.normals
 
     def quantiles(self, inputs: Any, levels: float | Sequence[float] = (0.05, 0.5, 0.95)) -> Tensor:
@@ -332,7 +343,7 @@ class Posterior:
         require(isinstance(likelihood, Gaussian), "this posterior is of classes, which have no quantiles: use predict")
         assert isinstance(likelihood, Gaussian)
         loader = self._loader(inputs)
-        moments = [normals(self.model_of(draw), loader(), likelihood) for draw in self.draws()]
+        moments = [normals(found, likelihood) for found in self._each(loader, as_they_are)]
         mean, variance = (torch.stack(part) for part in zip(*moments, strict=True))
         found = mixture_quantiles(mean, variance, torch.atleast_1d(torch.as_tensor(levels, dtype=torch.float64)))
         return found[0] if isinstance(levels, float | int) else found

@@ -116,8 +116,11 @@ def report_data(
             data.classes = class_rows(predictions.ensemble, predictions.targets, experiment.data.class_names)
         return data
     split = experiment.evaluation.split
+    order, texts = experiment.evaluation_order(), experiment.data.texts.get(split, ())
     shown = Shown(
-        getattr(experiment.data, split).inputs, experiment.data.texts.get(split, ()), experiment.data.class_names,
+        experiment.by_length(getattr(experiment.data, split)).inputs,
+        [texts[row] for row in order.tolist()] if len(texts) == len(order) else texts,
+        experiment.data.class_names,
         predictions.targets, predictions.ensemble, predictions.map, predictions.entropy,
     )  # fmt: skip
     data.classes = class_rows(predictions.ensemble, predictions.targets, experiment.data.class_names)

@@ -67,6 +67,8 @@ def test_all_problems_are_told_at_once_by_the_real_command(tmp_path: Path) -> No
         "trainer.precision=16-mixed": "trainer.precision=16-mixed cannot be used for sampling",
         "trainer.compile=maybe": "trainer.compile=maybe must be true, false or auto",
         "trainer.num_threads=0": "trainer.num_threads=0 must be at least 1, or null",
+        "trainer.noise_ahead=often": "trainer.noise_ahead=often must be true, false or auto",
+        "trainer.channels_last=true": "trainer.channels_last=true cannot be used on a CPU",
         "model.norm=layer": "model.norm='layer' is unknown; choose one of batch, group, frn",
         "dataset.limit_train=0": "dataset.limit_train must be a whole number of at least 1",
         "evaluate.split=train": "evaluate.split=train must be test or validation",

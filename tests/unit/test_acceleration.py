@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from bayeslora.engine.acceleration import Acceleration, Timing, choose
+import os
+
+import pytest
+import torch
+
+from bayeslora.engine.acceleration import Acceleration, Timing, choose, draws_noise_ahead
 from tests.cases import each
 
 OPEN = {"precision": "auto", "channels_last": "auto", "compile": "auto"}
@@ -44,3 +49,22 @@ def test_differences_within_the_noise_change_nothing() -> None:
 def test_only_what_is_left_open_is_tried(asked: dict, kwargs: dict, tried: list[Acceleration]) -> None:
     seconds = {one: Timing(1.0 / (i + 1), 0) for i, one in enumerate(tried)}
     assert chosen(asked, seconds, **kwargs) == tried[-1]
+
+
+@each(
+    ("asked", "cores", "threads", "numbers_and_processes", "ahead"),
+    [
+        ("auto", 2, 1, (10**6, 1), True),
+        ("auto", 2, 2, (10**6, 1), False),
+        ("auto", 2, 1, (10**4, 1), False),
+        ("auto", 4, 1, (10**6, 4), False),
+        (True, 1, 1, (10, 1), True),
+        (False, 8, 1, (10**9, 1), False),
+    ],
+)
+def test_noise_is_drawn_ahead_where_a_core_is_free_and_there_is_enough_to_draw(
+    asked, cores, threads, numbers_and_processes, ahead, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: set(range(cores)))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    assert draws_noise_ahead(asked, torch.device("cpu"), *numbers_and_processes) is ahead

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor
 from bayeslora.chain.modes import evaluation_mode
 from bayeslora.diagnostics.projections import block_norms, projections
 from bayeslora.engine.module import SamplingModule
+from bayeslora.engine.writing import Writer
 from bayeslora.loggers import ChainLoggers
 from bayeslora.posterior.store import DrawStore, write_baseline
 
@@ -45,6 +47,7 @@ class DrawCollector(Callback):
         validation: held-out examples on which every draw is scored, or None.
         loggers: to whom every draw's scalars go too, or None.
         sources: what else gives scalars of a draw.
+        writer: writes draws and baselines while the chains go on; the run gives it, and waits for it.
     """
 
     def __init__(
@@ -57,7 +60,9 @@ class DrawCollector(Callback):
         validation: Probe | None = None,
         loggers: ChainLoggers | None = None,
         sources: Sequence[DrawScalars] = (),
+        writer: Writer | None = None,
     ) -> None:
+        self.writer = writer or Writer()
         self.sources = list(sources)
         self.stores, self.probe, self.validation = list(stores), probe, validation
         self.map_files, self.map_step = list(map_files), map_step
@@ -78,15 +83,22 @@ class DrawCollector(Callback):
         if index is None and not map_files:
             return
         module.chain.check_finite()
-        scalars, states = self.scalars(trainer, module), module.chain.states()
-        for file, store, state in zip(map_files, self.stores, states, strict=False):
-            write_baseline(file, state, store.chain, taken)
-        if index is None:
-            return
-        for store, state, values in zip(self.stores, states, scalars, strict=True):
-            store.put(index, state, step=taken, scalars=values)
-        self.kept = index + 1
-        self._log(scalars, taken)
+        scalars = self.scalars(trainer, module)
+        states = [{name: t.detach().to("cpu", copy=True) for name, t in one.items()} for one in module.chain.states()]
+        ends = zip(map_files, self.stores, states, strict=False)
+        works: list[Callable[[], Any]] = [
+            partial(write_baseline, file, state, store.chain, taken) for file, store, state in ends
+        ]
+        if index is not None:
+            draws = zip(self.stores, states, scalars, strict=True)
+            works += [partial(store.put, index, state, step=taken, scalars=values) for store, state, values in draws]
+        self.writer.put(*works)
+        if index is not None:
+            self.kept = index + 1
+            self._log(scalars, taken)
+
+    def on_train_end(self, trainer: Trainer, module: SamplingModule) -> None:  # type: ignore[override]  # noqa: ARG002
+        self.writer.wait()
 
     def _log(self, scalars: list[dict[str, float]], taken: int) -> None:
         """Hand the scalars and the number of draws kept to the loggers."""

@@ -18,6 +18,8 @@ from bayeslora.loggers import ChainLoggers
 
 SCALARS = ("potential_per_example", "l2_norm")
 """Followed at every step of the sampling phase: Ũ = U/N on the minibatch (nats per example), and ‖θ‖."""
+WAITING = 256
+"""Most steps whose values wait on the device until they are read."""
 
 
 class Online(Callback, Extra):
@@ -45,17 +47,27 @@ class Online(Callback, Extra):
         self.milestones, self.show = None if milestones is None else set(milestones), show
         self.folders, self.loggers = list(folders), loggers
         self.series = [OnlineSeries(len(SCALARS)) for _ in self.folders]
+        self._waiting: list[tuple[Tensor, Tensor]] = []
 
     def on_train_batch_end(self, trainer: Trainer, module: SamplingModule, *_: Any) -> None:  # type: ignore[override]  # noqa: ARG002
         if module.plan.phase(module.steps_taken - 1) != "sampling":
             return
-        potentials = module.chain.last_potential.reshape(-1).tolist()
-        norms = module.chain.l2_norm().reshape(-1).tolist()
-        for series, *values in zip(self.series, potentials, norms, strict=True):
-            series.update(values)
-        count = self.series[0].count
-        if is_milestone(count) if self.milestones is None else count in self.milestones:
+        self._waiting.append((module.chain.last_potential, module.chain.l2_norm()))
+        count = self.series[0].count + len(self._waiting)
+        due = is_milestone(count) if self.milestones is None else count in self.milestones
+        if due or len(self._waiting) == WAITING:
+            self._read()
+        if due:
             self._report(module, count)
+
+    def _read(self) -> None:
+        """Hand what waits on the device to the estimators, all at once: the host waits for the device here."""
+        if self._waiting:
+            columns = [torch.stack(one).reshape(len(self._waiting), -1) for one in zip(*self._waiting, strict=True)]
+            rows = torch.stack(columns, dim=-1).double().cpu().numpy()  # [steps, chains, scalars]
+            for place, series in enumerate(self.series):
+                series.extend(rows[:, place])
+            self._waiting.clear()
 
     def _report(self, module: SamplingModule, count: int) -> None:
         """Print, log and keep what is known after so many steps."""
@@ -87,6 +99,7 @@ class Online(Callback, Extra):
 
     def rows(self) -> list[dict[str, Tensor]]:
         """The estimators' state, by chain."""
+        self._read()
         return [
             {name: torch.as_tensor(value, dtype=torch.float64).clone() for name, value in series.state_dict().items()}
             for series in self.series
@@ -94,6 +107,7 @@ class Online(Callback, Extra):
 
     def load_rows(self, rows: Sequence[Mapping[str, Tensor]]) -> None:
         """Go on from `rows`."""
+        self._waiting.clear()
         for series, row in zip(self.series, rows, strict=True):
             series.load_state_dict({n: int(t) if n == "count" else t.numpy() for n, t in row.items()})
 

@@ -8,6 +8,8 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -18,6 +20,7 @@ from bayeslora.chain.chain import Chain
 from bayeslora.chain.snapshot import Extra, Snapshot, capture, restore
 from bayeslora.engine.module import SamplingModule
 from bayeslora.engine.signals import SIGNALS, hand_on
+from bayeslora.engine.writing import Writer
 from bayeslora.errors import DataError, InterruptedRunError
 from bayeslora.posterior.store import parse_tensors, serialise
 
@@ -123,6 +126,7 @@ class KeepResumePoints(Callback):
         at_draws: write one with each draw too, from which a chain that diverges may be tried again.
         advice: what to do to go on, for the message.
         extras: what else is kept with the chains' states.
+        writer: writes the points after the draws that were taken before them.
     """
 
     def __init__(
@@ -133,8 +137,9 @@ class KeepResumePoints(Callback):
         at_draws: bool = False,
         advice: str = "",
         extras: Sequence[Extra] = (),
+        writer: Writer | None = None,
     ) -> None:
-        self.extras = list(extras)
+        self.extras, self.writer = list(extras), writer or Writer()
         self.points, self.every, self.at_draws, self.advice = list(points), every, at_draws, advice
         self.asked: int | None = None
         self._before: dict[int, Any] = {}
@@ -148,15 +153,20 @@ class KeepResumePoints(Callback):
         last = taken == module.plan.total
         drawn = self.at_draws and module.plan.draw_after(taken) is not None
         if self.asked is not None or last or drawn or time.monotonic() - self._written >= self.every:
-            self.write(module.chain)
+            self.write(module.chain, wait=self.asked is not None or last)
         if self.asked is not None:
             self._stop(self.asked, taken)
 
-    def write(self, chain: Chain, but: Collection[int] = ()) -> None:
-        """Write a resume point of every chain, `but` those of these numbers."""
+    def write(self, chain: Chain, but: Collection[int] = (), wait: bool = True) -> None:
+        """Write a resume point of every chain, `but` those of these numbers; `wait` until it is on disk."""
+        works = []
         for number, points, snapshot in zip(chain.chains, self.points, capture(chain, self.extras), strict=True):
             if number not in but:
-                points.write(snapshot)
+                own = {name: t.clone() for name, t in snapshot.tensors.items()}  # which the chain does not move
+                works.append(partial(points.write, replace(snapshot, tensors=own)))
+        self.writer.put(*works)
+        if wait:
+            self.writer.wait()
         self._written = time.monotonic()
 
     def on_train_end(self, trainer: Trainer, module: SamplingModule) -> None:  # type: ignore[override]  # noqa: ARG002
