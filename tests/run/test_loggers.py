@@ -172,7 +172,7 @@ def test_stacked_and_sequential_chains_log_the_same_keys(stacked: Path, tmp_path
 
 @pytest.mark.parametrize("part", ["chain_0", "chain_1", "evaluation"])
 def test_csv_and_tensorboard_hold_the_scalars_that_wandb_holds(stacked: Path, part: str) -> None:
-    found = next(r for r in recorded(stacked) if r.name == f"quickstart/{part}")
+    found = next(r for r in recorded(stacked) if r.name == f"quickstart/stacked/{part}")
     keys = {key for key in found.keys if not key.startswith("report/")}
     in_file = in_csv(stacked / "logs" / part / "metrics.csv")
     events = EventAccumulator(str(stacked / "logs" / "tb" / part))
@@ -209,8 +209,11 @@ def test_the_evaluation_holds_numbers_tables_plots_and_the_page(stacked: Path) -
     assert page.read_text() == (stacked / "report" / "index.html").read_text()
     (table,) = stacked.glob("wandb/offline*/files/media/table/report/predictions_*.table.json")
     rows = json.loads(table.read_text())["data"]
-    assert [row[0] for row in rows] == ["MAP", "MAP, scaled", "Draw ± sd", "Chain 0", "Chain 1", "Ensemble"]
-    assert rows[-1][2] == f"{metrics['ensemble']['nll']:.4f}"
+    assert [row[0] for row in rows] == [
+        "MAP", "MAP, scaled", "MAP × 2", "Draw ± sd", "Chain 0", "Chain 1", "Ensemble", "Ensemble − MAP",
+        "Ensemble − MAP × 2",
+    ]  # fmt: skip
+    assert rows[6][2] == f"{metrics['ensemble']['nll']:.4f}"
 
 
 def test_the_posterior_is_an_artifact_that_can_be_loaded(stacked: Path, tmp_path: Path) -> None:
@@ -258,7 +261,7 @@ def test_a_chain_that_diverges_ends_its_run_as_failed_and_goes_on_with_it(tmp_pa
     first, again, other, evaluation = recorded(tmp_path / "run")
     assert [r.exit_code for r in (first, again, other, evaluation)] == [1, 0, 0, 0]
     assert first.id == again.id
-    assert first.name == again.name == "own/chain_0"
+    assert first.name == again.name == "own/run/chain_0"
     began = min(again.series("train/lr"))
     assert set(again.series("train/lr").values()) == {0.005}
     assert max(first.series("train/lr")) >= began - 1
