@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from bayeslora.runs.directory import RunDirectory
 
 KEYS = {"run_dir", "out_dir", "keep_time", "bootstrap", "limits", "strict", "trust", "dataset"}
-METRICS = {"classification": ("nll", "ece"), "regression": ("nll", "calibration_error")}
+METRICS = {"classification": ("nll", "ece"), "multilabel": ("nll", "ece"), "regression": ("nll", "calibration_error")}
 """What is compared, by the run's task."""
 Scoring = Callable[["Tensor"], Mapping[str, float]]
 """The metrics of an ensemble on the examples of an index [N]."""
@@ -283,8 +283,6 @@ def _finished_results(run: RunDirectory) -> Results:
 
 def _example_errors(run: RunDirectory, other: RunDirectory, experiment: Experiment, resamples: int) -> dict[str, float]:
     """`bootstrap` of the ensembles of two runs, which are predicted once more."""
-    several = bool(experiment.data.labels or experiment.data.axes)
-    require(not several, "bias_check compares runs of one class an example, or of real numbers, not of several classes")
     of_a_run = _class_scores if experiment.data.real is None else _density_scores
     one, other_one = (of_a_run(folder, experiment) for folder in (run, other))
     names = METRICS["classification" if experiment.data.real is None else "regression"]
@@ -293,13 +291,29 @@ def _example_errors(run: RunDirectory, other: RunDirectory, experiment: Experime
 
 def _class_scores(run: RunDirectory, experiment: Experiment) -> Scoring:
     """Metrics of a classifier's ensemble on some of the examples."""
-    from bayeslora.diagnostics.metrics import metrics
-    from bayeslora.posterior import Posterior
+    import torch
 
-    split = experiment.evaluation_split()
-    targets = split.targets.cpu()
-    log_probs = Posterior.load(run.root, experiment.model(), experiment.likelihood).predict(experiment.loader(split))
-    return lambda index: metrics(log_probs[index], targets[index])
+    from bayeslora.diagnostics.metrics import metrics
+    from bayeslora.evaluation.predictions import known
+    from bayeslora.posterior import Mixture, Posterior
+    from bayeslora.posterior.predictive import log_probs
+
+    split, likelihood = experiment.evaluation_split(), experiment.likelihood
+    posterior, loader = Posterior.load(run.root, experiment.model(), likelihood), experiment.loader(split)
+    targets, owners = known(split.targets.cpu(), likelihood)
+    mixture = Mixture()
+    for draw in posterior.draws():
+        mixture.add(log_probs(posterior.model_of(draw), loader(), likelihood, observed=owners is not None))
+    log_p = mixture.log_probs
+    if owners is None:
+        return lambda index: metrics(log_p[index], targets[index])
+    rows = [(owners[:, 0] == example).nonzero()[:, 0] for example in range(len(split))]
+
+    def of_examples(index: Any) -> dict[str, float]:
+        chosen = torch.cat([rows[int(example)] for example in index])
+        return metrics(log_p[chosen], targets[chosen])
+
+    return of_examples
 
 
 def _density_scores(run: RunDirectory, experiment: Experiment) -> Scoring:

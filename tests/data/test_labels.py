@@ -6,9 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from bayeslora.datasets import Csv, Hub, Npz
 from bayeslora.errors import DataError
@@ -100,3 +102,16 @@ def test_a_label_that_training_lacks_is_refused(tmp_path: Path) -> None:
         (tmp_path / f"{split}.jsonl").write_text(json.dumps({"text": "some words", "labels": ["b", label]}) + "\n")
     with pytest.raises(DataError, match="no training example has the label z"):
         Hub(str(tmp_path), tokenizer=str(bert_tokenizer(tmp_path / "bert"))).load()
+
+
+def test_images_with_lists_of_named_labels(tmp_path: Path) -> None:
+    kinds = datasets.Features(
+        {"image": datasets.Image(), "labels": datasets.Sequence(datasets.ClassLabel(names=["cat", "dog", "sun"]))}
+    )
+    pixels = np.arange(4 * 8 * 8 * 3, dtype=np.uint8).reshape(4, 8, 8, 3)
+    rows = {"image": list(map(Image.fromarray, pixels)), "labels": [[0], [1, 2], [], [2, 0]]}
+    for split in ("train", "test"):
+        datasets.Dataset.from_dict(rows, features=kinds).to_parquet(tmp_path / f"{split}.parquet")
+    data = Hub(str(tmp_path)).load()
+    assert (data.labels, data.kind) == (("cat", "dog", "sun"), "images")
+    assert data.train.targets.tolist() == [[1, 0, 0], [0, 1, 1], [0, 0, 0], [1, 0, 1]]
