@@ -12,7 +12,7 @@ from bayeslora.evaluation.results import MapEnsemble, Scores
 def map_ensemble(members: int, scores: Scores | None) -> MapEnsemble:
     """MAP × K with its scores, or why there are none."""
     there = "is only one" if members == 1 else "is none"
-    reason = None if scores else f"it takes the warm-up ends of several chains, and there {there}"
+    reason = None if scores else f"it takes different warm-up ends of several chains, and there {there}"
     return MapEnsemble(members, reason, scores)
 
 

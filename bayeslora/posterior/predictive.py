@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from bayeslora.atomic import digest
 from bayeslora.errors import DataError, require
 from bayeslora.likelihood import NOISE, Bernoulli, Categorical, Gaussian, Likelihood, OfClasses, from_recorded
 from bayeslora.posterior.density import NormalMixture, Normals, mixture_quantiles
@@ -282,8 +283,13 @@ class Posterior:
         return self._at_baseline(0) if 0 in self.baselines else None
 
     def map_models(self) -> Iterator[nn.Module]:
-        """The model with the warm-up's end point of each chain in turn: a deep ensemble."""
-        return map(self._at_baseline, self.baselines)
+        """The model with the warm-up's end point of each chain in turn, a deep ensemble; of equal ones the first."""
+        seen = set()
+        for file in self.baselines.values():
+            tensors = read_baseline(file)
+            if (key := digest(tensors)) not in seen:
+                seen.add(key)
+                yield self._model_with(tensors, str(file))
 
     def predict(self, inputs: Any, return_std: bool = False) -> Any:
         """What the ensemble of all draws predicts: probabilities, or densities, averaged.

@@ -305,3 +305,14 @@ def test_arrays_and_double_precision_are_predicted_and_passes_that_differ_are_re
     for inputs, message in refused:
         with pytest.raises(DataError, match=message):
             posterior.predict(inputs)
+
+
+def test_chains_that_begin_with_the_same_weights_are_no_deep_ensemble() -> None:
+    x, y = torch.randn(40, 3), torch.arange(40) % 2
+    short = {"draws": 2, "thin": 1, "burn_in": 1, "chains": 2, "lr": 0.01, "progress": False}
+    trained = bayeslora.sample(nn.Linear(3, 2), (x, y), "sgld", warmup=0, test_dataset=(x, y), **short)
+    assert trained.metrics.map is not None
+    assert trained.metrics.map_ensemble.members == 1
+    assert "there is only one" in trained.metrics.map_ensemble.reason
+    apart = bayeslora.sample(lambda: nn.Linear(3, 2), (x, y), "sgld", warmup=1, test_dataset=(x, y), **short)
+    assert apart.metrics.map_ensemble.members == 2
