@@ -61,6 +61,10 @@ class Problem:
         make, shape, self.steps = NETS[name]
         torch.manual_seed(0)
         self.net = make().to(device)
+        for module in self.net.modules():
+            if isinstance(module, nn.BatchNorm2d):  # posteriors' transforms cannot update running statistics in place
+                module.track_running_stats = False
+                module.running_mean = module.running_var = module.num_batches_tracked = None
         self.x = torch.randn(shape, device=device)
         self.y = torch.randint(10, shape[:1], device=device)
         self.params = list(self.net.parameters())
