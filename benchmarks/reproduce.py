@@ -1,0 +1,241 @@
+"""Every row of docs/results.md: its command, its run, its numbers.
+
+    python benchmarks/reproduce.py --list                 # names and commands
+    python benchmarks/reproduce.py digits-sghmc           # run a row, all its seeds; again: go on where it stopped
+    python benchmarks/reproduce.py 'digits-*' --seeds 0   # rows by pattern, some seeds
+    python benchmarks/reproduce.py --again digits-sghmc   # run it anew and compare with what is written, digit by digit
+    python benchmarks/reproduce.py --tables               # write the tables of docs/results.md from docs/results/*.json
+
+Runs go to outputs/results/ROW/SEED, their numbers to docs/results/ROW.SEED.json. No row without such a file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import resource
+import shlex
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+from peers.results import table
+
+ROOT = Path(__file__).resolve().parents[1]
+RUNS = Path("outputs/results")
+NUMBERS = ROOT / "docs" / "results"
+PAGE = ROOT / "docs" / "results.md"
+THREE = (0, 1, 2)
+MEMBERS = {"map": "MAP", "map_ensemble": "MAP × K", "ensemble": "draws"}
+"""Rows of `metrics.json`, and what the tables call them."""
+KEPT = (*MEMBERS, "criteria", "fidelity", "provenance")
+SCALARS = ("potential", "l2_norm", "function_space", "efficiency", "temperature", "kinetic")
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row: an experiment of `conf/` with settings of its own.
+
+    Attributes:
+        experiment: its name.
+        settings: overrides of the command line.
+        seeds: those that are run.
+    """
+
+    experiment: str
+    settings: tuple[str, ...] = ()
+    seeds: tuple[int, ...] = (0,)
+
+    def command(self, name: str, seed: int, folder: Path | None = None) -> list[str]:
+        """What runs one seed, as a command line."""
+        where = folder or RUNS / name / str(seed)
+        settings = [f"experiment={self.experiment}", f"name={name}", f"seed={seed}", f"run_dir={where}", "logger=none"]
+        return ["python", "-m", "bayeslora.train", *settings, *self.settings]
+
+
+def digits() -> Iterator[tuple[str, Row]]:
+    """Handwritten digits, full batches, step sizes found by `auto`: every sampler at T = 1, and what cooling buys."""
+    for sampler in ("baoab", "sghmc", "sgld", "sgnht", "sglrw", "asgld", "psgld", "sam_sgld", "sam_sgld_r1", "fsgld"):
+        chosen = () if sampler == "baoab" else (f"sampler={sampler}", "sampler.lr=auto")
+        yield f"digits-{sampler}", Row("quickstart", chosen, THREE if sampler in ("baoab", "sgld") else (0,))
+    for cold in ("0.3", "0.1", "0.03"):
+        yield f"digits-baoab-T{cold}", Row("quickstart", (f"temperature={cold}",), THREE)
+
+
+def mrpc() -> Iterator[tuple[str, Row]]:
+    """Paraphrases, LoRA on MiniLM."""
+    for sampler in ("sgld", "samsgld_r1", "map"):
+        yield f"mrpc-{sampler}", Row(f"mrpc_minilm_{sampler}")
+    for cold in ("0.3", "0.1"):
+        yield f"mrpc-sgld-T{cold}", Row("mrpc_minilm_sgld", (f"temperature={cold}",))
+
+
+def fidelity() -> Iterator[tuple[str, Row]]:
+    """CIFAR-10, ResNet-20-FRN at T = 1 against the HMC reference: 30 epochs of gradients a chain, batch 256."""
+    epoch = 195
+    short = (
+        "trainer.precision=auto", "trainer.compile=auto", f"chain.warmup.steps={10 * epoch}",
+        "chain.warmup.optimizer.lr=0.1", f"chain.burn_in={5 * epoch}", "chain.num_draws=10",
+        f"chain.thin={3 * epoch // 2}",
+        "chain.batch_size=256",
+    )  # fmt: skip
+    own: dict[str, tuple[str, ...]] = {
+        "sghmc": ("sampler=sghmc", "sampler.lr=0.02"),
+        "sgld": ("sampler=sgld", "sampler.lr=0.1"),
+        "sglrw": ("sampler=sglrw", "sampler.lr=0.1"),
+        "sam_sgld": ("sampler=sam_sgld", "sampler.lr=0.1"),
+        "cyclical": ("sampler=sghmc", "sampler.lr=0.05", "chain.cycles=5", "chain.schedule=cyclical"),
+    }
+    for name, settings in own.items():
+        yield f"fidelity-{name}", Row("cifar10_resnet20frn_sgld", (*short, *settings))
+
+
+ROWS: dict[str, Row] = {**dict(digits()), **dict(mrpc()), **dict(fidelity())}
+
+
+def run(name: str, seed: int, folder: Path | None = None) -> dict[str, Any]:
+    """Run a row's seed, or what is left of it.
+
+    Returns:
+        Its numbers: of `metrics.json` what tables show, command, temperature asked for, CPU time (of all calls).
+    """
+    command = ROWS[name].command(name, seed, folder)
+    where = folder or RUNS / name / str(seed)
+    before = _cpu_seconds()
+    subprocess.run([sys.executable, *command[1:]], check=True)
+    times = where / "cpu_seconds.json"
+    spent = (json.loads(times.read_text()) if times.exists() else 0.0) + _cpu_seconds() - before
+    times.write_text(json.dumps(spent))
+    metrics = json.loads((where / "metrics.json").read_text())
+    kept = {key: metrics[key] for key in KEPT if metrics.get(key) is not None}
+    kept["diagnostics"] = {key: metrics["diagnostics"].get(key) for key in SCALARS}
+    temperature = next((s.partition("=")[2] for s in ROWS[name].settings if s.startswith("temperature=")), "1")
+    return {"row": name, "seed": seed, "command": shlex.join(ROWS[name].command(name, seed)),
+            "temperature": float(temperature), "cpu_seconds": round(spent, 1), **kept}  # fmt: skip
+
+
+def _cpu_seconds() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def numbers(name: str) -> list[dict[str, Any]]:
+    """What is written of a row, by seed."""
+    return [json.loads(file.read_text()) for file in sorted(NUMBERS.glob(f"{name}.[0-9]*.json"))]
+
+
+def differences(ours: Any, written: Any, path: str = "") -> Iterator[str]:
+    """Where two sets of numbers differ: all but what depends on the machine's speed, on time and place."""
+    if isinstance(ours, Mapping) and isinstance(written, Mapping):
+        for key in sorted({*ours, *written} - {"provenance", "cpu_seconds", "command"}):
+            yield from differences(ours.get(key), written.get(key), f"{path}.{key}")
+    elif ours != written:
+        yield f"{path[1:]}: {ours} here, {written} written"
+
+
+def again(name: str, seed: int) -> list[str]:
+    """Run a row's seed anew, elsewhere; returns the numbers that differ from what is written."""
+    written = json.loads((NUMBERS / f"{name}.{seed}.json").read_text())
+    with tempfile.TemporaryDirectory() as folder:
+        return list(differences(run(name, seed, Path(folder, "run")), written))
+
+
+def over_seeds(values: Sequence[float], digits: int) -> str:
+    """Mean, and the standard deviation where there are several."""
+    mean = f"{statistics.fmean(values):.{digits}f}"
+    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.{digits}f}"
+
+
+def scores(runs: Sequence[Mapping[str, Any]], member: str) -> str:
+    """Accuracy in per cent, NLL and ECE of one of the members."""
+    there = [one[member] for one in runs if one.get(member)]
+    if not there:
+        return "–"
+    parts = [over_seeds([100 * m["accuracy"] for m in there], 1)]
+    return " / ".join(parts + [over_seeds([m[key] for m in there], 3) for key in ("nll", "ece")])
+
+
+def temperatures(one: Mapping[str, Any]) -> tuple[float, float] | None:
+    """Measured T_b/T of the blocks, the farthest from 1 and the median; None where it was not measured."""
+    blocks = one["diagnostics"].get("temperature") or {}
+    found = [b["ratio"] for name, b in blocks.items() if name not in ("all", "pooled") and b["ratio"] is not None]
+    return (max(found, key=lambda r: abs(r - 1)), statistics.median(found)) if found else None
+
+
+def cells(name: str, runs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A row's cells."""
+    of = [one["diagnostics"] for one in runs]
+    measured = [found for found in map(temperatures, runs) if found]
+    worst = max((w for w, _ in measured), key=lambda r: abs(r - 1)) if measured else None
+    heat = f"{worst:.2f} / {statistics.median(m for _, m in measured):.2f}" if measured else "–"
+    values = [
+        max(d["potential"]["rhat"] or float("nan") for d in of),
+        min(d["potential"]["ess_bulk"] or 0.0 for d in of),
+        max((d["function_space"] or {}).get("rhat_q95") or float("nan") for d in of),
+    ]
+    spent = statistics.fmean(one["cpu_seconds"] for one in runs)
+    gradients = (of[0].get("efficiency") or {}).get("gradients")
+    mixing = f"{values[0]:.3f} / {values[1]:.0f} / {values[2]:.3f}"
+    effort = f"{gradients:,.0f} / {spent:,.0f}" if gradients else f"– / {spent:,.0f}"
+    return [name, f"{runs[0]['temperature']:g}", heat, *(scores(runs, member) for member in MEMBERS), mixing, effort]
+
+
+def group_table(group: str) -> str:
+    """The table of all rows of a group that have numbers, in markdown."""
+    header = ["row", "T", "measured T, worst / median block", *MEMBERS.values(), "R̂ / ESS / predictions' R̂ q95",
+              "gradients a chain / CPU s"]  # fmt: skip
+    rows = [cells(name, found) for name in ROWS if name.partition("-")[0] == group and (found := numbers(name))]
+    return table(header, rows)
+
+
+def write_tables() -> None:
+    """Write every group's table between its marks in docs/results.md."""
+    text = PAGE.read_text()
+    for group in re.findall(r"<!-- table: (\w+) -->", text):
+        marks = f"<!-- table: {group} -->", "<!-- end -->"
+        pattern = re.compile(rf"{marks[0]}.*?{marks[1]}", re.DOTALL)
+        text = pattern.sub(lambda _, g=group, m=marks: f"{m[0]}\n{group_table(g)}\n{m[1]}", text)
+    PAGE.write_text(text)
+
+
+def main() -> int:
+    """Do what the command line says."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("rows", nargs="*", help="names, or patterns with *")
+    parser.add_argument("--seeds", type=int, nargs="+")
+    parser.add_argument("--list", action="store_true")
+    parser.add_argument("--again", action="store_true")
+    parser.add_argument("--tables", action="store_true")
+    asked = parser.parse_args()
+    chosen = {n: r for n, r in ROWS.items() if not asked.rows or any(fnmatch(n, pattern) for pattern in asked.rows)}
+    if asked.rows and not chosen:
+        parser.error(f"no row is called {' or '.join(asked.rows)}; --list names them")
+    if asked.list:
+        for name, row in chosen.items():
+            for seed in asked.seeds or row.seeds:
+                print(f"{name}\t{shlex.join(row.command(name, seed))}")
+        return 0
+    if asked.again:
+        found = [f"{n} {d}" for n, row in chosen.items() for s in asked.seeds or row.seeds[:1] for d in again(n, s)]
+        print("\n".join(found) or "the same numbers, to the last digit")
+        return bool(found)
+    if not asked.tables:
+        NUMBERS.mkdir(exist_ok=True)
+        for name, row in chosen.items():
+            for seed in asked.seeds or row.seeds:
+                text = json.dumps(run(name, seed), indent=1, ensure_ascii=False)
+                (NUMBERS / f"{name}.{seed}.json").write_text(text + "\n")
+    if PAGE.exists():
+        write_tables()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
