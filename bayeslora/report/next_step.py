@@ -142,6 +142,13 @@ def _cure_of_temperature(results: Results, unmet: Mapping[str, Criterion], setti
             settings.command(longer),
         )
     factor = min(LONGEST, max(1.5, worst / limit))
+    batch, count = settings.experiment.chain.batch_size, settings.experiment.potential.num_data
+    if "tuning" in settings.experiment.record and isinstance(batch, int) and batch < count:
+        return Step(
+            f"A block is {percent(worst, 0)} too hot: its step sizes were found for a potential without minibatch"
+            f" noise. On batches of {factor:.2g} times the examples, with less of it:",
+            settings.command({"chain.batch_size": min(count, _count(factor * batch))}),
+        )
     smaller = {
         "sampler.lr": _rounded(settings.lr / factor),
         "chain.burn_in": _count(factor * chain.burn_in),

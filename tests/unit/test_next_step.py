@@ -83,6 +83,14 @@ def test_chains_that_are_far_off_begin_anew_with_other_settings(
         assert f"sampler.lr={0.05 / min(8, hot / 0.05):.2g}" in tokens
 
 
+def test_step_sizes_that_were_found_ask_for_a_larger_batch_where_minibatches_heat(
+    experiment: Experiment, tmp_path: Path
+) -> None:
+    found = step(experiment.settled({"chain.batch_size": 128}, {"blocks": []}), tmp_path, temperature=0.15)
+    assert "noise. On batches of 3 times" in found.why
+    assert "chain.batch_size=390" in shlex.split(found.command)
+
+
 def test_scores_below_map_ask_for_a_sweep_on_held_out_examples(experiment: Experiment, tmp_path: Path) -> None:
     found = step(experiment, tmp_path, nll_above_map=0.1)
     assert "predicts worse than MAP" in found.why
