@@ -54,6 +54,11 @@ def described(make: Callable[..., Any], **settings: Any) -> dict[str, Any]:
     return {"_target_": f"{module}.{name}", **settings}
 
 
+def of_instance(made: Any) -> dict[str, Any]:
+    """How an object that keeps its settings as attributes is recorded; what it keeps privately is no setting."""
+    return described(type(made), **{name: value for name, value in vars(made).items() if not name.startswith("_")})
+
+
 @contextmanager
 def naming(what: str) -> Iterator[None]:
     """What a factory not of this package fails with, as a problem of `what`; a `ConfigError` is passed on as it is."""

@@ -28,7 +28,7 @@ from bayeslora.errors import DivergedError, Problems, require
 from bayeslora.evaluation.rechecks import check_recorded_nll
 from bayeslora.evaluation.run import evaluate
 from bayeslora.experiment import Experiment, check_temperature
-from bayeslora.factories import check_arguments, described, settings_of, target_of
+from bayeslora.factories import check_arguments, described, of_instance, settings_of, target_of
 from bayeslora.likelihood import LIKELIHOODS, Bernoulli, Categorical, Gaussian, Likelihood
 from bayeslora.posterior import Posterior
 from bayeslora.potential import Prior
@@ -174,8 +174,8 @@ def _experiment(
             "dataset": described(InPython, examples=_digest(data.train)),
             "model": _described_model(make_model.args[0]),
             "sampler": described(make_sampler.func, _partial_=True, **make_sampler.keywords),
-            "prior": described(type(prior), **vars(prior)),
-            "likelihood": described(type(likelihood), **vars(likelihood)),
+            "prior": of_instance(prior),
+            "likelihood": of_instance(likelihood),
             "chain": encode(settings),
             "trainer": encode(trainer),
             "logger": None,

@@ -152,22 +152,24 @@ def digests_by_index(folder: Path) -> list[dict[int, str]]:
     return [{record.index: record.sha256 for record in store.records()} for store in stores]
 
 
-@pytest.mark.parametrize(("damaged", "steps"), [(0, 4), (1, 5)])
+@pytest.mark.parametrize("damaged", [0, 1])
 def test_a_corrupt_resume_point_is_passed_over_for_the_one_before(
-    damaged: int, steps: int, zygote: Zygote, reference: Reference, tmp_path: Path
+    damaged: int, zygote: Zygote, reference: Reference, tmp_path: Path
 ) -> None:
-    """Killed in step 12, after which 4 of 15 are to come; without the newest point 5."""
+    """Killed in step 12 of 15; the thread that writes points may be a few steps behind."""
     folder = tmp_path / "run"
     killed(zygote, *SETTINGS, "chain.num_chains=1", f"run_dir={folder}", stop=Stop(STEP, 12))
-    newest, before = sorted((folder / "chains/0/resume").iterdir(), reverse=True)
-    assert [int(file.name[:12]) for file in (newest, before)] == [11, 10]
-    for file in (newest, before)[:damaged]:
+    points = sorted((folder / "chains/0/resume").glob("*.safetensors"), reverse=True)
+    assert len(points) >= 2
+    steps = 15 - int(points[damaged].name[:12])  # still to come
+    assert steps <= 7
+    for file in points[:damaged]:
         content = bytearray(file.read_bytes())
         content[-1] ^= 1
         file.write_bytes(content)
     killed(zygote, *SETTINGS, "chain.num_chains=1", f"run_dir={folder}", stop=Stop(STEP, steps))  # the last step
-    result = zygote("train", *SETTINGS, "chain.num_chains=1", f"run_dir={folder}", stop=Stop(STEP, 2))
-    assert result.code == 0, result  # there was but one step left to take
+    result = zygote("train", *SETTINGS, "chain.num_chains=1", f"run_dir={folder}", stop=Stop(STEP, 4))
+    assert result.code == 0, result  # one step was left to take, and those of which no point was written yet
     assert left(folder, 1) == reference(*SETTINGS, "chain.num_chains=1", chains=1)[0]
 
 
