@@ -16,6 +16,7 @@ from bayeslora.datasets import Digits
 from bayeslora.engine.runner import ChainRunner
 from bayeslora.errors import ConfigError, InterruptedRunError, WorkerError
 from bayeslora.runs.directory import RunDirectory
+from bayeslora.runs.identity import Fingerprint
 from tests.run.tools import OWN, TINY, composed, draw, manifest
 
 ONE = ("chain.num_chains=1", "logger=none")
@@ -27,7 +28,7 @@ def chain(folder: Path, *overrides: str, base: Iterable[str] = TINY) -> None:
     """Run the chain, without an evaluation."""
     cfg = composed(*base, *ONE, f"run_dir={folder}", *overrides)
     setup, directory = to_experiment(cfg), RunDirectory(folder)
-    directory.open(plain(cfg))
+    directory.open(plain(cfg), Fingerprint.of(setup.model(0)))
     ChainRunner(setup, directory).run_all([0])
 
 

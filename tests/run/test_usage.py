@@ -45,7 +45,7 @@ def test_defaults_are_marked_and_experiments_described(command: Command) -> None
     assert "digits*" in dataset
     assert dataset.count("*") == 1
     (quickstart,) = (line for line in lines if line.startswith("  quickstart "))
-    assert "Handwritten digits, a network of one hidden layer" in quickstart
+    assert "Handwritten digits, one hidden layer" in quickstart
 
 
 @each("option", ["--config-dir={}", "--config-dir {}", "-cd {}"])
