@@ -190,7 +190,7 @@ def cells(name: str, runs: Sequence[Mapping[str, Any]]) -> list[str]:
 def group_table(group: str) -> str:
     """The table of all rows of a group that have numbers, in markdown."""
     header = ["row", "T", "measured T, worst / median block", *MEMBERS.values(), "R̂ / ESS / predictions' R̂ q95",
-              "gradients a chain / CPU s"]  # fmt: skip
+              "gradients of all chains after warm-up / CPU s"]  # fmt: skip
     rows = [cells(name, found) for name in ROWS if name.partition("-")[0] == group and (found := numbers(name))]
     return table(header, rows)
 
