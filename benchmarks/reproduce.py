@@ -64,7 +64,7 @@ def digits() -> Iterator[tuple[str, Row]]:
     """Handwritten digits, full batches, step sizes found by `auto`: every sampler at T = 1, and what cooling buys."""
     for sampler in ("baoab", "sghmc", "sgld", "sgnht", "sglrw", "asgld", "psgld", "sam_sgld", "sam_sgld_r1", "fsgld"):
         chosen = () if sampler == "baoab" else (f"sampler={sampler}", "sampler.lr=auto")
-        yield f"digits-{sampler}", Row("quickstart", chosen, THREE if sampler in ("baoab", "sgld") else (0,))
+        yield f"digits-{sampler}", Row("quickstart", chosen, THREE)
     for cold in ("0.3", "0.1", "0.03"):
         yield f"digits-baoab-T{cold}", Row("quickstart", (f"temperature={cold}",), THREE)
 
