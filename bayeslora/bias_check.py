@@ -14,33 +14,55 @@ from __future__ import annotations
 import json
 import math
 import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bayeslora.app.cli import run_command
-from bayeslora.errors import ConfigError, CriteriaError, DataError, require
+from bayeslora.app.commands import OfRun
+from bayeslora.errors import CriteriaError, DataError, require
 from bayeslora.evaluation.results import Results, Scores, score
 
 if TYPE_CHECKING:
-    from omegaconf import DictConfig
     from rich.table import Table
-    from torch import Tensor
 
-    from bayeslora.experiment import Experiment
     from bayeslora.runs.directory import RunDirectory
 
-KEYS = {"run_dir", "out_dir", "keep_time", "bootstrap", "limits", "strict", "trust", "dataset"}
 METRICS = {"classification": ("nll", "ece"), "multilabel": ("nll", "ece"), "regression": ("nll", "calibration_error")}
 """What is compared, by the run's task."""
-Scoring = Callable[["Tensor"], Mapping[str, float]]
-"""The metrics of an ensemble on the examples of an index [N]."""
 IN_STEPS = ("offset", "decay_steps", "cycle_length")
 """Settings of schedules that count steps."""
 
 
-def bias_check(cfg: DictConfig) -> dict[str, Any]:
-    """Run the chains of `cfg.run_dir` again at half the step size, compare, and write `bias.json` into the run.
+@dataclass(frozen=True)
+class Limits:
+    """By metric, changes below which pass."""
+
+    nll: float = 0.01
+    ece: float = 0.005
+    calibration_error: float = 0.005
+
+
+@dataclass(frozen=True, kw_only=True)
+class BiasSettings(OfRun):
+    """Settings of the command beside those of a run.
+
+    Attributes:
+        out_dir: where the run at half the step size goes; None: beside it.
+        keep_time: twice the steps, so that the chains cover the same time.
+        limits: changes that pass.
+        strict: exit code 4 unless all do.
+    """
+
+    out_dir: str | None = None
+    keep_time: bool = True
+    limits: Limits = field(default_factory=Limits)
+    strict: bool = False
+
+
+def bias_check(settings: BiasSettings) -> dict[str, Any]:
+    """Run the chains of a run again at half the step size, compare, and write `bias.json` into the run.
 
     Repeating the command goes on where it was left, or compares again.
 
@@ -48,33 +70,31 @@ def bias_check(cfg: DictConfig) -> dict[str, Any]:
         The content of `bias.json`.
 
     Raises:
-        ConfigError: a key is missing or unknown, the run has no step size to halve, or `out_dir` is taken.
+        ConfigError: the run has no step size to halve, or `out_dir` is taken.
         DataError: the run is not finished, or not evaluated.
         DivergedError: a chain diverged at half the step size.
-        CriteriaError: `cfg.strict` and a change is not small, or cannot be told from chance; all is written before.
+        CriteriaError: `strict` and a change is not small, or cannot be told from chance; all is written before.
     """
-    _check(cfg)
-    from omegaconf import OmegaConf
     from rich.console import Console
 
-    from bayeslora.app.compose import recorded_settings, to_experiment
+    from bayeslora.app.compose import of_settings, recorded_settings
     from bayeslora.atomic import write_atomically
+    from bayeslora.diagnostics.paired import between, read
     from bayeslora.engine.pipeline import run_experiment
     from bayeslora.runs.directory import RunDirectory
 
-    run = RunDirectory(cfg.run_dir)
+    run = RunDirectory(settings.run_dir)
     before = _finished_results(run)
-    other = RunDirectory(cfg.out_dir or f"{run.root}_half_step")
-    settings = recorded_settings(run, cfg.trust, cfg.dataset.path)
-    changed = half_step(settings, other.root, before.provenance.split or "test", cfg.keep_time)
-    experiment = to_experiment(OmegaConf.create(changed), other)
-    after = run_experiment(experiment, other)
+    other = RunDirectory(settings.out_dir or f"{run.root}_half_step")
+    given = recorded_settings(run, settings.trust, settings.dataset.path)
+    changed = half_step(given, other.root, before.provenance.split or "test", settings.keep_time)
+    after = run_experiment(of_settings(changed, other), other)
     assert after is not None  # it ran every chain
-    comparison: dict[str, Any] = compare(before, after, cfg.limits)
-    if cfg.bootstrap:
-        for name, error in _example_errors(run, other, experiment, cfg.bootstrap).items():
-            comparison[name]["test_se"] = error
-    comparison |= {"run_dir": str(other.root), "lr": [settings["sampler"]["lr"], changed["sampler"]["lr"]]}
+    comparison: dict[str, Any] = compare(before, after, vars(settings.limits))
+    over_examples = between(read(other.examples_file), read(run.examples_file))
+    for name in _compared(comparison):
+        comparison[name]["test_se"] = over_examples[name].se if name in over_examples else None
+    comparison |= {"run_dir": str(other.root), "lr": [given["sampler"]["lr"], changed["sampler"]["lr"]]}
     where = write_atomically(
         run.root / "bias.json", (json.dumps(comparison, indent=2, allow_nan=False) + "\n").encode()
     )
@@ -84,7 +104,7 @@ def bias_check(cfg: DictConfig) -> dict[str, Any]:
     console.print(table(comparison))
     console.print(f"bias check: {where}", soft_wrap=True, highlight=False)
     problems = list(_problems(comparison))
-    if cfg.strict and problems:
+    if settings.strict and problems:
         raise CriteriaError(*problems)
     return comparison
 
@@ -157,31 +177,6 @@ def compare(before: Results, after: Results, limits: Mapping[str, float]) -> dic
     return found
 
 
-def bootstrap(
-    one: Scoring, other: Scoring, names: Sequence[str], examples: int, resamples: int, seed: int
-) -> dict[str, float]:
-    """Standard errors of the change from one ensemble to another by bootstrap over the examples, by metric.
-
-    Args:
-        one, other: give the metrics of an ensemble on the examples of an index [N].
-        names: of the metrics.
-        examples: N.
-        resamples: how many.
-        seed: of the resamples.
-    """
-    import torch
-
-    from bayeslora.rng import generator
-
-    changes: dict[str, list[float]] = {name: [] for name in names}
-    for number in range(resamples):
-        index = torch.randint(examples, (examples,), generator=generator(seed, 0, number, "bootstrap"))
-        before, after = one(index), other(index)
-        for name in names:
-            changes[name].append(after[name] - before[name])
-    return {name: statistics.stdev(values) for name, values in changes.items()}
-
-
 def table(comparison: Mapping[str, Any]) -> Table:
     """The comparison for the terminal."""
     from rich import box
@@ -246,21 +241,6 @@ def _known(scores: Scores | None, name: str) -> float:
     return value
 
 
-def _check(cfg: DictConfig) -> None:
-    """Raise `ConfigError` for keys that are missing, unknown or wrong."""
-    from omegaconf import OmegaConf
-
-    limits = {*METRICS["classification"], *METRICS["regression"]}
-    unknown = sorted({*cfg} - KEYS)
-    unknown += [f"dataset.{key}" for key in cfg.dataset if key != "path"]
-    unknown += [f"limits.{name}" for name in cfg.limits if name not in limits]
-    if unknown:
-        raise ConfigError(f"unknown key {', '.join(unknown)}: bias_check takes {', '.join(sorted(KEYS))}")
-    require(not OmegaConf.is_missing(cfg, "run_dir"), "which run? Give its folder: run_dir=outputs/…")
-    whole = isinstance(cfg.bootstrap, int) and (cfg.bootstrap == 0 or cfg.bootstrap > 1)
-    require(whole, f"bootstrap={cfg.bootstrap} must be a number of resamples, at least 2, or 0")
-
-
 def _finished_results(run: RunDirectory) -> Results:
     """The results of a run whose draws are all there and were all evaluated.
 
@@ -281,54 +261,9 @@ def _finished_results(run: RunDirectory) -> Results:
     return results
 
 
-def _example_errors(run: RunDirectory, other: RunDirectory, experiment: Experiment, resamples: int) -> dict[str, float]:
-    """`bootstrap` of the ensembles of two runs, which are predicted once more."""
-    of_a_run = _class_scores if experiment.data.real is None else _density_scores
-    one, other_one = (of_a_run(folder, experiment) for folder in (run, other))
-    names = METRICS["classification" if experiment.data.real is None else "regression"]
-    return bootstrap(one, other_one, names, len(experiment.evaluation_split()), resamples, experiment.seed)
-
-
-def _class_scores(run: RunDirectory, experiment: Experiment) -> Scoring:
-    """Metrics of a classifier's ensemble on some of the examples."""
-    import torch
-
-    from bayeslora.diagnostics.metrics import metrics
-    from bayeslora.evaluation.predictions import known
-    from bayeslora.posterior import Mixture, Posterior
-    from bayeslora.posterior.predictive import log_probs
-
-    split, likelihood = experiment.evaluation_split(), experiment.likelihood
-    posterior, loader = Posterior.load(run.root, experiment.model(), likelihood), experiment.loader(split)
-    targets, owners = known(split.targets.cpu(), likelihood)
-    mixture = Mixture()
-    for draw in posterior.draws():
-        mixture.add(log_probs(posterior.model_of(draw), loader(), likelihood, observed=owners is not None))
-    log_p = mixture.log_probs
-    if owners is None:
-        return lambda index: metrics(log_p[index], targets[index])
-    rows = [(owners[:, 0] == example).nonzero()[:, 0] for example in range(len(split))]
-
-    def of_examples(index: Any) -> dict[str, float]:
-        chosen = torch.cat([rows[int(example)] for example in index])
-        return metrics(log_p[chosen], targets[chosen])
-
-    return of_examples
-
-
-def _density_scores(run: RunDirectory, experiment: Experiment) -> Scoring:
-    """Metrics of a regression's ensemble on some of the examples."""
-    from bayeslora.evaluation.regression import calibration_error, run_through
-    from bayeslora.posterior import Posterior
-
-    mixture = run_through(Posterior.load(run.root, experiment.model(), experiment.likelihood), experiment).whole
-    nll, pit = mixture.nll, mixture.pit
-    return lambda index: {"nll": nll[index].mean().item(), "calibration_error": calibration_error(pit[index])}
-
-
 def main() -> None:
     """Entry point."""
-    run_command("bias_check", lambda cfg: bias_check(cfg) and None)
+    run_command("bias_check", __doc__, bias_check, BiasSettings)
 
 
 if __name__ == "__main__":

@@ -14,42 +14,41 @@ import glob
 import json
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bayeslora.app.cli import run_command
 from bayeslora.atomic import user_path
-from bayeslora.errors import ConfigError, DataError, Problems, require
+from bayeslora.errors import DataError, Problems, require
 from bayeslora.runs.trust import read_config
 
 if TYPE_CHECKING:
-    from omegaconf import DictConfig
-
     from bayeslora.report.comparison import Compared
 
-KEYS = {"run_dirs", "out_dir"}
+
+@dataclass(frozen=True)
+class CompareSettings:
+    """`run_dirs`: folders, or one pattern; `out_dir`: where CSV and HTML go, None: nowhere."""
+
+    run_dirs: Any = field(metadata={"question": "which runs? Give their folders: run_dirs=[outputs/…,outputs/…]"})
+    out_dir: str | None = None
 
 
-def compare(cfg: DictConfig) -> list[Compared]:
-    """Print the runs that `cfg.run_dirs` names side by side; with `cfg.out_dir`, write CSV and HTML there.
+def compare(settings: CompareSettings) -> list[Compared]:
+    """Print runs side by side; with `out_dir`, write CSV and HTML there.
 
     Raises:
-        ConfigError: a key is missing or unknown.
+        ConfigError: a pattern matches no run.
         DataError: folders that are no runs, are not evaluated or are corrupt; all of them are named.
     """
-    from omegaconf import OmegaConf
-
-    unknown = sorted(set(cfg) - KEYS)
-    if unknown:
-        raise ConfigError(f"unknown key {', '.join(unknown)}: compare takes {', '.join(sorted(KEYS))}")
-    require(not OmegaConf.is_missing(cfg, "run_dirs"), "which runs? Give their folders: run_dirs=[outputs/…,outputs/…]")
     from rich.console import Console
     from rich.text import Text
 
     from bayeslora.report.comparison import text_tables
 
-    runs = read_runs(folders(cfg.run_dirs))
-    written = None if cfg.out_dir is None else write(runs, user_path(cfg.out_dir))
+    runs = read_runs(folders(settings.run_dirs))
+    written = None if settings.out_dir is None else write(runs, user_path(settings.out_dir))
     console = Console()
     if not console.is_terminal:
         console.width = 100  # a file has no width
@@ -148,7 +147,7 @@ def _config(path: Path) -> dict[str, Any]:
 
 def main() -> None:
     """Entry point."""
-    run_command("compare", lambda cfg: compare(cfg) and None)
+    run_command("compare", __doc__, compare, CompareSettings)
 
 
 if __name__ == "__main__":

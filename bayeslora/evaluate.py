@@ -12,42 +12,44 @@ Examples:
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
 
 from bayeslora.app.cli import run_command
-from bayeslora.errors import ConfigError, require
+from bayeslora.app.commands import OfRun
 
 if TYPE_CHECKING:
-    from omegaconf import DictConfig
-
     from bayeslora.evaluation.results import Results
 
-OVERRIDES = (
-    "split", "batch_size", "precision", "reference", "ood", "ood_path", "corruptions", "corruption_examples", "strict",
-)  # fmt: skip
-"""Settings of `evaluate` that the command takes; None leaves them as the run has them."""
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateSettings(OfRun):
+    """Settings of `evaluate` that the command takes beside those of a run; None leaves one as the run has it."""
+
+    split: Any = None
+    batch_size: Any = None
+    precision: Any = None
+    reference: Any = None
+    ood: Any = None
+    ood_path: Any = None
+    corruptions: Any = None
+    corruption_examples: Any = None
+    strict: Any = None
 
 
-def evaluate_run(cfg: DictConfig) -> Results:
-    """Evaluate the run that `cfg.run_dir` names, with `split` and `batch_size` as given."""
-    from omegaconf import OmegaConf
-
-    taken = ("run_dir", "dataset.path", "trust", *OVERRIDES)
-    unknown = sorted({*cfg} - {"dataset", *taken}) + [f"dataset.{key}" for key in cfg.dataset if key != "path"]
-    if unknown:
-        raise ConfigError(f"unknown key {', '.join(unknown)}: evaluate takes {', '.join(taken)}")
-    require(not OmegaConf.is_missing(cfg, "run_dir"), "which run? Give its folder: run_dir=outputs/…")
-    from bayeslora.app.compose import recorded
+def evaluate_run(settings: EvaluateSettings) -> Results:
+    """Evaluate a run with the settings that are given."""
     from bayeslora.evaluation.run import evaluate
     from bayeslora.runs.directory import RunDirectory
 
-    run = RunDirectory(cfg.run_dir)
-    return evaluate(run, recorded(run, cfg.trust, cfg.dataset.path, **{key: cfg[key] for key in OVERRIDES}))
+    run = RunDirectory(settings.run_dir)
+    given = {one.name: getattr(settings, one.name) for one in fields(settings)[len(fields(OfRun)) :]}
+    return evaluate(run, settings.experiment(run, **given))
 
 
 def main() -> None:
     """Entry point."""
-    run_command("evaluate", lambda cfg: evaluate_run(cfg) and None)
+    run_command("evaluate", __doc__, evaluate_run, EvaluateSettings)
 
 
 if __name__ == "__main__":

@@ -9,70 +9,85 @@ Examples:
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 from bayeslora.app.cli import run_command
-from bayeslora.errors import ConfigError, DataError, require
+from bayeslora.app.commands import OfRun
+from bayeslora.errors import DataError, Problems
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from omegaconf import DictConfig
-
     from bayeslora.experiment import Experiment
     from bayeslora.runs.directory import RunDirectory
 
-KEYS = {"run_dir", "out_dir", "chains", "last", "push_to_hub", "trust", "dataset"}
 
+@dataclass(frozen=True, kw_only=True)
+class ExportSettings(OfRun):
+    """Settings of the command beside those of a run.
 
-def export(cfg: DictConfig) -> list[Path]:
-    """Write the adapters that `cfg` names; returns their folders.
+    Attributes:
+        out_dir: where the adapters go.
+        chains: the number of a chain, or a list of them; None: all.
+        last: only so many draws of every chain; None: all.
+        push_to_hub: OWNER/NAME of a model of the hub to upload to, or None.
 
     Raises:
-        ConfigError: a key is missing or unknown, or the run's model has no adapter.
+        ConfigError: a value is impossible.
+    """
+
+    out_dir: str = field(metadata={"question": "where to? Give a folder: out_dir=FOLDER"})
+    chains: Any = None
+    last: Any = None
+    push_to_hub: str | None = None
+
+    def __post_init__(self) -> None:
+        problems = Problems()
+        if self.last is not None and not (type(self.last) is int and self.last >= 1):
+            problems.add(f"last={self.last} must be a number of draws of every chain, at least 1, or null for all")
+        chosen = self.chosen
+        if chosen is not None and not (chosen and all(type(chain) is int for chain in chosen)):
+            problems.add(f"chains={self.chains} must be the number of a chain, a list of them, or null for all")
+        problems.raise_if_any()
+
+    @property
+    def chosen(self) -> list[Any] | None:
+        """Numbers of the chains whose draws are written; None for all."""
+        return self.chains if self.chains is None or isinstance(self.chains, list) else [self.chains]
+
+
+def export(settings: ExportSettings) -> list[Path]:
+    """Write adapters; returns their folders.
+
+    Raises:
+        ConfigError: the run's model has no adapter.
         DataError: the run holds no draws, or a draw is corrupt.
     """
-    from omegaconf import OmegaConf
-
-    unknown = sorted({*cfg} - KEYS) + [f"dataset.{key}" for key in cfg.dataset if key != "path"]
-    if unknown:
-        raise ConfigError(f"unknown key {', '.join(unknown)}: export takes {', '.join(sorted(KEYS))}")
-    missing = [key for key in ("run_dir", "out_dir") if OmegaConf.is_missing(cfg, key)]
-    require(not missing, f"{' and '.join(missing)} missing: give run_dir=outputs/… of a run and out_dir=FOLDER")
-    require(
-        cfg.last is None or (type(cfg.last) is int and cfg.last >= 1),
-        f"last={cfg.last} must be a number of draws of every chain, at least 1, or null for all",
-    )
-    chosen = OmegaConf.to_container(cfg.chains) if OmegaConf.is_list(cfg.chains) else cfg.chains
-    chains = chosen if chosen is None or isinstance(chosen, list) else [chosen]
-    require(
-        chains is None or (chains != [] and all(type(chain) is int for chain in chains)),
-        f"chains={chosen} must be the number of a chain, a list of them, or null for all",
-    )
     from bayeslora.models.upload import check_upload, upload
 
-    if cfg.push_to_hub is not None:
-        check_upload(cfg.push_to_hub)
-    from bayeslora.app.compose import recorded
+    if settings.push_to_hub is not None:
+        check_upload(settings.push_to_hub)
     from bayeslora.atomic import user_path
     from bayeslora.models.adapters import HEAD, export_adapters
     from bayeslora.posterior import Posterior
     from bayeslora.runs.directory import RunDirectory
 
-    run = RunDirectory(cfg.run_dir)
-    experiment = recorded(run, cfg.trust, cfg.dataset.path)
+    run = RunDirectory(settings.run_dir)
+    experiment, chains = settings.experiment(run), settings.chosen
     posterior = Posterior.load(run.root, experiment.model(), experiment.likelihood)
     stores = [store for store in posterior.stores if chains is None or store.chain in chains]
     lacking = sorted(set(chains or ()) - {store.chain for store in stores})
     if lacking or not stores:
         raise DataError(f"{run.root} holds no draws{f' of chain {lacking[0]}' if lacking else ''}")
-    draws = (store.load(record) for store in stores for record in store.records()[-(cfg.last or 0) :])
+    draws = (store.load(record) for store in stores for record in store.records()[-(settings.last or 0) :])
     described = facts(run, experiment)
-    folders = export_adapters(posterior.model, draws, user_path(cfg.out_dir), described)
+    folders = export_adapters(posterior.model, draws, user_path(settings.out_dir), described)
     onto = "AutoModel" if (folders[0] / HEAD).is_file() else "AutoModelForSequenceClassification"
-    print(f"{len(folders)} adapters for {onto} in {cfg.out_dir}; each one's README.md says how to load it", flush=True)  # noqa: T201
-    if cfg.push_to_hub is not None:
-        print(f"pushed to {upload(folders, cfg.push_to_hub, described['title'])}", flush=True)  # noqa: T201
+    told = f"{len(folders)} adapters for {onto} in {settings.out_dir}; each one's README.md says how to load it"
+    print(told, flush=True)  # noqa: T201
+    if settings.push_to_hub is not None:
+        print(f"pushed to {upload(folders, settings.push_to_hub, described['title'])}", flush=True)  # noqa: T201
     return folders
 
 
@@ -93,7 +108,7 @@ def facts(run: RunDirectory, experiment: Experiment) -> dict[str, str]:
 
 def main() -> None:
     """Entry point."""
-    run_command("export", lambda cfg: export(cfg) and None)
+    run_command("export", __doc__, export, ExportSettings)
 
 
 if __name__ == "__main__":

@@ -29,13 +29,19 @@ STORAGE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
 """What the system says where the trouble is the disk, whatever was being written."""
 
 
-def run_command(config_name: str, job: Callable[[Any], Any]) -> None:
-    """Compose `conf/<config_name>.yaml` with the command line, run `job(cfg)` and end the process.
+def run_command(config_name: str, doc: str | None, job: Callable[[Any], Any], settings: type | None = None) -> None:
+    """Compose `conf/<config_name>.yaml` with the command line, run the job and end the process.
 
     Exit codes are `usage.EXIT_CODES`. Errors are one message on stderr, without a traceback (set BAYESLORA_TRACEBACK=1
-    to see it). The help is made of the docstring of the module that holds `job`.
+    to see it).
+
+    Args:
+        config_name: of the command, and of its configuration.
+        doc: the command's docstring, of which its help is made.
+        job: what to run, on the settings.
+        settings: a dataclass of the command's settings (see `commands`); None: the job takes the configuration.
     """
-    text = usage.answer(sys.argv[1:], config_name, sys.modules[job.__module__].__doc__ or "")
+    text = usage.answer(sys.argv[1:], config_name, doc or "")
     if text is not None:
         print(text)  # noqa: T201
         sys.exit(0)
@@ -52,7 +58,7 @@ def run_command(config_name: str, job: Callable[[Any], Any]) -> None:
     strict = "++evaluate.strict=true" if config_name == "train" else "++strict=true"
     if not usage.completes(sys.argv):
         sys.argv[1:] = [strict if argument == "--strict" else forced(argument) for argument in sys.argv[1:]]
-    task = _Task(job)
+    task = _Task(config_name, job, settings)
     code = 0
     try:
         require_extras(sys.argv[1:])
@@ -69,18 +75,24 @@ def run_command(config_name: str, job: Callable[[Any], Any]) -> None:
 class _Task:
     """A command's job as Hydra runs it: here, or in the processes of a launcher, to which this object is sent."""
 
+    command: str
     job: Callable[[Any], Any]
+    settings: type | None
     failures: list[Exception] = field(default_factory=list)
 
     def __call__(self, cfg: Any) -> Any:
-        """What the job returns, for a sweeper that searches."""
+        """The number that the job returns, if it is one, for a sweeper that searches."""
         from hydra.core.hydra_config import HydraConfig
         from hydra.errors import HydraException
         from hydra.types import RunMode
         from omegaconf.errors import OmegaConfBaseException
 
+        from bayeslora.app.commands import command_settings
+
         try:
-            return self.job(cfg)
+            given = cfg if self.settings is None else command_settings(self.settings, cfg, self.command)
+            returned = self.job(given)
+            return returned if isinstance(returned, float) else None
         except (BayesloraError, HydraException, OmegaConfBaseException) as error:
             if isinstance(error, InterruptedRunError):
                 raise KeyboardInterrupt(str(error)) from error  # the jobs of a sweep that are still to come, too

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
@@ -93,6 +93,11 @@ def to_experiment(cfg: DictConfig, run: RunDirectory | None = None) -> Experimen
     return experiment.holding(experiment.through_prefix(experiment.data))
 
 
+def of_settings(settings: Mapping[str, Any], run: RunDirectory | None = None) -> Experiment:
+    """`to_experiment` of a configuration as plain values."""
+    return to_experiment(OmegaConf.create(dict(settings)), run)
+
+
 def recorded(run: RunDirectory, trust: Any = None, data_path: str | None = None, **evaluate: Any) -> Experiment:
     """The experiment of a run that is there, on the CPU if there is no GPU.
 
@@ -106,7 +111,7 @@ def recorded(run: RunDirectory, trust: Any = None, data_path: str | None = None,
         ConfigError: a path for a dataset that has none.
         DataError: there is no run, or it names or points to what it should not.
     """
-    experiment = to_experiment(OmegaConf.create(recorded_settings(run, trust, data_path, **evaluate)))
+    experiment = of_settings(recorded_settings(run, trust, data_path, **evaluate))
     found = {key: value for key, value in run.config.items() if key in ("asked", "tuning")}
     return experiment.but(record={**experiment.record, **found})
 

@@ -11,8 +11,8 @@ from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bayeslora.app.choices import train_with
 from bayeslora.atomic import digest
-from bayeslora.doctor.experiments import composed
 from bayeslora.doctor.finding import Finding, failure, ok
 
 if TYPE_CHECKING:
@@ -54,12 +54,10 @@ def _trained(folder: Path, *overrides: str) -> RunDirectory:
     """A run in a folder, without what it prints."""
     from bayeslora.loggers import quiet_lightning
     from bayeslora.runs.directory import RunDirectory
-    from bayeslora.train import train
 
     quiet_lightning()
-    cfg = composed(*SMALL, *overrides, f"run_dir={folder}")
     with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-        train(cfg)
+        train_with(*SMALL, *overrides, f"run_dir={folder}")
     return RunDirectory(folder)
 
 

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from bayeslora.doctor.experiments import choice
+from bayeslora.app.choices import choice
 from bayeslora.doctor.finding import Check, Finding, Status, ok, warning
 from bayeslora.factories import settings_of
 

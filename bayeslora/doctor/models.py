@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from bayeslora.doctor.experiments import choice, options
+from bayeslora.app.choices import choice, options
 from bayeslora.doctor.finding import Check, Finding, Status, failure, ok, warning
 from bayeslora.errors import DataError
 from bayeslora.factories import offer, settings_of

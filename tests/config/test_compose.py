@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import pickle
 import pkgutil
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,14 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from bayeslora.app.cli import forced
+from bayeslora.app.commands import command_settings
 from bayeslora.app.compose import plain, to_experiment
 from bayeslora.app.config import CONF_DIR, PARTS, RootConfig, check_config, factory, instantiate, listed_settings
 from bayeslora.chain.plan import Plan
 from bayeslora.compatibility import with_numbers
 from bayeslora.datasets import Cifar10, Cifar100, Digits, Glue
 from bayeslora.errors import ConfigError
-from bayeslora.evaluate import OVERRIDES
+from bayeslora.evaluate import EvaluateSettings
 from bayeslora.factories import INJECTED, offer, settings_of
 from bayeslora.potential import Prior
 from bayeslora.samplers import BY_NAME, Sampler, schedules
@@ -285,7 +287,8 @@ def test_the_composed_configuration_is_plain_data(experiment: str) -> None:
 
 def test_evaluate_composes() -> None:
     cfg = composed("run_dir=here", config="evaluate")
-    assert dict(cfg) == {"run_dir": "here", "trust": [], "dataset": {"path": None}} | dict.fromkeys(OVERRIDES)
+    assert command_settings(EvaluateSettings, cfg, "evaluate") == EvaluateSettings(run_dir="here", trust=[])
+    assert {*cfg} == {field.name for field in fields(EvaluateSettings)}
 
 
 @each("part", PARTS)

@@ -332,7 +332,7 @@ HOSTILE = {
                        "bayeslora.models.lora.torch.load", "torch.hub.load", "torch.load", "bayeslora.models.nothing",
                        "bayeslora", "", 3, "builtins.eval", "bayeslora.samplers.SGLD"],
     "dataset._target_": ["bayeslora.models.resnet18", "bayeslora.cache.write_atomically"],
-    "prior._target_": ["bayeslora.potential.math.sqrt", "bayeslora.train.train"],
+    "prior._target_": ["bayeslora.potential.math.sqrt", "bayeslora.app.training.train"],
     "sampler._target_": ["bayeslora.samplers.base.torch.load", "hydra.utils.get_method"],
     "chain.warmup.optimizer._target_": ["torch.optim.os.system", "torch.load", "torch.hub.load"],
     "logger.csv._target_": ["logging.FileHandler", "lightning.pytorch.loggers.csv_logs.os.makedirs", "pathlib.Path"],

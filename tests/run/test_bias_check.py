@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 import yaml
 from safetensors.torch import load_file
 
+from bayeslora.app.commands import command_settings
 from bayeslora.app.compose import plain
-from bayeslora.bias_check import bias_check, bootstrap, compare, half_step, verdict
-from bayeslora.diagnostics.metrics import metrics
+from bayeslora.bias_check import BiasSettings, bias_check, compare, half_step, verdict
+from bayeslora.diagnostics.paired import between, read
 from bayeslora.errors import ConfigError, CriteriaError, DataError
 from bayeslora.evaluation.results import Results
 from tests.run.tools import OWN, composed, digests, manifest, run, same
@@ -24,7 +24,8 @@ LIMITS = {"nll": 0.01, "ece": 0.005}
 
 
 def check(folder: Path, *overrides: str) -> dict[str, Any]:
-    return bias_check(composed(f"run_dir={folder}", *overrides, config="bias_check"))
+    cfg = composed(f"run_dir={folder}", *overrides, config="bias_check")
+    return bias_check(command_settings(BiasSettings, cfg, "bias_check"))
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +33,7 @@ def checked(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the tiny quickstart, checked; not to be changed."""
     folder = tmp_path_factory.mktemp("bias") / "run"
     shutil.copytree(finished, folder)
-    check(folder, "bootstrap=20")
+    check(folder)
     return folder
 
 
@@ -69,6 +70,8 @@ def test_the_changes_are_those_of_the_two_metrics_files(checked: Path, finished:
         assert found[name]["limit"] == limit
         assert found[name]["passed"] == (abs(change) < limit)
         assert found[name]["test_se"] > 0
+    errors = between(*(read(folder / "examples.npz") for folder in (finished, half(checked))))
+    assert {name: found[name]["test_se"] for name in LIMITS} == {name: errors[name].se for name in LIMITS}
     assert found["lr"] == [0.01, 0.005]
 
 
@@ -77,13 +80,14 @@ def test_repeating_the_check_runs_nothing_again(
 ) -> None:
     for folder in (checked, half(checked)):
         shutil.copytree(folder, tmp_path / folder.name)
+    (tmp_path / "run" / "examples.npz").unlink()
     before = digests(tmp_path / "run_half_step")
-    again = check(tmp_path / "run", "bootstrap=0")
+    again = check(tmp_path / "run")
     assert digests(tmp_path / "run_half_step") == before
     out = capsys.readouterr().out
     assert out.count("all 5 draws are on disk") == 2
     assert "NLL" in out
-    assert "test_se" not in again["nll"]
+    assert again["nll"]["test_se"] is None
     first = json.loads((checked / "bias.json").read_text())
     assert again["nll"]["change"] == pytest.approx(first["nll"]["change"])
 
@@ -91,7 +95,7 @@ def test_repeating_the_check_runs_nothing_again(
 def test_strict_asks_for_both_changes_to_be_small(checked: Path, tmp_path: Path) -> None:
     for folder in (checked, half(checked)):
         shutil.copytree(folder, tmp_path / folder.name)
-    wide = ("limits.nll=10", "limits.ece=1", "bootstrap=0", "strict=true")
+    wide = ("limits.nll=10", "limits.ece=1", "strict=true")
     assert check(tmp_path / "run", *wide)["nll"]["passed"] is True
     with pytest.raises(
         CriteriaError, match=r"ECE changes by .* at half the step size .it must be below 1e-09"
@@ -106,7 +110,7 @@ def test_one_chain_is_told_apart_from_a_pass(tmp_path: Path) -> None:
     run(tmp_path / "run", "chain.num_chains=1", base=OWN)
     out = tmp_path / "elsewhere"
     with pytest.raises(CriteriaError, match="it needs at least two"):
-        check(tmp_path / "run", "strict=true", "bootstrap=0", f"out_dir={out}", "keep_time=false")
+        check(tmp_path / "run", "strict=true", f"out_dir={out}", "keep_time=false")
     found = json.loads((tmp_path / "run" / "bias.json").read_text())
     assert (found["nll"]["se"], found["nll"]["passed"]) == (None, None)
     assert "one chain" in found["nll"]["reason"]
@@ -128,8 +132,8 @@ def test_runs_that_cannot_be_compared_are_refused(finished: Path, tmp_path: Path
     with pytest.raises(DataError, match="is no run directory"):
         check(tmp_path / "nothing")
     with pytest.raises(ConfigError, match="which run"):
-        bias_check(composed(config="bias_check"))
-    for wrong in ("limits.brier=1", "rundir=3", "bootstrap=1"):
+        command_settings(BiasSettings, composed(config="bias_check"), "bias_check")
+    for wrong in ("limits.brier=1", "rundir=3", "bootstrap=10"):
         with pytest.raises(ConfigError, match=wrong.partition("=")[0]):
             check(finished, wrong)
     assert not (tmp_path / "run_half_step").exists()
@@ -173,27 +177,13 @@ def test_chains_are_paired_by_their_numbers() -> None:
     assert verdict(quiet["nll"]) == "too large"
 
 
-def test_the_error_over_examples_is_that_of_the_mean_difference() -> None:
-    """Of the NLL it is known: sd of the differences over √N; 400 resamples give it to 3.5 %."""
-    source = torch.Generator().manual_seed(0)
-    p, q = (torch.randn(300, 4, generator=source).log_softmax(-1) for _ in range(2))
-    targets = torch.randint(4, (300,), generator=source)
-    one, other = (lambda index, said=said: metrics(said[index], targets[index]) for said in (p, q))
-    found = bootstrap(one, other, ("nll", "ece"), 300, 400, seed=1)
-    each = (p - q).gather(1, targets[:, None]).double()
-    assert found["nll"] == pytest.approx(each.std().item() / 300**0.5, rel=4 * 0.036)
-    assert 0 < found["ece"] < 0.1
-    assert bootstrap(one, one, ("nll", "ece"), 300, 5, seed=1) == {"nll": 0.0, "ece": 0.0}
-    assert metrics(p, targets)["nll"] > 0
-
-
 def test_a_regression_is_compared_by_its_own_metrics(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = np.random.default_rng(0)
     x = source.normal(size=(80, 3))
     np.savez(tmp_path / "data.npz", x=x, y=x @ [1.0, -2.0, 0.5] + 0.1 * source.normal(size=80))
     small = ("experiment=template", "model=mlp", "size=smoke", "logger=none", "likelihood=gaussian", "dataset=npz")
     run(tmp_path / "run", f"dataset.path={tmp_path / 'data.npz'}", base=small)
-    found = check(tmp_path / "run", "bootstrap=10")
+    found = check(tmp_path / "run")
     before, after = (
         json.loads((folder / "metrics.json").read_text()) for folder in (tmp_path / "run", half(tmp_path / "run"))
     )

@@ -20,7 +20,8 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from bayeslora.compare import compare, folders, labels
+from bayeslora.app.commands import command_settings
+from bayeslora.compare import CompareSettings, compare, folders, labels
 from bayeslora.errors import ConfigError, DataError
 from bayeslora.report import comparison
 from bayeslora.report.comparison import caveats, growth_figure, marks, score_figure
@@ -59,7 +60,7 @@ def pair(finished: Path, tmp_path: Path) -> list[Path]:
 
 
 def asked(*overrides: str) -> list[Any]:
-    return compare(composed(*overrides, config="compare"))
+    return compare(command_settings(CompareSettings, composed(*overrides, config="compare"), "compare"))
 
 
 def table_of(out: str, title: str) -> dict[str, list[str]]:

@@ -327,7 +327,7 @@ def test_a_table_of_labels_by_the_command(command: Command, tmp_path: Path) -> N
     assert again["ensemble"] == metrics["ensemble"]
     assert "several predictions" in again["corruptions"]["reason"]
     assert "several predictions" in again["ood"]["reason"]
-    checked = command("bias_check", f"run_dir={tmp_path / 'run'}", "bootstrap=5")
+    checked = command("bias_check", f"run_dir={tmp_path / 'run'}")
     assert checked.code == 0, checked.err
     two = [*arguments, "dataset.target=sure", "dataset.leave_out=[red,round]", "likelihood=bernoulli"]
     assert command("train", *two, f"run_dir={tmp_path / 'two'}").code == 0  # two classes are one label

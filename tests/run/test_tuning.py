@@ -11,6 +11,7 @@ import yaml
 from torch import nn
 
 import bayeslora
+from bayeslora.app import training
 from bayeslora.errors import ConfigError, InterruptedRunError
 from bayeslora.evaluation.results import Results
 from tests.cases import each
@@ -183,7 +184,5 @@ def test_a_new_run_of_an_experiment_with_steps_of_its_own_may_ask_for_them(tmp_p
     cfg = composed(
         "experiment=digits_resnet", "size=smoke", "sampler.lr=auto", f"run_dir={tmp_path / 'run'}", "logger=none"
     )
-    from bayeslora import train
-
-    train.train(cfg)
+    training.train(cfg)
     assert recorded(tmp_path / "run")["tuning"]["blocks"]

@@ -24,7 +24,7 @@ from omegaconf import DictConfig
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from bayeslora import train
+from bayeslora.app import training
 from bayeslora.app.cli import forced
 from bayeslora.app.config import CONF_DIR
 from bayeslora.evaluation.results import Results
@@ -83,7 +83,7 @@ def _composed(config: str, overrides: tuple[str, ...]) -> DictConfig:
 
 def run(folder: Path, *overrides: str, base: Iterable[str] = TINY) -> Results | None:
     """Train in this process."""
-    return train.train(composed(*base, f"run_dir={folder}", *overrides))
+    return training.train(composed(*base, f"run_dir={folder}", *overrides))
 
 
 @dataclass(frozen=True)
