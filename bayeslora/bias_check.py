@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Any
 from bayeslora.app.cli import run_command
 from bayeslora.app.commands import OfRun
 from bayeslora.errors import CriteriaError, DataError, require
-from bayeslora.evaluation.results import Results, Scores, score
+from bayeslora.evaluation.results import Results
+from bayeslora.evaluation.scores import Scores, score
 
 if TYPE_CHECKING:
     from rich.table import Table

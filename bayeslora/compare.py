@@ -62,7 +62,8 @@ def compare(settings: CompareSettings) -> list[Compared]:
 def write(runs: Sequence[Compared], folder: Path) -> Path:
     """Write `comparison.csv` and `comparison.html`; returns the page's path."""
     from bayeslora.atomic import write_atomically
-    from bayeslora.report.comparison import comparison_page, csv_text
+    from bayeslora.report.comparison import csv_text
+    from bayeslora.report.comparison_page import comparison_page
 
     write_atomically(folder / "comparison.csv", csv_text(runs).encode())
     return write_atomically(folder / "comparison.html", comparison_page(runs, folder).encode())

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -16,20 +15,21 @@ from torch.optim import Optimizer
 from torch.utils._pytree import tree_map
 
 from bayeslora.chain.batches import Batches, FreshBatches, evaluation_batches
-from bayeslora.chain.chain import Chain, sampler_schedule
+from bayeslora.chain.chain import Chain
+from bayeslora.chain.optimizers import sampler_schedule
 from bayeslora.chain.plan import Plan
 from bayeslora.chain.stack import Stack, StackedBatches
 from bayeslora.chain.tuning import Pilot, pilot_plan
-from bayeslora.compatibility import check_kind, is_own, with_numbers
-from bayeslora.datasets.base import Data, Split, Transform, limited
-from bayeslora.datasets.text import TokenCounts, sequence_lengths, token_counts
+from bayeslora.datasets.base import Data, Split, Transform
+from bayeslora.datasets.text import sequence_lengths
 from bayeslora.diagnostics.convergence import MAX_ENTRIES
 from bayeslora.diagnostics.relaxation import Relaxation, relaxations, too_short
-from bayeslora.errors import require
+from bayeslora.errors import ConfigError
 from bayeslora.factories import naming, offer, settings_of
 from bayeslora.likelihood import NOISE, Likelihood
 from bayeslora.models.checkpoint import Checkpoint
 from bayeslora.models.keywords import take_keywords
+from bayeslora.parts import check_kind, check_temperature, is_own, with_numbers
 from bayeslora.potential import Potential, Prior, last_match
 from bayeslora.rng import derive_seed, generator, seeded
 from bayeslora.runs.identity import Fingerprint, identify, named, put_fixed
@@ -38,8 +38,6 @@ from bayeslora.settings import AUTO, ChainSettings, Component, Evaluation, Train
 
 if TYPE_CHECKING:
     from bayeslora.runs.directory import RunDirectory
-
-log = logging.getLogger(__name__)
 
 FULL_BATCH_UP_TO = 2000
 """Training examples up to which `chain.batch_size=auto` takes all of them at every step."""
@@ -149,8 +147,8 @@ class Experiment:
         """The experiment with so many draws a chain, recorded too, or as it is where it has more."""
         if num_draws <= self.chain.num_draws:
             return self
-        record = {**self.record, "chain": {**self.record["chain"], "num_draws": num_draws}}
-        return self.but(chain=replace(self.chain, num_draws=num_draws), record=record)
+        record = {**self.record["chain"], "num_draws": num_draws}
+        return self.but(chain=replace(self.chain, num_draws=num_draws), record={**self.record, "chain": record})
 
     def with_batch_size(self) -> Experiment:
         """The experiment with all of the data a batch, or some, where its batch size says `auto`."""
@@ -177,11 +175,6 @@ class Experiment:
     def plan(self) -> Plan:
         """The phases of a chain."""
         return self.chain.plan
-
-    @property
-    def chains(self) -> list[int]:
-        """Numbers of the chains to run."""
-        return self.chain.chosen
 
     @property
     def device(self) -> torch.device:
@@ -245,8 +238,8 @@ class Experiment:
         with seeded(self.seed, chain, 0, "init"):
             model = self._begun(self.make())
         put_fixed(model, self.fixed)
-        differences = Fingerprint.of(model).differences(self.fingerprint) if self.fingerprint else []
-        require(not differences, f"model: chain {chain} differs from the run's: {named(differences)}")
+        if differences := Fingerprint.of(model).differences(self.fingerprint) if self.fingerprint else []:
+            raise ConfigError(f"model: chain {chain} differs from the run's: {named(differences)}")
         memory_format = torch.channels_last if self.trainer.channels_last else torch.contiguous_format
         return model.to(self.device, memory_format=memory_format)  # type: ignore[call-overload]
 
@@ -336,15 +329,6 @@ class Experiment:
         )
         return make(chain) if isinstance(chain, int) else StackedBatches([make(one) for one in chain])
 
-    def tokens(self) -> TokenCounts | None:
-        """Tokens and padding of an epoch's steps of a text dataset, of all stacked chains together or of one chain."""
-        if self.data.lengths is None:
-            return None
-        side_by_side = self.chains if self.chain.parallel == "stacked" else self.chains[:1]
-        make = partial(Batches, self.data, self.chain.batch, self.seed, bucket=self.chain.bucket)
-        batches = [make(chain) for chain in side_by_side]
-        return token_counts(batches, range(batches[0].steps_per_epoch))
-
     def loader(self, split: Split, transform: Transform | None = None) -> Loader:
         """Passes over a split in evaluation batches, through the dataset's transform or another one."""
         return partial(
@@ -371,45 +355,20 @@ class Experiment:
         order = torch.randperm(len(self.data.train), generator=generator(self.seed, 0, 0, "probe"))
         return self.data.train.take(order[:size]).to(self.device)
 
-    def validation_set(self) -> tuple[Loader, Tensor] | None:
-        """Passes over the validation set and its targets; None where there is none, or where it is evaluated itself."""
-        split = self.data.validation
-        if not len(split) or self.evaluation.split == "validation":
-            return None
-        split = self.by_length(split)
-        return self.loader(split.to(self.device)), split.targets
-
     def validation_probe(self) -> Loader | None:
         """Passes over the validation set, at most as much of it as of the probe set; None where there is none."""
         split = self.by_length(self.data.validation.take(slice(self.chain.probe_size)))
         return self.loader(split.to(self.device)) if len(split) else None
 
-    def evaluation_split(self) -> Split:
-        """The split that `evaluate.split` names, in `evaluation_order`, on the run's device."""
-        return self.by_length(getattr(self.data, self.evaluation.split)).to(self.device)
-
-    def evaluation_order(self) -> Tensor:
-        """Which example of the split that `evaluate.split` names is evaluated in each place, int64 [N]."""
-        return self._order(getattr(self.data, self.evaluation.split))
-
     def by_length(self, split: Split) -> Split:
         """A split in the order in which it is evaluated: texts by length, so that a batch has little padding."""
-        return split.take(self._order(split)) if self.data.kind == "texts" else split
+        return split.take(self.order(split)) if self.data.kind == "texts" else split
 
-    def _order(self, split: Split) -> Tensor:
+    def order(self, split: Split) -> Tensor:
+        """Which example of a split is evaluated in each place, int64 [N]."""
         if self.data.kind != "texts":
             return torch.arange(len(split))
         return sequence_lengths(split.inputs).amax(1).argsort(stable=True)
-
-    def evaluation_precision(self) -> AbstractContextManager[Any]:
-        """The precision in which draws are evaluated, inside the block."""
-        enabled = self.evaluation.precision == "bf16-mixed"
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=enabled)
-
-    @property
-    def whole_test_set(self) -> bool:
-        """Whether the evaluated split is the whole test set in its order."""
-        return self.evaluation.split == "test" and self.record["dataset"].get("limit_test") is None
 
     # -- what a run takes ---------------------------------------------------------------------------------------
 
@@ -437,35 +396,3 @@ class Experiment:
     def short_burn_in(self) -> str | None:
         """What to say of a burn-in in which a block does not forget its start; None where all have the time."""
         return too_short(self.relaxations(), cycles=self.plan.cycles > 0)
-
-
-def check_temperature(temperature: float) -> None:
-    """Raise `ConfigError` for an impossible T."""
-    Potential(Prior(), 1).kT(temperature)
-
-
-def load_data(dataset: Any, labels: bool = False) -> Data:
-    """What a dataset's target gives: `Data`, or something with `load()` that does; or map-style datasets in its place.
-
-    Args:
-        dataset: what was made.
-        labels: the likelihood is of labels that hold or do not: so are targets of map-style datasets, and two classes.
-
-    Raises:
-        DataError: it gives something else, or the data are wrong.
-    """
-    from bayeslora.datasets.in_memory import from_examples
-
-    loaded = dataset.load() if hasattr(dataset, "load") else dataset
-    data = loaded if isinstance(loaded, Data) else from_examples(loaded, name=type(dataset).__name__, labels=labels)
-    data = data.with_one_label() if labels and len(data.class_names) == 2 else data
-    for note in data.notes:
-        log.info("%s: %s", data.name, note)
-    return data.with_scale_notes()
-
-
-def made_data(
-    make_dataset: Callable[[], Any], limits: Mapping[str, int | None] | None = None, labels: bool = False
-) -> Data:
-    """`load_data` of what a dataset's factory makes, shortened by `limited` where it has no such settings itself."""
-    return limited(load_data(make_dataset(), labels), **(limits or {}))

@@ -17,7 +17,7 @@ from torch import nn
 from bayeslora.atomic import digest, user_path
 from bayeslora.chain.plan import Plan
 from bayeslora.codec import decode, encode
-from bayeslora.compatibility import check_fit, check_kind, check_sampler, check_task, copied
+from bayeslora.compatibility import check_fit, check_task
 from bayeslora.datasets.base import Data, Split
 from bayeslora.datasets.in_memory import InPython, from_examples
 from bayeslora.engine.callbacks.milestones import Online
@@ -27,9 +27,10 @@ from bayeslora.engine.pipeline import prepared, sampled
 from bayeslora.errors import DivergedError, Problems, require
 from bayeslora.evaluation.rechecks import check_recorded_nll
 from bayeslora.evaluation.run import evaluate
-from bayeslora.experiment import Experiment, check_temperature
+from bayeslora.experiment import Experiment
 from bayeslora.factories import check_arguments, described, of_instance, settings_of, target_of
 from bayeslora.likelihood import LIKELIHOODS, Bernoulli, Categorical, Gaussian, Likelihood
+from bayeslora.parts import check_kind, check_sampler, check_temperature, copied
 from bayeslora.posterior import Posterior
 from bayeslora.potential import Prior
 from bayeslora.runs.directory import RunDirectory
@@ -102,46 +103,55 @@ def sample(
         >>> posterior.predict(x).exp().shape
         torch.Size([64, 2])
     """
+    labels = likelihood == "bernoulli" or isinstance(likelihood, Bernoulli)
+    data = from_examples(dataset, test_dataset, val_dataset, name=name, class_names=class_names,
+                         precision=_precision(model), labels=labels)  # fmt: skip
+    phases = {"warmup": warmup, "num_draws": draws, "thin": thin, "burn_in": burn_in} if plan is None else vars(plan)
+    run, keeps = _run(run_dir)
+    experiment = _experiment(
+        _chain(phases, chains, batch_size, len(data.train)) | {"parallel": parallel, **_plain(chain_settings or {})},
+        make_model=_model(model), make_warmup=_warmup(_plain(warmup_lr)), data=data, run=run,
+        make_sampler=_sampler(sampler, _plain(lr), _plain(sampler_settings or {})),
+        likelihood=_likelihood(likelihood, data), prior=_prior(prior), trainer=_trainer(device),
+        callbacks={"thermometer": Thermometer} | ({"online": Online, "progress": Progress} if progress else {}),
+        **_plain({"name": name, "seed": seed, "temperature": temperature}),
+    )  # fmt: skip
+    return _sampled(prepared(experiment, run), run, keeps, evaluated=test_dataset is not None)
+
+
+def _chain(phases: Mapping[str, Any], chains: int, batch_size: int | str | None, examples: int) -> dict[str, Any]:
+    """Settings of the chains as `conf/chain/default.yaml` has them."""
+    size = batch_size if batch_size in (None, AUTO) else min(int(batch_size), examples)
+    return _plain({**phases, "warmup": {"steps": phases["warmup"]}, "num_chains": chains, "batch_size": size})
+
+
+def _trainer(device: Any) -> TrainerSettings:
     require(str(device) in DEVICES, f"device={device}: choose {' or '.join(DEVICES[:2])}; another GPU than the first is"
             " chosen by CUDA_VISIBLE_DEVICES=1 in the environment")  # fmt: skip
-    parts = (dataset, test_dataset, val_dataset)
-    labels = likelihood == "bernoulli" or isinstance(likelihood, Bernoulli)
-    data = from_examples(*parts, name=name, class_names=class_names, precision=_precision(model), labels=labels)
-    size = batch_size if batch_size in (None, AUTO) else min(int(batch_size), len(data.train))
-    phases = {"num_draws": draws, "thin": thin, "burn_in": burn_in, "warmup": {"steps": warmup}}
-    if plan is not None:
-        phases = vars(plan) | {"warmup": {"steps": plan.warmup}}
-    chain = phases | {"num_chains": chains, "batch_size": size, "parallel": parallel} | dict(chain_settings or {})
-    folder, keeps = (user_path(run_dir), None) if run_dir is not None else _temporary()
-    run = RunDirectory(folder)
-    experiment = prepared(
-        _experiment(
-            _plain(chain),
-            make_model=_model(model),
-            make_sampler=_sampler(sampler, _plain(lr), _plain(dict(sampler_settings or {}))),
-            make_warmup=_warmup(_plain(warmup_lr)),
-            data=data,
-            likelihood=_likelihood(likelihood, data),
-            prior=_prior(prior),
-            callbacks={"thermometer": Thermometer} | ({"online": Online, "progress": Progress} if progress else {}),
-            trainer=TrainerSettings(accelerator="cpu" if str(device) == "cpu" else "gpu"),
-            run=run,
-            **_plain({"name": name, "seed": seed, "temperature": temperature}),
-        ),
-        run,
-    )
+    return TrainerSettings(accelerator="cpu" if str(device) == "cpu" else "gpu")
+
+
+def _run(run_dir: Path | str | None) -> tuple[RunDirectory, Any]:
+    """The run directory, and what keeps it where it is a temporary one."""
+    if run_dir is not None:
+        return RunDirectory(user_path(run_dir)), None
+    folder = tempfile.TemporaryDirectory(prefix="bayeslora-")
+    return RunDirectory(Path(folder.name)), folder
+
+
+def _sampled(experiment: Experiment, run: RunDirectory, keeps: Any, evaluated: bool) -> Posterior:
+    """The chains run, and their draws checked or evaluated."""
     if (short := experiment.short_burn_in()) is not None:
-        warnings.warn(short, stacklevel=2)
+        warnings.warn(short, stacklevel=3)
     experiment, stopped = sampled(experiment, run)
     if stopped:
         raise DivergedError("; ".join(dict.fromkeys(stopped.values())), list(stopped))
     posterior = Posterior.load(run.root, experiment.model(), experiment.likelihood)
-    posterior.transform = data.transform
-    if test_dataset is not None:
+    posterior.transform, posterior._keeps = experiment.data.transform, keeps
+    if evaluated:
         posterior.metrics = evaluate(run, experiment)
     else:
         check_recorded_nll(posterior, experiment)
-    posterior._keeps = keeps
     return posterior
 
 
@@ -276,8 +286,3 @@ def _digest(split: Split) -> str:
     """Of examples, inputs by name among them."""
     inputs = split.inputs if isinstance(split.inputs, Mapping) else {"inputs": split.inputs}
     return digest({**inputs, "targets": split.targets})[:16]
-
-
-def _temporary() -> tuple[Path, Any]:
-    folder = tempfile.TemporaryDirectory(prefix="bayeslora-")
-    return Path(folder.name), folder

@@ -64,3 +64,11 @@ def seeded(seed: int, chain: int, step: int, purpose: str) -> Iterator[None]:
     with torch.random.fork_rng(devices=[]):
         reseed(torch.random.default_generator, derive_seed(seed, chain, step, purpose))
         yield
+
+
+def fill(out: Tensor, method: str, source: torch.Generator) -> Tensor:
+    """Fill a tensor in place by `"normal_"`, `"uniform_"`, or `"random_"`, all bits of 64-bit integers."""
+    if method == "random_":
+        return out.random_(-(2**63), None, generator=source)
+    filled: Tensor = getattr(out, method)(generator=source)
+    return filled

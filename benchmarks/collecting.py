@@ -74,7 +74,7 @@ def sample(overrides: Sequence[str], folder: str, watch: Callable[[Any], None] =
     setup = to_experiment(cfg, run)
     run.open(plain(cfg))
     torch.set_num_threads(1)
-    Watched(setup, run).run_all(setup.chains)
+    Watched(setup, run).run_all(setup.chain.chosen)
     return {"seconds": time.perf_counter() - begun}
 
 

@@ -21,6 +21,7 @@ from torch import Tensor
 from bayeslora.app.compose import to_experiment
 from bayeslora.app.config import CONF_DIR
 from bayeslora.chain.batches import evaluation_batches
+from bayeslora.evaluation.examples import evaluated_order
 from bayeslora.experiment import Experiment
 from bayeslora.posterior import Posterior
 from bayeslora.posterior.predictive import reading
@@ -60,7 +61,7 @@ def main() -> None:
         )
     with tempfile.TemporaryDirectory() as folder:
         kept = posterior(experiment, Path(folder), options.draws)
-        split, order = experiment.data.test.to(experiment.device), experiment.evaluation_order()
+        split, order = experiment.data.test.to(experiment.device), evaluated_order(experiment)
 
         def alone() -> Sequence[Tensor]:
             """As they were evaluated before: one by one, in batches of 500 in the file's order."""

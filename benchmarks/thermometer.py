@@ -49,7 +49,7 @@ def share(*overrides: str) -> float:
         Thermometer.draw_scalars = timed  # type: ignore[method-assign]
         try:
             start = time.process_time()
-            ChainRunner(experiment, run).run_all(experiment.chains)
+            ChainRunner(experiment, run).run_all(experiment.chain.chosen)
             return spent[0] / (time.process_time() - start)
         finally:
             Thermometer.draw_scalars = read  # type: ignore[method-assign]

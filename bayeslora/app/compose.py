@@ -15,12 +15,14 @@ from omegaconf import DictConfig, OmegaConf
 from bayeslora.app.config import CONF_DIR, Form, apart, factory, instantiate, members, without_limits
 from bayeslora.atomic import user_path
 from bayeslora.codec import decode
-from bayeslora.compatibility import check_fit, check_model_settings, check_sampler, check_warmup
+from bayeslora.compatibility import check_fit
 from bayeslora.datasets.base import Data, limited
+from bayeslora.datasets.loading import load_data, made_data
 from bayeslora.errors import ConfigError, require
-from bayeslora.experiment import Experiment, check_temperature, load_data, made_data
+from bayeslora.experiment import Experiment
 from bayeslora.likelihood import Bernoulli, Categorical, Likelihood
 from bayeslora.models.checkpoint import Checkpoint
+from bayeslora.parts import check_model_settings, check_sampler, check_temperature, check_warmup
 from bayeslora.runs.directory import RunDirectory, relocated
 from bayeslora.runs.trust import names
 from bayeslora.settings import ChainSettings, Evaluation, TrainerSettings, check_together

@@ -62,6 +62,6 @@ def train_or_search(cfg: DictConfig) -> float | None:
     except DivergedError as error:
         print(f"the worst a trial can be: {error}", flush=True)  # noqa: T201
         return float("inf")
-    from bayeslora.evaluation.results import score
+    from bayeslora.evaluation.scores import score
 
     return None if results is None else score(results.ensemble, "nll")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import cached_property
@@ -14,13 +13,14 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from bayeslora.chain.modes import frozen_statistics, set_sampling_mode
+from bayeslora.chain.modes import check_answers, frozen_statistics, set_sampling_mode
+from bayeslora.chain.optimizers import parameter_groups, plain_step, sampler_schedule, warn_of_bias
 from bayeslora.chain.padding import PaddingRows
 from bayeslora.chain.plan import Phase, Plan
 from bayeslora.chain.stack import Stack
-from bayeslora.errors import ConfigError, DivergedError, require
+from bayeslora.errors import DivergedError, require
 from bayeslora.likelihood import Categorical, Likelihood
-from bayeslora.potential import Potential, last_match, norms
+from bayeslora.potential import Potential, norms
 from bayeslora.samplers import Sampler, schedules
 
 Batch = tuple[Tensor, Tensor]
@@ -92,10 +92,8 @@ class Chain:
         self.last_potential = torch.tensor(float("nan"))
         self.checks_late = False
         self._beyond: Tensor | None = None
-        self.max_potential = max_potential
-        self.steps_taken = 0
-        self.lr_scale = 1.0
-        self._begun = False
+        self.max_potential, self.lr_scale = max_potential, 1.0
+        self.steps_taken, self._begun = 0, False
         self.take_step: Callable[[Optimizer, Callable[[], Tensor]], Tensor] = plain_step
         self.backward: Callable[[Tensor], None] = Tensor.backward
         self.over_ranks: Callable[[Tensor], Tensor] = _alone
@@ -151,7 +149,7 @@ class Chain:
             sampler.hold([sampled[names[id(p)]] for p in sampler.theta])
         optimizers = self._make_warmup(list(self.params.values())), sampler
         self._base_rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
-        self._warn_of_bias(sampler)
+        warn_of_bias(self.plan, self._factors["sampler"], sampler, lambda: self._slowest(sampler))
         return optimizers
 
     def groups(self) -> list[dict[str, Any]]:
@@ -168,47 +166,12 @@ class Chain:
         """ε of the last step (of the first parameter group)."""
         return float(self.optimizers[0 if self.phase == "warm-up" else 1].param_groups[0]["lr"])
 
-    def _warn_of_bias(self, sampler: Sampler) -> None:
-        """Warn where draws count alike that should not, or where the cycles do not refill what the data leave free."""
-        plan, factor = self.plan, self._factors["sampler"]
-        if sampler.kT == 0:
-            return
-        sizes = [factor(step) for step in range(plan.burn_in + plan.thin - 1, plan.total - plan.warmup, plan.thin)]
-        if not plan.cycles and max(sizes) > 1.2 * min(sizes):
-            warnings.warn(
-                "chain.schedule changes the step size by a factor of "
-                f"{max(sizes) / max(min(sizes), 1e-300):.2g} between draws that count alike: early draws stand for "
-                "more time of the chain than late ones. Choose constant, or exponential (constant after burn-in)",
-                RuntimeWarning,
-                stacklevel=2,
-            )
-        if plan.cycles:
-            refilled = self._refilled(sampler)
-            if refilled < 0.95:
-                warnings.warn(
-                    f"chain.cycles: the part of a cycle that samples is too short: at a cycle's last draw, directions "
-                    f"that only the prior constrains have {refilled:.2f} of their variance. Choose chain.exploration "
-                    "smaller, chain.thin larger, or sampling without cycles",
-                    RuntimeWarning,
-                    stacklevel=2,
-                )
-
-    def _refilled(self, sampler: Sampler) -> float:
-        """Variance at a cycle's last draw of a coordinate that only the widest prior constrains, over its posterior's.
-
-        Time counts t = Σε/(1 − μ), curvature is λ/N. Variance decays by exp(−2tλ/N); the part with noise adds what it
-        decays from 1. Cycles repeat: v = v·exp(−2λ t_cycle/N) + 1 − exp(−2λ t_sampling/N).
-        """
-        plan, factor = self.plan, self._factors["sampler"]
-        end, persistence = plan.burn_in + plan.cycle_length, getattr(sampler, "momentum", 0.0)
+    def _slowest(self, sampler: Sampler) -> float:
+        """The smallest product of a parameter's step size and its prior's precision, by N."""
         rates = {id(p): group["lr"] for group in sampler.param_groups for p in group["params"]}
         prior, shapes = self.potential.prior, {name: p.shape[self.chain_axes :] for name, p in self.params.items()}
-        slowest = min(rates[id(p)] * prior.precision(name, shapes[name]) for name, p in self.params.items())
-        cycle, sampling = (
-            -2 * slowest / self.potential.num_data * sum(map(factor, range(end - steps, end))) / (1 - persistence)
-            for steps in (plan.cycle_length, plan.kept_length)
-        )
-        return math.expm1(sampling) / math.expm1(cycle)
+        products = (rates[id(p)] * prior.precision(name, shapes[name]) for name, p in self.params.items())
+        return min(products) / self.potential.num_data
 
     def begin(self, compile_forward: Callable[[nn.Module], Callable[..., Tensor]] | None = None) -> None:
         """Put the model into the mode in which it is sampled.
@@ -236,9 +199,8 @@ class Chain:
         if not warming_up:
             self.enter_phase()
         optimizer = self.optimizers[number]
-        factor = self._factors["warm-up" if warming_up else "sampler"](
-            self.steps_taken - (0 if warming_up else self.plan.warmup)
-        )
+        taken = self.steps_taken - (0 if warming_up else self.plan.warmup)
+        factor = self._factors["warm-up" if warming_up else "sampler"](taken)
         for group, rate in zip(optimizer.param_groups, self._base_rates[number], strict=True):
             group["lr"] = rate * factor * self.lr_scale
         try:
@@ -276,13 +238,13 @@ class Chain:
 
     def _why(self, chains: list[int]) -> str:
         """What was wrong with the potential of the first of these chains."""
-        potentials = dict(zip(self.chains, self.last_potential.reshape(-1).tolist(), strict=True))
-        value = potentials[chains[0]] if chains else float("nan")
+        value = float("nan") if not chains else float(self.last_potential.reshape(-1)[self.chains.index(chains[0])])
+        what = "its gradient is not finite"
         if not math.isfinite(value):
-            return f"potential_per_example {value:g}, it is not finite"
-        if abs(value) > self.max_potential:
-            return f"potential_per_example {value:g}, beyond chain.max_potential={self.max_potential:g}"
-        return f"potential_per_example {value:g}, its gradient is not finite"
+            what = "it is not finite"
+        elif abs(value) > self.max_potential:
+            what = f"beyond chain.max_potential={self.max_potential:g}"
+        return f"potential_per_example {value:g}, {what}"
 
     @torch.no_grad()
     def check_repeatable(self, batch: Batch) -> None:
@@ -303,27 +265,21 @@ class Chain:
 
     def _full_closure(self) -> Tensor:
         """Ũ of all the data, and its gradient: batches weighted by their share of N."""
-        if self._full_data is None:
-            raise ConfigError("control variates need Chain(full_data=…)")
+        require(self._full_data is not None, "control variates need Chain(full_data=…)")
+        assert self._full_data is not None
         total = torch.zeros((), device=self.device)
         with frozen_statistics(self.network):
             for inputs, targets in self._full_data():
-                share = len(targets) / self.potential.num_data * self._potential(self.nll(inputs, targets))
+                potential = self.potential(self.nll(inputs, targets), self.params)
+                potential = potential - self._padding_energy() / self.potential.num_data
+                share = len(targets) / self.potential.num_data * potential
                 self.backward(share.sum())
                 total = total + share.detach()
         self.padding.drop_gradient(self.params)
         return total
 
-    def _prior_term(self) -> Tensor:
-        """The prior's part of Ũ, without a graph and without padding rows."""
-        held = self.padding.prior_energy(self.potential.prior, self.params, self.chain_axes)
-        found = self.potential.prior_term(self.params, self.chain_axes)
-        return found - held / self.potential.num_data if self.padding.places else found
-
-    def _potential(self, nll: Tensor) -> Tensor:
-        """Ũ of all that is sampled: without the prior of padding rows, which are not."""
-        held = self.padding.prior_energy(self.potential.prior, self.params, self.chain_axes)
-        return self.potential(nll, self.params) - held / self.potential.num_data
+    def _padding_energy(self) -> Tensor | float:
+        return self.padding.prior_energy(self.potential.prior, self.params, self.chain_axes)
 
     @torch.no_grad()
     def force(self, sampler: Sampler, batches: Sequence[Batch], step: int, num_data: int) -> dict[str, Tensor]:
@@ -390,8 +346,7 @@ class Chain:
 
     def prior_energy(self) -> Tensor:
         """−log p(θ) up to its constant, in nats: scalar, or [K]."""
-        held = self.padding.prior_energy(self.potential.prior, self.params, self.chain_axes)
-        return self.potential.prior.energy(self.params, chain_axes=self.chain_axes) - held
+        return self.potential.prior.energy(self.params, chain_axes=self.chain_axes) - self._padding_energy()
 
     @torch.no_grad()
     def l2_norm(self) -> Tensor:
@@ -410,7 +365,10 @@ class Chain:
             self.padding.restore(self.params)  # a sampler may have moved all of θ to look at another point
             with nullcontext() if next(runs) == 0 else frozen_statistics(self.network):
                 data_term = self.potential.data_term(self.likelihood.nll(self._train_forward(inputs), targets))
-            self.last_potential = self.over_ranks(data_term.detach() + self._prior_term())
+            prior_term = self.potential.prior_term(self.params, self.chain_axes)
+            if self.padding.places:  # of padding rows, which are not sampled
+                prior_term = prior_term - self._padding_energy() / self.potential.num_data
+            self.last_potential = self.over_ranks(data_term.detach() + prior_term)
             within = self.last_potential.abs() <= self.max_potential
             if not self.checks_late and not within.all():
                 raise DivergedError(f"the potential is {self.last_potential.tolist()}")
@@ -427,63 +385,16 @@ class Chain:
     def diverged(self, what: str, step: int, chains: list[int]) -> DivergedError:
         """The error for what left the finite numbers in a step (the first is number 1), with the fix."""
         phase = self.plan.phase(step - 1)
-        fix = "chain.warmup.optimizer.lr smaller" if phase == "warm-up" else "sampler.lr smaller or the warm-up longer"
-        fix = f"Make {fix}"
+        of_warmup, of_sampler = "chain.warmup.optimizer.lr smaller", "sampler.lr smaller or the warm-up longer"
+        fix = f"Make {of_warmup if phase == 'warm-up' else of_sampler}"
         if not self.steps_taken:
             fix = (
                 "No step was taken yet, so it is not the step size: standardise the inputs and, for regression, the"
                 " targets, or make the initial weights smaller"
             )
-        which = ", ".join(map(str, chains or self.chains))
-        return DivergedError(f"chain {which} diverged in step {step:,} ({phase}): {what}. {fix}", chains, step)
-
-
-def plain_step(optimizer: Optimizer, closure: Callable[[], Tensor]) -> Tensor:
-    """A step of an optimizer; where it has no hooks, without the mark for profilers that torch puts around it."""
-    step: Any = type(optimizer).step
-    hooked = optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks or "step" in vars(optimizer)
-    if hooked or getattr(step, "__code__", None) is not _MARKED:
-        return optimizer.step(closure)  # type: ignore[return-value, arg-type]
-    potential: Tensor = step.__wrapped__(optimizer, closure)
-    return potential
-
-
-_MARKED = Optimizer.profile_hook_step(lambda: None).__code__
-"""What torch puts in the place of every optimizer's `step`."""
+        numbers = ", ".join(map(str, chains or self.chains))
+        return DivergedError(f"chain {numbers} diverged in step {step:,} ({phase}): {what}. {fix}", chains, step)
 
 
 def _alone(potential: Tensor) -> Tensor:
     return potential
-
-
-def parameter_groups(params: Mapping[str, Tensor], factors: Mapping[str, float]) -> list[dict[str, Any]]:
-    """Parameter groups by factor on the step size, each with its `factor`; parameters keep their order within a group.
-
-    Raises:
-        ConfigError: a factor that is not positive and finite.
-    """
-    for pattern, factor in factors.items():
-        valid = math.isfinite(factor) and factor > 0
-        require(valid, f"chain.lr_factors[{pattern}]={factor} must be a positive finite number")
-    groups: dict[float, list[Tensor]] = {}
-    for name, p in params.items():
-        groups.setdefault(last_match(name, factors, 1.0), []).append(p)
-    return [{"params": members, "factor": factor} for factor, members in groups.items()]
-
-
-def sampler_schedule(name: str, plan: Plan, settings: dict[str, Any]) -> schedules.Schedule:
-    """The sampler's schedule, counted from the end of the warm-up, with the lengths that it takes from the plan."""
-    spans = {"exponential": {"decay_steps": plan.burn_in}, "cyclical": {"cycle_length": plan.cycle_length}}
-    factor = schedules.make(name, plan.total - plan.warmup, **spans.get(name, {}) | settings)
-    if name != "cyclical":
-        return factor
-    return lambda step: factor(max(0, step - plan.burn_in))  # the first cycle begins when burn-in is over
-
-
-def check_answers(model: nn.Module, once: Tensor, again: Tensor) -> None:
-    """Raise `ConfigError` where a model's NLL of one batch differs: dropout, say, that no mode turns off."""
-    require(
-        torch.allclose(once, again, rtol=1e-3, atol=1e-3, equal_nan=True),
-        f"model: {type(model).__name__} gives two answers to one batch, which changes the potential at every step."
-        " Dropout layers are off already: look for F.dropout(…, training=True) and the like",
-    )

@@ -12,11 +12,14 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from bayeslora.datasets.validation import scale_notes, split_problems
+from bayeslora.datasets.validation import scale_note, split_problems
 from bayeslora.errors import ConfigError, DataError
 from bayeslora.rng import generator
 
 log = logging.getLogger(__name__)
+
+LOOKED_AT = 1000
+"""Examples of which the scale is looked at."""
 
 Transform = Callable[[Tensor], Tensor]
 """Stored inputs [B, …] -> model input [B, …]: uint8 images to float32, normalised; tokens int32 to int64, trimmed.
@@ -105,13 +108,20 @@ class Data:
     def __post_init__(self) -> None:
         problems = []
         for part in ("train", "validation", "test"):
-            problems += split_problems(f"{self.name}, {part}", getattr(self, part), len(self.class_names), self.labels)
+            split, count = getattr(self, part), len(self.class_names)
+            problems += split_problems(f"{self.name}, {part}", split.inputs, split.targets, count, self.labels)
         if problems:
             raise DataError(*problems)
 
     def with_scale_notes(self) -> Data:
         """The same data, with a note where inputs or real-valued targets are of a scale far from 1."""
-        new = [note for note in scale_notes(self) if note not in self.notes]
+        notes = []
+        if self.kind not in ("texts", "several inputs") and len(self.train):
+            seen = self.transform(self.train.inputs[:LOOKED_AT])
+            notes += scale_note("inputs", seen, "standardise each column, or scale images to [0, 1]")
+        if self.real is not None:
+            notes += scale_note("targets", self.train.targets, "standardise them: (y − mean) / sd")
+        new = [note for note in notes if note not in self.notes]
         for note in new:
             log.warning("%s: %s", self.name, note)
         return replace(self, notes=(*self.notes, *new)) if new else self

@@ -3,31 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import Any
 
 from torch import Tensor
 
 from bayeslora.errors import DataError
 
-if TYPE_CHECKING:
-    from bayeslora.datasets.base import Data, Split
-
 LARGE, SMALL = 100.0, 0.01
 """Root mean squares beyond which inputs and targets are called out: priors and step sizes suit values near 1."""
-LOOKED_AT = 1000
-"""Examples that `scale_notes` looks at."""
 
 
-def split_problems(part: str, split: Split, num_classes: int, labels: Sequence[str] = ()) -> list[str]:
+def split_problems(part: str, inputs: Any, targets: Tensor, num_classes: int, labels: Sequence[str] = ()) -> list[str]:
     """What is wrong with the examples of a split, one message each.
 
     Args:
         part: the split's name, for messages.
-        split: the examples.
+        inputs, targets: of its examples, as `Split` has them.
         num_classes: how many classes there are; 0 for real-valued targets, or where it is not known.
         labels: names of the labels, where each example has several.
     """
-    inputs, targets = split.inputs, split.targets
     numbers = [(f"inputs {name}", held) for name, held in inputs.items()] if isinstance(inputs, Mapping) else []
     problems = [
         f"{part}: {count:,} of the numbers in its {what} are NaN or infinite, the first in example {row}; fill them, or"
@@ -110,18 +104,14 @@ def check_counted_from_0(targets: Tensor, name: str) -> None:
         )
 
 
-def scale_notes(data: Data) -> list[str]:
-    """What should be said of inputs and real-valued targets far from the scale that priors and step sizes are for."""
-    notes = []
-    if data.kind not in ("texts", "several inputs") and len(data.train):
-        seen = data.transform(data.train.inputs[:LOOKED_AT])
-        notes += _scale_note("inputs", seen, "standardise each column, or scale images to [0, 1]")
-    if data.real is not None:
-        notes += _scale_note("targets", data.train.targets, "standardise them: (y − mean) / sd")
-    return notes
+def scale_note(what: str, values: Tensor, advice: str) -> list[str]:
+    """What should be said of inputs, or of real-valued targets, far from the scale that priors and step sizes are for.
 
-
-def _scale_note(what: str, values: Tensor, advice: str) -> list[str]:
+    Args:
+        what: they are called.
+        values: some of them.
+        advice: what to do.
+    """
     if not values.is_floating_point() or not values.numel():
         return []
     size = float(values.double().flatten(1).square().mean(0).max().sqrt())

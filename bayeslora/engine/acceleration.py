@@ -91,7 +91,7 @@ def choose(
 
 def accelerate(experiment: Experiment) -> tuple[Acceleration, str]:
     """`choose` for the chains of a run, by steps of its own model on its own first batch."""
-    trainer, chains = experiment.trainer, experiment.chains
+    trainer, chains = experiment.trainer, experiment.chain.chosen
     stacked = experiment.chain.parallel == "stacked" and len(chains) > 1
     which = chains if stacked else chains[0]
     asked = {"precision": trainer.precision, "channels_last": trainer.channels_last, "compile": trainer.compile}

@@ -9,7 +9,7 @@ from lightning import Callback, Trainer
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from bayeslora.chain.chain import plain_step
+from bayeslora.chain.optimizers import plain_step
 from bayeslora.engine.module import SamplingModule
 
 OWN = "bayeslora."

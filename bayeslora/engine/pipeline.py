@@ -45,7 +45,7 @@ def run_experiment(experiment: Experiment, run: RunDirectory) -> Results | None:
     if (short := experiment.short_burn_in()) is not None:
         print(f"warning: {short}", flush=True)  # noqa: T201
     stores = [run.store(chain) for chain in range(experiment.chain.num_chains)]
-    if todo := [chain for chain in experiment.chains if len(stores[chain]) < experiment.plan.num_draws]:
+    if todo := [chain for chain in experiment.chain.chosen if len(stores[chain]) < experiment.plan.num_draws]:
         print(announcement(experiment, todo, run), flush=True)  # noqa: T201
     try:
         experiment, stopped = sampled(experiment, run)
@@ -77,7 +77,7 @@ def sampled(experiment: Experiment, run: RunDirectory) -> tuple[Experiment, dict
         As `ChainRunner.run_as_set`.
     """
     while True:
-        stopped = ChainRunner(experiment, run).run_as_set(experiment.chains)
+        stopped = ChainRunner(experiment, run).run_as_set(experiment.chain.chosen)
         if stopped or experiment.chain.until != "converged":
             return experiment, stopped
         missing = not_converged(run, experiment)

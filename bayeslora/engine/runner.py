@@ -151,7 +151,7 @@ class ChainRunner:
         chain = experiment.new_chain(_which(chains))
         chain.lr_scale = self._scale(chains[0], 0)
         numbers = sum(p.numel() for p in chain.params.values())
-        beside = len(experiment.chains) if experiment.chain.parallel == "processes" else settings.devices
+        beside = len(experiment.chain.chosen) if experiment.chain.parallel == "processes" else settings.devices
         chain.sampler.noise_ahead = draws_noise_ahead(settings.noise_ahead, chain.device, numbers, beside)
         quiet_lightning()
         loggers = make_loggers(experiment, self.run.root, chains, step)

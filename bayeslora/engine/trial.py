@@ -13,8 +13,13 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from bayeslora.chain.batches import evaluation_batches
-from bayeslora.chain.chain import check_answers
-from bayeslora.chain.modes import evaluation_mode, frozen_statistics, normalise_by_batch, set_sampling_mode
+from bayeslora.chain.modes import (
+    check_answers,
+    evaluation_mode,
+    frozen_statistics,
+    normalise_by_batch,
+    set_sampling_mode,
+)
 from bayeslora.chain.padding import PaddingRows
 from bayeslora.chain.stack import Stack
 from bayeslora.errors import ConfigError, require
@@ -61,8 +66,8 @@ def tried(experiment: Experiment) -> Experiment:
             with suppress(ConfigError):
                 return tried(experiment.settled({"chain.parallel": "stacked"}))
         return tried(experiment.settled({"chain.parallel": "sequential"}))
-    stacked = experiment.chain.parallel == "stacked" and len(experiment.chains) > 1
-    trial = _Trial(experiment.here, experiment.chains[: STACKED if stacked else 1])
+    stacked = experiment.chain.parallel == "stacked" and len(experiment.chain.chosen) > 1
+    trial = _Trial(experiment.here, experiment.chain.chosen[: STACKED if stacked else 1])
     try:
         return experiment.but(flat=trial.run())
     except _FailsError:  # perhaps in double precision alone

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from bayeslora.diagnostics.paired import Parts, paired
 from bayeslora.diagnostics.values import Difference
-from bayeslora.evaluation.results import MapEnsemble, Scores
+from bayeslora.evaluation.scores import MapEnsemble, Scores
 
 
 def map_ensemble(members: int, scores: Scores | None) -> MapEnsemble:

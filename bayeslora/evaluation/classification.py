@@ -15,22 +15,20 @@ from bayeslora.diagnostics.uncertainty import ONE_DRAW, predictive_entropy, risk
 from bayeslora.diagnostics.values import Difference
 from bayeslora.evaluation import shift
 from bayeslora.evaluation.baselines import differences, map_ensemble
+from bayeslora.evaluation.examples import evaluated_split, precision, validation_set
 from bayeslora.evaluation.labels import with_several
 from bayeslora.evaluation.predictions import Pass, Predictions, predict
 from bayeslora.evaluation.results import (
     Agreement,
-    ChainScores,
-    ClassificationScores,
-    Curve,
     EnsembleEntropy,
     FidelityCurve,
     MapEntropy,
     ReferenceFidelity,
     Results,
     Selective,
-    TemperedMap,
     Uncertainty,
 )
+from bayeslora.evaluation.scores import ChainScores, ClassificationScores, Curve, TemperedMap
 from bayeslora.evaluation.series import Series, diagnose, single_draws
 from bayeslora.posterior import Posterior
 
@@ -45,13 +43,13 @@ def evaluate_classes(posterior: Posterior, experiment: Experiment, series: Serie
         ConfigError: a second dataset, or a reference, that was asked for is not there.
         DataError: it cannot be read, or does not fit.
     """
-    split = experiment.evaluation_split()
+    split = evaluated_split(experiment)
     targets, loader = split.targets.cpu(), experiment.loader(split)
     views, missing = shift.views(experiment)
     reference = shift.reference(experiment, targets) if targets.ndim == 1 else None
     work = Pass(targets, loader, experiment.function_probe(), views, reference, likelihood=experiment.likelihood)
-    with experiment.evaluation_precision():
-        predictions = predict(posterior, work, experiment.validation_set())
+    with precision(experiment):
+        predictions = predict(posterior, work, validation_set(experiment))
     results = summarise(predictions, series, experiment.gradients(predictions.chains))
     results = with_several(results, predictions, experiment)
     return predictions, shift.with_shift(results, predictions, experiment, missing)

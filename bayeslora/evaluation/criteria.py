@@ -6,7 +6,8 @@ import math
 from collections.abc import Callable, Mapping
 
 from bayeslora.diagnostics.values import Difference
-from bayeslora.evaluation.results import Criterion, FunctionSpace, Results, score
+from bayeslora.evaluation.results import Criterion, FunctionSpace, Results
+from bayeslora.evaluation.scores import score
 from bayeslora.settings import Criteria
 
 AGAINST_MAP = {"nll_above_map": ("nll", 1.0), "ece_above_map": ("ece", 1.0), "accuracy_below_map": ("accuracy", -1.0)}

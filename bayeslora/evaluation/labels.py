@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from bayeslora.diagnostics.metrics import metrics
+from bayeslora.evaluation.examples import evaluated_split
 from bayeslora.evaluation.predictions import Predictions
-from bayeslora.evaluation.results import ClassificationScores, LabelScores, PredictionCount, ReferenceFidelity, Results
+from bayeslora.evaluation.results import ReferenceFidelity, Results
+from bayeslora.evaluation.scores import ClassificationScores, LabelScores, PredictionCount
 
 if TYPE_CHECKING:
     from bayeslora.experiment import Experiment
@@ -23,7 +25,7 @@ def with_several(results: Results, predictions: Predictions, experiment: Experim
     """The results with what is told of several predictions an example; as they are where each has one."""
     if predictions.owners is None:
         return results
-    labels, examples = experiment.data.labels, len(experiment.evaluation_split())
+    labels, examples = experiment.data.labels, len(evaluated_split(experiment))
     scores = {name: _label_scores(predictions, place) for place, name in enumerate(labels)}
     return replace(
         results,

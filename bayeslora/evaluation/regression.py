@@ -14,20 +14,18 @@ from torch import Tensor, nn
 from bayeslora.diagnostics.paired import QUANTILES, to_bytes, value_of
 from bayeslora.errors import DivergedError
 from bayeslora.evaluation.baselines import differences, map_ensemble
+from bayeslora.evaluation.examples import evaluated_split, precision
 from bayeslora.evaluation.predictions import take_in
 from bayeslora.evaluation.results import (
     Agreement,
-    ChainScores,
     Corruptions,
-    Curve,
     OutOfDistribution,
     ReferenceFidelity,
-    RegressionScores,
     Results,
-    TemperedMap,
     Uncertainty,
     Variance,
 )
+from bayeslora.evaluation.scores import ChainScores, Curve, RegressionScores, TemperedMap
 from bayeslora.evaluation.series import Series, diagnose, single_draws
 from bayeslora.likelihood import Gaussian
 from bayeslora.posterior.density import NormalMixture, Normals
@@ -187,14 +185,14 @@ class RegressionPass:
 
 def evaluate_reals(posterior: Posterior, experiment: Experiment, series: Series) -> tuple[RegressionPass, Results]:
     """Predict the evaluated split with every draw, and score what they say."""
-    with experiment.evaluation_precision():
+    with precision(experiment):
         work = run_through(posterior, experiment)
         return work, summarise(work, posterior, series, experiment)
 
 
 def run_through(posterior: Posterior, experiment: Experiment) -> RegressionPass:
     """Predict the evaluated split with every draw."""
-    split = experiment.evaluation_split()
+    split = evaluated_split(experiment)
     work = RegressionPass(experiment, experiment.loader(split), experiment.function_probe(), split.targets.cpu())
     take_in(posterior, work)
     return work

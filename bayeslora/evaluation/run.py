@@ -11,6 +11,7 @@ from bayeslora.errors import CriteriaError, DataError
 from bayeslora.evaluation.block_temperatures import with_temperatures
 from bayeslora.evaluation.classification import evaluate_classes
 from bayeslora.evaluation.criteria import OF_CHAINS, failed, judge
+from bayeslora.evaluation.examples import tokens
 from bayeslora.evaluation.predictions import Predictions
 from bayeslora.evaluation.rechecks import check_recorded_nll
 from bayeslora.evaluation.regression import RegressionPass, evaluate_reals
@@ -84,7 +85,7 @@ def provenance(run: RunDirectory, experiment: Experiment, results: Results, seri
     seconds = run.phase_totals("seconds")
     total, steps = sum(seconds.values()), sum(run.phase_totals("steps").values())
     sampling = sum(spent for phase, spent in seconds.items() if phase != "warm-up")
-    ess, counts = results.diagnostics.of("potential").ess_bulk, experiment.tokens()
+    ess, counts = results.diagnostics.of("potential").ess_bulk, tokens(experiment)
     rate = counts.per_batch * steps / total if counts is not None and total else None
     return replace(
         decode(Provenance, run.config.get("provenance", {}), "provenance"),

@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from bayeslora.diagnostics.convergence import MAX_ENTRIES, Convergence, FunctionSpace, convergence, function_space
-from bayeslora.evaluation.results import Agreement, Diagnostics, DrawScore, Efficiency, Prefixes
+from bayeslora.evaluation.results import Agreement, Diagnostics, Efficiency, Prefixes
+from bayeslora.evaluation.scores import DrawScore
 from bayeslora.posterior import Posterior
 
 SHARES = (0.25, 0.5, 0.75, 1.0)

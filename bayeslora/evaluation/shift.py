@@ -15,16 +15,11 @@ from bayeslora.diagnostics.fidelity import Reference, load_reference
 from bayeslora.diagnostics.metrics import metrics
 from bayeslora.diagnostics.uncertainty import ONE_DRAW, detection, predictive_entropy
 from bayeslora.errors import require
+from bayeslora.evaluation.examples import evaluated_split, is_whole_test_set
 from bayeslora.evaluation.labels import SEVERAL
 from bayeslora.evaluation.predictions import Predictions, View, ViewPredictions
-from bayeslora.evaluation.results import (
-    ClassificationScores,
-    Corruption,
-    Corruptions,
-    Detection,
-    OutOfDistribution,
-    Results,
-)
+from bayeslora.evaluation.results import Corruption, Corruptions, Detection, OutOfDistribution, Results
+from bayeslora.evaluation.scores import ClassificationScores
 
 if TYPE_CHECKING:
     from bayeslora.experiment import Experiment
@@ -43,7 +38,7 @@ def reference(experiment: Experiment, targets: Tensor) -> Reference | None:
     if file is None:
         return None
     require(
-        experiment.whole_test_set,
+        is_whole_test_set(experiment),
         "evaluate.reference needs the whole test set in its order: set evaluate.split=test and dataset.limit_test=null",
     )
     return load_reference(file, targets, experiment.data.num_classes)
@@ -174,4 +169,4 @@ def _corrupted(experiment: Experiment) -> list[View]:
 
 def _to_corrupt(experiment: Experiment) -> Split:
     """The images that are corrupted."""
-    return experiment.evaluation_split().take(slice(experiment.evaluation.corruption_examples))
+    return evaluated_split(experiment).take(slice(experiment.evaluation.corruption_examples))

@@ -8,9 +8,8 @@ from typing import Protocol
 
 from torch import Tensor
 
-from bayeslora.rng import generator
+from bayeslora.rng import fill, generator
 from bayeslora.samplers import Sampler
-from bayeslora.samplers.base import fill
 
 Observe = Callable[[], dict[str, Tensor]]
 """Reads the state of all chains: one value a chain [K] for each observed quantity."""

@@ -1,4 +1,4 @@
-"""Predictions of real numbers: the mixture of the draws' normal densities, as running moments and scores."""
+"""What several draws predict together: probabilities averaged, or the mixture of normal densities as moments."""
 
 from __future__ import annotations
 
@@ -109,3 +109,28 @@ def mixture_quantiles(mean: Tensor, variance: Tensor, levels: Tensor) -> Tensor:
             low, high = low.where(~below, middle), high.where(below, middle)
         quantiles.append((low + high) / 2)
     return torch.stack(quantiles)
+
+
+class Mixture:
+    """Running average of predictive probabilities: log (1/S) Σₛ pₛ, by logsumexp in fp32, or in fp64 where p is."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._log_sum: Tensor | None = None
+
+    def add(self, log_probs: Tensor) -> None:
+        """Take in one draw's log p [N, …, C]."""
+        log_probs = log_probs.to(torch.promote_types(log_probs.dtype, torch.float32))
+        self._log_sum = log_probs.clone() if self._log_sum is None else torch.logaddexp(self._log_sum, log_probs)
+        self.count += 1
+
+    @property
+    def log_probs(self) -> Tensor:
+        """log p of the ensemble so far, [N, C].
+
+        Raises:
+            DataError: no draw was added.
+        """
+        if self._log_sum is None:
+            raise DataError("an ensemble needs at least one draw")
+        return self._log_sum - math.log(self.count)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 from bayeslora.atomic import digest
 from bayeslora.errors import DataError, require
 from bayeslora.likelihood import NOISE, Bernoulli, Categorical, Gaussian, Likelihood, OfClasses, from_recorded
-from bayeslora.posterior.density import NormalMixture, Normals, mixture_quantiles
+from bayeslora.posterior.density import Mixture, NormalMixture, Normals, mixture_quantiles
 from bayeslora.posterior.stacked import Ask, Loader, Read, StackedDraws, as_they_are, outputs
 from bayeslora.posterior.store import MAP_FILE, Draw, DrawStore, load_into, read_baseline, read_tensors
 from bayeslora.runs.identity import Fingerprint, named, put_fixed
@@ -24,31 +23,6 @@ from bayeslora.runs.trust import read_config
 if TYPE_CHECKING:
     from bayeslora.evaluation.results import Results
     from bayeslora.experiment import Experiment
-
-
-class Mixture:
-    """Running average of predictive probabilities: log (1/S) Σₛ pₛ, by logsumexp in fp32, or in fp64 where p is."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self._log_sum: Tensor | None = None
-
-    def add(self, log_probs: Tensor) -> None:
-        """Take in one draw's log p [N, …, C]."""
-        log_probs = log_probs.to(torch.promote_types(log_probs.dtype, torch.float32))
-        self._log_sum = log_probs.clone() if self._log_sum is None else torch.logaddexp(self._log_sum, log_probs)
-        self.count += 1
-
-    @property
-    def log_probs(self) -> Tensor:
-        """log p of the ensemble so far, [N, C].
-
-        Raises:
-            DataError: no draw was added.
-        """
-        if self._log_sum is None:
-            raise DataError("an ensemble needs at least one draw")
-        return self._log_sum - math.log(self.count)
 
 
 def log_probs(

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bayeslora.evaluation.results import ClassificationScores, Results
+from bayeslora.evaluation.results import Results
+from bayeslora.evaluation.scores import ClassificationScores
 from bayeslora.report.words import MISSING, number, percent
 
 MANY = 20

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 import string
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from rich import box
@@ -18,13 +17,11 @@ from rich.text import Text
 
 from bayeslora.diagnostics.paired import between
 from bayeslora.diagnostics.values import Difference
-from bayeslora.evaluation.results import Criterion, DrawScore, MapEnsemble, Results, TemperedMap
+from bayeslora.evaluation.results import Criterion, Results
+from bayeslora.evaluation.scores import DrawScore, MapEnsemble, TemperedMap
 from bayeslora.report.table import Cell, Column, columns, entry, score_cells
 from bayeslora.report.temperature import temperature_cell
 from bayeslora.report.words import MISSING, finite_or_none, listed, number
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 SILENT = {"run_dir", "resume", "logger", "callbacks", "provenance", "fingerprint", "asked", "tuning", "name"}
 """Parts of a configuration whose differences change no number (the run's name is its title)."""
@@ -140,7 +137,7 @@ def grids(runs: Sequence[Compared]) -> list[Grid]:
 
 def difference_grid(runs: Sequence[Compared]) -> Grid:
     """The ensembles' scores less those of the first run, each ± its standard error; bold where better, and no tie."""
-    first, shown = runs[0], _columns(runs)
+    first, shown = runs[0], shown_columns(runs)
     rows, cells = [], []
     for run in runs[1:]:
         found = between(run.examples, first.examples)
@@ -161,7 +158,7 @@ def _difference(column: Column, one: Difference) -> Cell:
 
 def score_grids(runs: Sequence[Compared]) -> Iterator[Grid]:
     """A table each for the ensembles, single draws and MAP of the runs; the best of a column marked."""
-    shown = _columns(runs)
+    shown = shown_columns(runs)
     for source, title in PREDICTIONS.items():
         having = [run for run in runs if any(run.scores(source, column) != DrawScore() for column in shown)]
         paired = {run.mark: run.examples for run in having} if source == "ensemble" else {}
@@ -312,112 +309,6 @@ def csv_text(runs: Sequence[Compared]) -> str:
     return buffer.getvalue()
 
 
-def comparison_page(runs: Sequence[Compared], folder: Path) -> str:
-    """The comparison as one self-contained HTML page for a folder; all text is escaped."""
-    from bayeslora.report.page import environment
-    from bayeslora.report.vector import svg
-
-    figures = [
-        ("Scores", "Lower is better, but for accuracy.", score_figure(runs)),
-        ("The ensembles as they grow", "The ensemble of the first so many draws of every chain.", growth_figure(runs)),
-    ]
-    return (
-        environment()
-        .get_template("comparison.html.j2")
-        .render(
-            runs=runs,
-            notes=caveats(runs),
-            grids=grids(runs),
-            plots=[
-                (title, caption, svg(figure, f"figure{at}", title))
-                for at, (title, caption, figure) in enumerate(figures)
-                if figure is not None
-            ],
-            reports=[os.path.relpath(run.report.resolve(), folder.resolve()) for run in runs],
-        )
-    )
-
-
-def score_figure(runs: Sequence[Compared]) -> Figure:
-    """Each score of MAP, single draws (± sd) and ensemble, a line a run."""
-    from matplotlib import rc_context
-
-    from bayeslora.report.style import INK, PALETTE, STYLE
-
-    looks = {"map": ("D", INK), "draw": ("s", PALETTE[1]), "ensemble": ("o", PALETTE[0])}
-    with rc_context(STYLE):
-        figure, panels = _panels(runs, 0.8 + 0.3 * len(runs))
-        for column, panel in panels.items():
-            for offset, (part, (marker, color)) in zip((-0.2, 0, 0.2), looks.items(), strict=True):
-                for place, run in enumerate(runs):
-                    one = run.scores(part, column)
-                    if finite_or_none(one.mean) is not None:
-                        at = place + offset
-                        panel.errorbar(one.mean, at, xerr=one.sd, fmt=marker, color=color, markersize=4, capsize=2)
-            panel.set_yticks(range(len(runs)), [run.mark for run in runs])
-            panel.set(title=column.title, ylim=(len(runs) - 0.5, -0.5))
-            _across(panel.xaxis, column.percent)
-        names = {"map": "MAP", "draw": "single draws ± sd", "ensemble": "ensemble"}
-        _legend(figure, [(names[part], color, marker) for part, (marker, color) in looks.items()])
-    return figure
-
-
-def growth_figure(runs: Sequence[Compared]) -> Figure | None:
-    """Each score of the ensemble against its number of draws, a curve a run; None where no run holds it."""
-    from matplotlib import rc_context
-
-    from bayeslora.report.style import STYLE, color_of, finite, line, scale, whole_numbers
-
-    growing = [(run, color_of(at)) for at, run in enumerate(runs) if run.results.cumulative.draws]
-    if not growing:
-        return None
-    with rc_context(STYLE):
-        figure, panels = _panels(runs, 2.2)
-        for column, panel in panels.items():
-            for run, color in growing:
-                curve = run.results.cumulative
-                line(panel, finite(curve.draws, curve.scores.get(column.key, ())), color)
-            panel.set(title=column.title, xlabel="draws")
-            panel.xaxis.set_major_locator(whole_numbers())
-            scale(panel, column.percent)
-        _legend(figure, [(run.mark, color, "") for run, color in growing])
-    return figure
-
-
-def _panels(runs: Sequence[Compared], height: float) -> tuple[Figure, dict[Column, Any]]:
-    """A figure with a panel for each score, two in a row, `height` inches each."""
-    from bayeslora.report.style import new_figure
-
-    shown = _columns(runs)
-    count = -(-len(shown) // 2)
-    figure = new_figure(count * height + 0.6)
-    panels = list(figure.subplots(count, 2, squeeze=False).ravel())
-    for spare in panels[len(shown) :]:
-        spare.remove()
-    return figure, dict(zip(shown, panels, strict=False))
-
-
-def _across(axis: Any, percent: bool) -> None:
-    """Few ticks on the x-axis, as percentages of 1 or as they are."""
-    from matplotlib.ticker import MaxNLocator, PercentFormatter, ScalarFormatter
-
-    axis.set_major_locator(MaxNLocator(3))
-    axis.set_major_formatter(PercentFormatter(1.0, symbol=" %") if percent else ScalarFormatter(useOffset=False))
-
-
-def _legend(figure: Figure, looks: Sequence[tuple[str, str, str]]) -> None:
-    """A legend beneath the panels of (label, colour, marker); a line where there is no marker."""
-    from matplotlib.lines import Line2D
-
-    from bayeslora.report.style import legend
-
-    handles = [
-        Line2D([], [], color=color, marker=marker, linestyle="" if marker else "-", markersize=4, label=label)
-        for label, color, marker in looks
-    ]
-    legend(figure, handles, columns=8)
-
-
 def _flat_run(run: Compared, differing: Grid) -> Iterator[tuple[str, Any]]:
     """A run's columns in the CSV file; a number that there is none of is left empty."""
     yield from {"run": run.mark, "run_dir": str(run.folder), "title": run.title}.items()
@@ -450,13 +341,13 @@ def _leaves(node: Any, name: str) -> Iterator[tuple[str, Any]]:
         yield from _leaves(value, f"{name}.{key}" if name else str(key))
 
 
-def _columns(runs: Sequence[Compared]) -> tuple[Column, ...]:
-    """The scores that any of the runs has."""
-    return max((columns(run.results) for run in runs), key=len)
-
-
 def _verdict(criterion: Criterion | None) -> Cell:
     """A criterion's value and whether it is met; a dash where the run was not held to it."""
     if criterion is None:
         return Cell(MISSING)
     return Cell(f"{number(criterion.value, '.3g')} {'✓' if criterion.passed else '✗'}")
+
+
+def shown_columns(runs: Sequence[Compared]) -> tuple[Column, ...]:
+    """The scores that any of the runs has."""
+    return max((columns(run.results) for run in runs), key=len)

@@ -10,10 +10,12 @@ import numpy as np
 
 from bayeslora.diagnostics.calibration import scaled
 from bayeslora.diagnostics.metrics import Reliability, reliability
+from bayeslora.evaluation.examples import evaluated_order
 from bayeslora.evaluation.labels import SEVERAL
 from bayeslora.evaluation.predictions import Predictions
 from bayeslora.evaluation.regression import ABSENT, RegressionPass
-from bayeslora.evaluation.results import Results, TemperedMap
+from bayeslora.evaluation.results import Results
+from bayeslora.evaluation.scores import TemperedMap
 from bayeslora.evaluation.series import Series, by_scalar
 from bayeslora.report.classes import ClassRow, class_rows
 from bayeslora.report.gallery import Gallery, Shown, confident_errors, most_uncertain
@@ -116,7 +118,7 @@ def report_data(
             data.classes = class_rows(predictions.ensemble, predictions.targets, experiment.data.class_names)
         return data
     split = experiment.evaluation.split
-    order, texts = experiment.evaluation_order(), experiment.data.texts.get(split, ())
+    order, texts = evaluated_order(experiment), experiment.data.texts.get(split, ())
     shown = Shown(
         experiment.by_length(getattr(experiment.data, split)).inputs,
         [texts[row] for row in order.tolist()] if len(texts) == len(order) else texts,

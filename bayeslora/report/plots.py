@@ -15,16 +15,8 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter
 
 from bayeslora.diagnostics.metrics import Reliability
-from bayeslora.evaluation.results import (
-    Fidelity,
-    FidelityCurve,
-    MapEnsemble,
-    Results,
-    Scores,
-    Selective,
-    TemperedMap,
-    score,
-)
+from bayeslora.evaluation.results import Fidelity, FidelityCurve, Results, Selective
+from bayeslora.evaluation.scores import MapEnsemble, Scores, TemperedMap, score
 from bayeslora.report.style import (
     BACKGROUND,
     INK,

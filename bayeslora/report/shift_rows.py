@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from bayeslora.evaluation.results import Corruption, Corruptions, Fidelity, Number, Results, Scores, score
+from bayeslora.evaluation.results import Corruption, Corruptions, Fidelity, Results
+from bayeslora.evaluation.scores import Number, Scores, score
 from bayeslora.report.table import COLUMNS, Column, map_ensemble_label
 from bayeslora.report.words import MISSING, finite_or_none, number
 

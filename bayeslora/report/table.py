@@ -14,7 +14,8 @@ from rich.text import Text
 
 from bayeslora.diagnostics.values import Difference
 from bayeslora.evaluation.criteria import failed
-from bayeslora.evaluation.results import DrawScore, FunctionSpace, MapEnsemble, Results, Scores, TemperedMap, score
+from bayeslora.evaluation.results import FunctionSpace, Results
+from bayeslora.evaluation.scores import DrawScore, MapEnsemble, Scores, TemperedMap, score
 from bayeslora.report.words import MISSING, finite_or_none, number
 
 if TYPE_CHECKING:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from bayeslora.evaluation.criteria import failed
-from bayeslora.evaluation.results import MapEnsemble, Results, Scores, TemperedMap, score
+from bayeslora.evaluation.results import Results
+from bayeslora.evaluation.scores import MapEnsemble, Scores, TemperedMap, score
 from bayeslora.report.chain_rows import LABELS, RHAT_BAD, deciding, rhat_limit
 from bayeslora.report.table import Column, columns, criterion_reason, map_ensemble_label, tie
 from bayeslora.report.words import finite_or_none, listed, sentence

@@ -14,28 +14,13 @@ from torch.optim import Optimizer
 
 from bayeslora import rng
 from bayeslora.errors import DivergedError, Problems, require
+from bayeslora.samplers.checks import BITS, bits, chains_not_finite, check_params, choose, dense_gradients
 
 Closure = Callable[[], Tensor]
 Tensors = list[Tensor]
 """One tensor a parameter, in the order of the parameter groups; in a stack each [K, …]."""
 Evaluate = Callable[[], tuple[Tensor, Tensors]]
 """`evaluate()` -> (Ũ, g) on the step's minibatch, at the parameters as they are now."""
-
-
-def require_non_negative(name: str, value: float, at_zero: str) -> None:
-    """Raise `ConfigError` unless a setting is finite and at least 0, where the sampler is `at_zero`."""
-    require(
-        math.isfinite(value) and value >= 0,
-        f"sampler.{name}={value} must be finite and at least 0 (0 is {at_zero})",
-    )
-
-
-def fill(out: Tensor, method: str, source: torch.Generator) -> Tensor:
-    """Fill a tensor in place by `"normal_"`, `"uniform_"`, or `"random_"`, all bits of 64-bit integers."""
-    if method == "random_":
-        return out.random_(-(2**63), None, generator=source)
-    filled: Tensor = getattr(out, method)(generator=source)
-    return filled
 
 
 class Sampler(Optimizer):
@@ -117,7 +102,7 @@ class Sampler(Optimizer):
         with problems.collect():
             require(math.isfinite(kT) and kT >= 0, f"kT={kT} must be finite and at least 0: it is temperature / N")
         with problems.collect():
-            self._check_params()
+            check_params(self.theta, len(self.chains) if self.stacked else None)
         problems.raise_if_any()
         self._buffers: dict[str, Tensor] = {}
         self._parts: dict[int, tuple[Tensor, Tensors]] = {}
@@ -245,7 +230,7 @@ class Sampler(Optimizer):
         step = self.steps if step is None else step
         source = self._source(f"{purpose} of thread {get_ident()}", out.device)
         for row, chain in zip(out.view(len(self.chains), -1), self.chains, strict=True):
-            fill(row, method, rng.reseed(source, rng.derive_seed(self.seed, chain, step, purpose)))
+            rng.fill(row, method, rng.reseed(source, rng.derive_seed(self.seed, chain, step, purpose)))
         return out
 
     @property
@@ -370,7 +355,7 @@ class Sampler(Optimizer):
             self.come_back()
             raise
         if before and self._finite is not None:
-            _choose(self.theta, before, self._finite.all())
+            choose(self.theta, before, self._finite.all())
         self.memory["step"] += 1
         return potential
 
@@ -389,45 +374,21 @@ class Sampler(Optimizer):
             self._sources[name] = torch.Generator(device=device)
         return self._sources[name]
 
-    def gradients(self) -> Tensors:
-        """The parameters' gradients; raises `RuntimeError` if one is missing or sparse."""
-        theta = self.theta
-        gradients = [p.grad for p in theta if p.grad is not None]
-        if len(gradients) < len(theta):
-            missing = [i for i, p in enumerate(theta) if p.grad is None]
-            raise RuntimeError(
-                f"{len(missing)} of {len(theta)} parameters got no gradient (first: number {missing[0]}, shape "
-                f"{tuple(theta[missing[0]].shape)}). Does the closure call backward()? Does the potential hold "
-                "every sampled parameter (its prior term does)?"
-            )
-        if any(g.is_sparse for g in gradients):
-            raise RuntimeError(
-                "a gradient is sparse; samplers need dense gradients (set sparse=False on the embedding)"
-            )
-        return gradients
-
     def _finite_gradients(self, potential: Tensor) -> Tensors:
         """The gradients where they and Ũ are finite; else raises on a CPU, and on a GPU keeps note and gives zeros."""
-        gradients = self.gradients()
+        gradients = dense_gradients(self.theta)
         size = torch.stack(torch._foreach_norm(gradients)).sum() + potential.abs().sum()
         if not self.checks_late:
             if not math.isfinite(size):
-                raise self._diverged(self._not_finite(gradients, potential), potential)
+                raise self._diverged(chains_not_finite(self.chains, gradients, potential), potential)
             return gradients
         finite = torch.isfinite(size).expand(len(self.chains))
         if self.stacked:
             norms = torch.stack([torch.linalg.vector_norm(g.flatten(1), dim=1) for g in gradients])
             finite = torch.isfinite(norms.sum(0)) & torch.isfinite(potential)
         self._finite = finite if self._finite is None else self._finite & finite
-        torch._foreach_mul_(_bits(gradients), self._finite.all().to(_BITS[gradients[0].dtype]))
+        torch._foreach_mul_(bits(gradients), self._finite.all().to(BITS[gradients[0].dtype]))
         return gradients
-
-    def _not_finite(self, gradients: Tensors, potential: Tensor) -> list[int]:
-        """Numbers of the chains whose Ũ or gradient is not finite."""
-        rows = len(self.chains)
-        finite = torch.stack([g.reshape(rows, -1).isfinite().all(1) for g in gradients]).all(0)
-        finite &= potential.reshape(-1).isfinite().expand(rows)
-        return [chain for chain, good in zip(self.chains, finite.tolist(), strict=True) if not good] or self.chains
 
     def _diverged(self, chains: list[int], potential: Tensor | None = None) -> DivergedError:
         value = "" if potential is None else f" (potential {potential.tolist()})"
@@ -437,34 +398,3 @@ class Sampler(Optimizer):
             chains,
             self.steps,
         )
-
-    def _check_params(self) -> None:
-        shapes = {p.shape[:1] for p in self.theta}
-        require(
-            len({(p.dtype, p.device) for p in self.theta}) == 1, "sampled parameters must share one dtype and device"
-        )
-        require(
-            self.theta[0].dtype in (torch.float32, torch.float64),
-            f"sampled parameters are {self.theta[0].dtype}: a Langevin step is lost in half precision. Keep the "
-            "parameters in float32 and run the forward pass under bf16 autocast (trainer.precision=bf16-mixed)",
-        )
-        require(
-            not self.stacked or shapes == {torch.Size([len(self.chains)])},
-            f"chain names {len(self.chains)} stacked chains, so every parameter must have a leading axis of that size",
-        )
-
-
-_BITS = {torch.float32: torch.int32, torch.float64: torch.int64}
-
-
-def _bits(tensors: Sequence[Tensor]) -> Tensors:
-    """The tensors' bits as integers: times 0 they are 0 whatever they were, while 0 · NaN is NaN."""
-    return [t.detach().view(_BITS[t.dtype]) for t in tensors]
-
-
-def _choose(tensors: Tensors, others: Tensors, first: Tensor) -> None:
-    """Where `first` is false, put `others` in the place of `tensors`, without a look at it; spends `others`."""
-    chosen, left = _bits(tensors), _bits(others)
-    torch._foreach_mul_(chosen, first.to(chosen[0].dtype))
-    torch._foreach_mul_(left, (~first).to(chosen[0].dtype))
-    torch._foreach_add_(chosen, left)

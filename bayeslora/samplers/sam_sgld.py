@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bayeslora.samplers.base import Evaluate, Sampler, Tensors, require_non_negative
+from bayeslora.samplers.base import Evaluate, Sampler, Tensors
+from bayeslora.samplers.checks import require_non_negative
 
 
 class SAMSGLD(Sampler):

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from bayeslora.errors import require
-from bayeslora.samplers.base import Evaluate, Tensors, require_non_negative
+from bayeslora.samplers.base import Evaluate, Tensors
+from bayeslora.samplers.checks import require_non_negative
 from bayeslora.samplers.sam_sgld import SAMSGLD
 
 

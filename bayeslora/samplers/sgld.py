@@ -10,6 +10,7 @@ from torch import Tensor
 
 from bayeslora.errors import require
 from bayeslora.samplers.base import Closure, Evaluate, Sampler, Tensors
+from bayeslora.samplers.checks import dense_gradients
 
 
 class SGLD(Sampler):
@@ -76,7 +77,7 @@ class SGLD(Sampler):
         self.zero_grad(set_to_none=True)
         with torch.enable_grad():
             full_closure()
-        torch._foreach_copy_(self.parts(self.remember("anchor_gradient")), self.gradients())
+        torch._foreach_copy_(self.parts(self.remember("anchor_gradient")), dense_gradients(self.theta))
         torch._foreach_copy_(self.parts(self.remember("anchor")), self.theta)
 
     def update(self, evaluate: Evaluate) -> Tensor:

@@ -20,11 +20,11 @@ from bayeslora.app.commands import command_settings
 from bayeslora.app.compose import plain, to_experiment
 from bayeslora.app.config import CONF_DIR, PARTS, RootConfig, check_config, factory, instantiate, listed_settings
 from bayeslora.chain.plan import Plan
-from bayeslora.compatibility import with_numbers
 from bayeslora.datasets import Cifar10, Cifar100, Digits, Glue
 from bayeslora.errors import ConfigError
 from bayeslora.evaluate import EvaluateSettings
 from bayeslora.factories import INJECTED, offer, settings_of
+from bayeslora.parts import with_numbers
 from bayeslora.potential import Prior
 from bayeslora.samplers import BY_NAME, Sampler, schedules
 from bayeslora.settings import AUTO, SCHEDULES

@@ -24,7 +24,8 @@ from bayeslora.app.commands import command_settings
 from bayeslora.compare import CompareSettings, compare, folders, labels
 from bayeslora.errors import ConfigError, DataError
 from bayeslora.report import comparison
-from bayeslora.report.comparison import caveats, growth_figure, marks, score_figure
+from bayeslora.report.comparison import caveats, marks
+from bayeslora.report.comparison_page import growth_figure, score_figure
 from tests.run.tools import composed
 
 

@@ -22,6 +22,7 @@ from bayeslora import dashboard
 from bayeslora.app.compose import plain, recorded_settings, to_experiment
 from bayeslora.app.config import CONF_DIR
 from bayeslora.errors import DivergedError
+from bayeslora.evaluation.examples import evaluated_split
 from bayeslora.evaluation.results import Results
 from bayeslora.loggers import has_wandb_account, log_evaluation, make_loggers
 from bayeslora.loggers.keys import KEYS, panel_of
@@ -222,7 +223,7 @@ def test_the_posterior_is_an_artifact_that_can_be_loaded(stacked: Path, tmp_path
         shutil.copy(source, tmp_path / path)
     assert digests(tmp_path) == digests(stacked)
     setup = to_experiment(composed(*TINY, "dataset.validation_size=20"))
-    loader = setup.loader(setup.evaluation_split())
+    loader = setup.loader(evaluated_split(setup))
     theirs, ours = (Posterior.load(folder, setup.model()).predict(loader) for folder in (tmp_path, stacked))
     assert theirs.equal(ours)
     assert (tmp_path / "config.yaml").read_bytes() == (stacked / "config.yaml").read_bytes()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import graphlib
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import bayeslora
@@ -12,7 +14,7 @@ import bayeslora
 HEAVY = ("hydra", "omegaconf", "lightning", "transformers", "peft")
 PARTS = (
     "settings", "potential", "likelihood", "rng", "errors", "atomic", "cache", "codec", "factories", "experiment",
-    "compatibility", "runs.identity",
+    "compatibility", "parts", "runs.identity",
 )  # fmt: skip
 ROOMS = ("samplers", "laws", "chain", "posterior", "diagnostics")
 CODE = """
@@ -42,6 +44,37 @@ def test_only_the_door_imports_omegaconf_and_hydra() -> None:
     outside = [file for file in package.rglob("*.py") if (package / "app") not in file.parents]
     assert len(outside) > 100
     assert [str(file.relative_to(package)) for file in outside if {"omegaconf", "hydra"} & imported(file)] == []
+
+
+def test_no_file_imports_itself_by_a_detour() -> None:
+    """Also for types alone; imports within functions are no part of it."""
+    package = Path(bayeslora.__file__).parent
+    files = {
+        ".".join(("bayeslora", *f.relative_to(package).with_suffix("").parts)).removesuffix(".__init__"): f
+        for f in package.rglob("*.py")
+    }
+    graph = {name: set(needed(file, files)) - {name} for name, file in files.items()}
+    assert sum(map(len, graph.values())) > 500
+    graphlib.TopologicalSorter(graph).prepare()  # raises CycleError
+
+
+def test_files_and_functions_are_of_a_size_to_read() -> None:
+    package = Path(bayeslora.__file__).parent
+    for file in package.rglob("*.py"):
+        text = file.read_text()
+        assert text.count("\n") <= 400 or file.name == "tuning.py", file
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef):
+                assert (node.end_lineno or 0) - node.lineno < 80, node.name
+
+
+def needed(file: Path, files: Iterable[str]) -> list[str]:
+    """The modules of this package that a file imports as it is imported itself, or for types."""
+    tree = ast.parse(file.read_text())
+    bodies = [tree.body, *(node.body for node in tree.body if isinstance(node, ast.If))]
+    modules = [n for body in bodies for n in body if isinstance(n, ast.ImportFrom)]
+    names = [(f"{node.module}.{one.name}", str(node.module)) for node in modules for one in node.names]
+    return [name if name in files else module for name, module in names if name in files or module in files]
 
 
 def imported(file: Path) -> set[str]:

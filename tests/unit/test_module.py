@@ -10,7 +10,8 @@ import torch
 from lightning import Callback, Trainer
 from torch import nn
 
-from bayeslora.chain.chain import Chain, parameter_groups
+from bayeslora.chain.chain import Chain
+from bayeslora.chain.optimizers import parameter_groups
 from bayeslora.chain.plan import Plan
 from bayeslora.chain.stack import Stack
 from bayeslora.engine.module import SamplingModule

@@ -14,7 +14,8 @@ from bayeslora.compatibility import check_task
 from bayeslora.errors import ConfigError, DivergedError
 from bayeslora.evaluation.criteria import judge
 from bayeslora.evaluation.regression import scores
-from bayeslora.evaluation.results import RegressionScores, Results
+from bayeslora.evaluation.results import Results
+from bayeslora.evaluation.scores import RegressionScores
 from bayeslora.likelihood import NOISE, Categorical, Gaussian, from_recorded
 from bayeslora.posterior.density import NormalMixture
 from bayeslora.potential import Prior

@@ -11,17 +11,15 @@ import pytest
 
 from bayeslora.errors import DataError
 from bayeslora.evaluation.results import (
-    ChainScores,
-    ClassificationScores,
     Corruption,
     Corruptions,
     Diagnostics,
     Fidelity,
     MeasuredTemperature,
     ReferenceFidelity,
-    RegressionScores,
     Results,
 )
+from bayeslora.evaluation.scores import ChainScores, ClassificationScores, RegressionScores
 from tests.cases import each
 from tests.unit.report_tools import predictions, report, series
 
