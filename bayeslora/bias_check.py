@@ -159,13 +159,13 @@ def compare(before: Results, after: Results, limits: Mapping[str, float]) -> dic
         `se` and `passed` are None, with a `reason`, for fewer than two chains.
     """
     old, new = _by_chain(before), _by_chain(after)
-    found = {}
+    comparison = {}
     for name in METRICS[before.task]:
         changes = [_known(new[chain], name) - _known(old[chain], name) for chain in old.keys() & new.keys()]
         was, becomes = _known(before.ensemble, name), _known(after.ensemble, name)
         change = becomes - was
         several = len(changes) > 1
-        found[name] = {
+        comparison[name] = {
             "before": was,
             "after": becomes,
             "change": change,
@@ -175,7 +175,7 @@ def compare(before: Results, after: Results, limits: Mapping[str, float]) -> dic
             "passed": abs(change) < limits[name] if several else None,
             "reason": None if several else "one chain does not tell a change from chance: it needs at least two",
         }
-    return found
+    return comparison
 
 
 def table(comparison: Mapping[str, Any]) -> Table:

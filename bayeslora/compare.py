@@ -105,8 +105,7 @@ def read_runs(paths: Sequence[Path]) -> list[Compared]:
         with problems.collect():
             config, results = _config(path), Results.read(path / "metrics.json")
             runs.append(Compared(mark, label, path, config, results, draws(path), read(path / EXAMPLES_FILE)))
-    if problems.found:
-        raise DataError(*problems.found)
+    problems.raise_if_any(DataError)
     return named(runs)
 
 

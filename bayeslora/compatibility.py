@@ -162,7 +162,7 @@ def _check_outputs(experiment: Experiment, model: nn.Module) -> None:
     wanted = [2, experiment.likelihood.outputs(data.num_classes), *data.train.targets.shape[1 : 1 + data.axes]]
     if hasattr(model, NOISE) and len(shape) == 2:
         shape[1] //= 2  # the sampled noise is there too
-    told = "logits " * (data.real is None) + str(wanted)
+    must_give = "logits " * (data.real is None) + str(wanted)
     labels = data.axes == 1 and shape == [2, data.train.targets.shape[1]]
     hint = "; if the targets are labels that hold or do not, choose likelihood=bernoulli" if labels else ""
-    require(shape == wanted, f"{name} gives {shape} for two examples of {data.name}; it must give {told}{hint}")
+    require(shape == wanted, f"{name} gives {shape} for two examples of {data.name}; it must give {must_give}{hint}")

@@ -49,7 +49,7 @@ def workspace() -> dict[str, Any]:
         shown: dict[str, Any] = {"keys": named} if named else {"regex": _regex(keys[0])}
         axis = {"x": "step"} if panel.kind == "line" else {}
         sections[panel.section].append({"kind": panel.kind, "title": panel.title, **axis, **shown})
-    return {"name": "bayeslora", "sections": [{"name": name, "panels": found} for name, found in sections.items()]}
+    return {"name": "bayeslora", "sections": [{"name": name, "panels": plots} for name, plots in sections.items()]}
 
 
 def page() -> str:

@@ -100,12 +100,12 @@ class Problems:
         >>> problems = Problems()
         >>> with problems.collect():
         ...     raise ConfigError("lr must be positive")
-        >>> problems.found
+        >>> problems.messages
         ['lr must be positive']
     """
 
     def __init__(self) -> None:
-        self.found: list[str] = []
+        self.messages: list[str] = []
 
     @contextmanager
     def collect(self) -> Iterator[None]:
@@ -113,16 +113,16 @@ class Problems:
         try:
             yield
         except ConfigError as error:
-            self.found.extend(problem for problem in error.problems if problem not in self.found)
+            self.messages.extend(problem for problem in error.problems if problem not in self.messages)
 
     def add(self, *problems: str) -> None:
         """Note problems found without an exception."""
-        self.found.extend(problems)
+        self.messages.extend(problems)
 
-    def raise_if_any(self) -> None:
-        """Raise one `ConfigError` holding all that was gathered; do nothing if there is none."""
-        if self.found:
-            raise ConfigError(*self.found)
+    def raise_if_any(self, kind: type[ConfigError] = ConfigError) -> None:
+        """Raise one error holding all that was gathered; do nothing if there is none."""
+        if self.messages:
+            raise kind(*self.messages)
 
 
 def require(condition: bool, problem: str) -> None:

@@ -123,14 +123,14 @@ class Experiment:
         of_sampler = [f"sampler.{key}" for key in ("lr", "momentum") if own.get(key) == AUTO]
         return of_sampler + [f"chain.{k}" for k in ("batch_size", "burn_in", "thin") if getattr(self.chain, k) == AUTO]
 
-    def settled(self, found: Mapping[str, Any], tuning: Mapping[str, Any] | None = None) -> Experiment:
+    def settled(self, settings: Mapping[str, Any], tuning: Mapping[str, Any] | None = None) -> Experiment:
         """The experiment with values in the place of settings of `sampler` and `chain`, by dotted name.
 
         The record has them, under `asked` what the settings were before, and under `tuning` how they were found.
         """
         record: dict[str, Any] = {**self.record}
         parts: dict[str, dict[str, Any]] = {"sampler": {}, "chain": {}}
-        for key, value in found.items():
+        for key, value in settings.items():
             part, _, name = key.partition(".")
             parts[part][name] = value
             record["asked"] = {key: record[part].get(name), **record.get("asked", {})}

@@ -84,8 +84,8 @@ def export(settings: ExportSettings) -> list[Path]:
     described = facts(run, experiment)
     folders = export_adapters(posterior.model, draws, user_path(settings.out_dir), described)
     onto = "AutoModel" if (folders[0] / HEAD).is_file() else "AutoModelForSequenceClassification"
-    told = f"{len(folders)} adapters for {onto} in {settings.out_dir}; each one's README.md says how to load it"
-    print(told, flush=True)  # noqa: T201
+    message = f"{len(folders)} adapters for {onto} in {settings.out_dir}; each one's README.md says how to load it"
+    print(message, flush=True)  # noqa: T201
     if settings.push_to_hub is not None:
         print(f"pushed to {upload(folders, settings.push_to_hub, described['title'])}", flush=True)  # noqa: T201
     return folders

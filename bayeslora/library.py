@@ -163,7 +163,7 @@ def _experiment(
     """All parts, checked, with what `config.yaml` records; every problem is reported at once."""
     problems, settings = Problems(), ChainSettings()
     problems.add(*check_arguments(make_sampler.func, make_sampler.keywords, "sampler"))
-    if not problems.found:
+    if not problems.messages:
         with problems.collect():
             check_sampler(make_sampler, seed)
     optimizer = described(make_warmup.func, _partial_=True, **make_warmup.keywords)

@@ -62,9 +62,9 @@ class OfClasses:
         """Accuracy, NLL and ECE, means over the targets that are there."""
         from bayeslora.diagnostics.metrics import metrics
 
-        there = self.observed(targets)
-        found = metrics(self.log_p(outputs)[there], targets[there])
-        return {name: found[name] for name in ("accuracy", "nll", "ece")}
+        observed = self.observed(targets)
+        scores = metrics(self.log_p(outputs)[observed], targets[observed])
+        return {name: scores[name] for name in ("accuracy", "nll", "ece")}
 
     def attach(self, model: nn.Module, targets: int) -> nn.Module:  # noqa: ARG002
         """The model as it is."""
@@ -117,9 +117,9 @@ class Categorical(OfClasses):
             return categorical_nll(outputs, targets.expand(outputs.shape[:-1]))
         logits = outputs.movedim(-1 - self.axes, -1)
         classes = targets.expand(logits.shape[:-1])
-        there = self.observed(classes)
-        found = categorical_nll(logits, classes.where(there, 0))
-        return found.where(there, 0.0).flatten(-self.axes).sum(-1)
+        observed = self.observed(classes)
+        nll = categorical_nll(logits, classes.where(observed, 0))
+        return nll.where(observed, 0.0).flatten(-self.axes).sum(-1)
 
 
 class Bernoulli(OfClasses):
@@ -153,9 +153,9 @@ class Bernoulli(OfClasses):
     def nll(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Logits [..., B, L] and labels [B, L] or [..., B, L] -> [..., B]."""
         logits = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
-        there = self.observed(targets)
+        observed = self.observed(targets)
         wrong_by = logits * torch.where(targets == 1, -1.0, 1.0).to(logits.dtype)  # log odds against the target
-        return nn.functional.softplus(wrong_by).where(there, 0.0).sum(-1)
+        return nn.functional.softplus(wrong_by).where(observed, 0.0).sum(-1)
 
 
 class Gaussian:

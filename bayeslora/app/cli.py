@@ -128,7 +128,7 @@ def forced(argument: str) -> str:
     """
     key, equals, value = argument.partition("=")
     if key.endswith(("_dir", "path")):  # a shell leaves `~` alone here, and Hydra makes folders of that name
-        argument = key + equals + re.sub(r"^(['\"]?)(~)(?=/|$)", lambda found: found[1] + str(user_path("~")), value)
+        argument = key + equals + re.sub(r"^(['\"]?)(~)(?=/|$)", lambda match: match[1] + str(user_path("~")), value)
     plain = re.fullmatch(r"[A-Za-z_][\w.]*", key) is not None and "=" in argument
     group = (Path(CONF_DIR) / key).is_dir()
     return f"++{argument}" if plain and not group and not key.startswith("hydra.") else argument

@@ -114,8 +114,8 @@ def recorded(run: RunDirectory, trust: Any = None, data_path: str | None = None,
         DataError: there is no run, or it names or points to what it should not.
     """
     experiment = of_settings(recorded_settings(run, trust, data_path, **evaluate))
-    found = {key: value for key, value in run.config.items() if key in ("asked", "tuning")}
-    return experiment.but(record={**experiment.record, **found})
+    added = {key: value for key, value in run.config.items() if key in ("asked", "tuning")}
+    return experiment.but(record={**experiment.record, **added})
 
 
 def recorded_settings(

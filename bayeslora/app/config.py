@@ -166,9 +166,9 @@ def members(group: Mapping[Any, Any] | None) -> dict[str, DictConfig]:
 
 def apart(node: DictConfig) -> dict[str, Any]:
     """What a node says beside the arguments of what it names (`APART`)."""
-    said = {key: node[key] for key in APART if key in node}
-    taken = inspect.signature(pkgutil.resolve_name(node["_target_"])).parameters if said else {}
-    return {key: value for key, value in said.items() if key not in taken}
+    beside = {key: node[key] for key in APART if key in node}
+    taken = inspect.signature(pkgutil.resolve_name(node["_target_"])).parameters if beside else {}
+    return {key: value for key, value in beside.items() if key not in taken}
 
 
 def without_limits(node: DictConfig) -> tuple[DictConfig, dict[str, int | None]]:
@@ -229,12 +229,12 @@ class Form:
         if OmegaConf.select(cfg, "dataset._target_") == IN_PYTHON:
             instantiate(cfg.dataset)
         problems, usable, broken = Problems(), cfg, set()
-        found = list(_form_problems(cfg))
-        if found:
+        wrong = list(_form_problems(cfg))
+        if wrong:
             usable = copy.deepcopy(cfg)
             OmegaConf.set_struct(usable, False)
         defaults = OmegaConf.structured(RootConfig)
-        for key, problem in found:
+        for key, problem in wrong:
             problems.add(problem)
             if key in (*PARTS, "chain.warmup.optimizer", "logger", "callbacks"):
                 broken.add(key)

@@ -57,20 +57,20 @@ class PaddingRows(nn.Module):
 
     def sizes(self, params: Mapping[str, Tensor], chain_axes: int) -> dict[str, int]:
         """Coordinates of each parameter of one chain that are sampled: all but those of these rows."""
-        found = {name: math.prod(p.shape[chain_axes:]) for name, p in params.items()}
+        sizes = {name: math.prod(p.shape[chain_axes:]) for name, p in params.items()}
         for name, places in self.places.items():
             sampled = torch.ones(params[name].shape[chain_axes:], dtype=torch.bool)
             for axis, index in places:
                 sampled.select(axis, index).zero_()
-            found[name] = int(sampled.sum())
-        return found
+            sizes[name] = int(sampled.sum())
+        return sizes
 
     def sampled(self, params: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Tensors of the parameters' shapes by name: 0 in these rows, else 1."""
-        found = {name: torch.ones_like(p, requires_grad=False) for name, p in params.items()}
+        sampled = {name: torch.ones_like(p, requires_grad=False) for name, p in params.items()}
         for name, (axis, index) in self._each():
-            found[name].select(axis, index).zero_()
-        return found
+            sampled[name].select(axis, index).zero_()
+        return sampled
 
     def prior_energy(self, prior: Prior, params: Mapping[str, Tensor], chain_axes: int) -> Tensor | float:
         """What a prior over the whole tensors says of these rows, in nats: scalar, or [K]; 0 where there are none."""

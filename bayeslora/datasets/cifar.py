@@ -99,8 +99,7 @@ class Cifar10:
         problems.add(*self._setting_problems())
         with problems.collect():
             self.source = None if self.path is None else self._find(Path(self.path).expanduser())
-        if problems.found:
-            raise DataError(*problems.found)
+        problems.raise_if_any(DataError)
 
     @property
     def name(self) -> str:

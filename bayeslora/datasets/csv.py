@@ -92,8 +92,7 @@ class Csv:
             codecs.lookup(self.encoding)
         except LookupError:
             problems.add(f"dataset.encoding={self.encoding} is unknown; choose e.g. utf-8, latin-1, cp1252 or utf-16")
-        if problems.found:
-            raise DataError(*problems.found)
+        problems.raise_if_any(DataError)
 
     def load(self) -> Data:
         """Read the table into memory: inputs float32 [N, F].

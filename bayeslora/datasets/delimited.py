@@ -181,12 +181,12 @@ def parse_column(
         number = _mask(pc.match_substring_regex(cells, rf"^[+-]?(?:{fraction}(?:[eE][+-]?\d+)?|(?i:inf|infinity))$"))
         if (number | nulls).all():
             return _numbers(cells, nulls, decimal)
-        there = ~nulls
+        filled = ~nulls
         alike = number | _mask(pc.match_substring_regex(cells, LIKE_NUMBER)) & ~_mask(
             pc.match_substring_regex(cells, ORDINAL)
         )
-        if not mixed and 2 * (alike & there).sum() > there.sum():
-            row = int(np.flatnonzero(there & ~number)[0])
+        if not mixed and 2 * (alike & filled).sum() > filled.sum():
+            row = int(np.flatnonzero(filled & ~number)[0])
             cell = cells[row].as_py()
             raise DataError(
                 f"{where}, row {row + 1} below the header, column {name}: {cell!r} is no number, while most cells of"

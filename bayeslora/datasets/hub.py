@@ -93,8 +93,7 @@ class Hub:
         with problems.collect():
             if self.tokenizer is not None and (folder := local_folder(self.tokenizer)) is not None:
                 check_tokenizer_folder(folder)
-        if problems.found:
-            raise DataError(*problems.found)
+        problems.raise_if_any(DataError)
 
     @property
     def name(self) -> str:

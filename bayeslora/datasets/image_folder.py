@@ -67,8 +67,7 @@ class ImageFolder:
             problems.add(f"dataset.channels={self.channels} must be 3 (colour) or 1 (grey)")
         if self.path is None or not Path(self.path).expanduser().is_dir():
             problems.add(f"dataset.path={self.path} must be a folder with a folder of images for each class")
-        if problems.found:
-            raise DataError(*problems.found)
+        problems.raise_if_any(DataError)
 
     def load(self) -> Data:
         """Read the images into memory: uint8 [N, C, size, size].

@@ -78,7 +78,7 @@ def from_examples(
         parts |= dict(
             zip(("train", "validation", "test") if len(train) == 3 else ("train", "test"), train, strict=True)
         )
-    splits = {part: as_split(found, part, precision, labels) for part, found in parts.items() if found is not None}
+    splits = {part: as_split(one, part, precision, labels) for part, one in parts.items() if one is not None}
     require("train" in splits, f"{name}: there is no part called train")
     empty = splits["train"].take(slice(0))
     ours, held_out, tested = whole = [splits.get(part, empty) for part in ("train", "validation", "test")]

@@ -62,8 +62,7 @@ class Npz:
         sizes = (self.validation_size, self.limit_train, self.limit_test)
         problems = setting_problems(self.task, self.test_share, *sizes)
         problems.add(*file_problems("path", self.path, "a file .npz with x_train, y_train, x_test and y_test"))
-        if problems.found:
-            raise DataError(*problems.found)
+        problems.raise_if_any(DataError)
 
     def load(self) -> Data:
         """Read the arrays into memory.

@@ -188,7 +188,7 @@ def _tokenised(data: Data, reading: Reading) -> Data:
     sizes = [len(data.texts[name]) for name in names]
     train, validation, test = encoded.tokens.split(sizes)
     empty = sum(not text.strip() for pair in texts for text in pair)
-    found = {
+    notes = {
         f"{encoded.cut:,} of {encoded.lengths.numel():,} sequences cut to {reading.max_length} tokens": encoded.cut,
         f"{empty:,} empty sentences": empty,
         f"{encoded.padding:.0%} of the stored tokens are padding": encoded.padding >= 0.005,
@@ -199,5 +199,5 @@ def _tokenised(data: Data, reading: Reading) -> Data:
         validation=Split(validation, data.validation.targets),
         test=Split(test, data.test.targets),
         lengths=encoded.lengths[: sizes[0]].amax(1),
-        notes=(*data.notes, *(note for note, holds in found.items() if holds)),
+        notes=(*data.notes, *(note for note, holds in notes.items() if holds)),
     )

@@ -114,15 +114,15 @@ def load_reference(file: Path | str, targets: Tensor, num_classes: int) -> Refer
     arrays, targets = _read(file), targets.cpu().long()
     problems = Problems()
     problems.add(*_index_problems(arrays["index"], len(targets)), *_probs_problems(arrays, num_classes))
-    if not problems.found:
+    if not problems.messages:
         index = torch.from_numpy(arrays["index"].astype(np.int64))
         probs = torch.from_numpy(arrays["probs"].astype(np.float64))
         reference = Reference(index, probs / probs.sum(1, keepdim=True), len(targets))
         problems.add(*_label_problems(arrays["labels"], targets[index]))
-    if not problems.found:
+    if not problems.messages:
         problems.add(*_class_order_problems(reference.probs, targets[index]))
-    if problems.found:
-        raise DataError(*(f"{file}: {problem}" for problem in problems.found))
+    if problems.messages:
+        raise DataError(*(f"{file}: {problem}" for problem in problems.messages))
     return reference
 
 

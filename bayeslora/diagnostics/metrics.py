@@ -76,15 +76,15 @@ def parts(log_probs: Tensor, targets: Tensor) -> dict[str, np.ndarray]:
     truth, predicted = targets.long(), log_probs.argmax(1)
     right, probs = (predicted == truth).double(), log_probs.float().exp()
     confidence, bins = _confidence_bins(log_probs, BINS)
-    found = {
+    by_score = {
         "accuracy": right[:, None],
         "nll": -log_probs.double().gather(1, truth[:, None]),
         "ece": torch.nn.functional.one_hot(bins, BINS) * (right - confidence)[:, None],
         "brier": (probs - torch.nn.functional.one_hot(truth, probs.shape[1])).double().square().sum(1, keepdim=True),
     }
     if probs.shape[1] == 2:
-        found["f1"] = torch.stack([predicted * truth, predicted + truth], 1).double()
-    return {name: values.numpy() for name, values in found.items()}
+        by_score["f1"] = torch.stack([predicted * truth, predicted + truth], 1).double()
+    return {name: values.numpy() for name, values in by_score.items()}
 
 
 def reliability(log_probs: Tensor, targets: Tensor, bins: int = BINS) -> Reliability:

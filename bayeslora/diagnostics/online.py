@@ -291,12 +291,12 @@ def _estimate(count: int, mean: float, sd: float, variances: np.ndarray) -> Esti
         return Estimate(count, mean, reason="the series is constant")
     if count < MIN_UPDATES:
         return Estimate(count, mean, sd, reason=f"tau takes {MIN_UPDATES} updates, not {count}")
-    found = long_run_variance(variances, count)
-    if found is None:
+    long_run = long_run_variance(variances, count)
+    if long_run is None:
         least, longest = variances.max() / sd**2, OVERLAP << (len(variances) - 1)
         why = f"tau is {least:.3g} or more, too long for batches of {longest} updates; run longer"
         return Estimate(count, mean, sd, reason=why)
-    variance, batch = found
+    variance, batch = long_run
     tau = variance / sd**2
     return Estimate(count, mean, sd, tau, count / tau, math.sqrt(variance / count), batch)
 

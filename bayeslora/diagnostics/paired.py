@@ -59,11 +59,11 @@ def read(file: Path) -> dict[str, np.ndarray] | None:
     """The arrays of an `EXAMPLES_FILE`, `targets` among them; None where there is none that can be read."""
     try:
         with np.load(file, allow_pickle=False) as content:
-            found = {str(name): np.asarray(content[name], dtype=np.float64) for name in content.files}
+            arrays = {str(name): np.asarray(content[name], dtype=np.float64) for name in content.files}
     except (OSError, ValueError, KeyError, EOFError, BadZipFile):
         return None
-    whole = TARGETS in found and all(len(values) == len(found[TARGETS]) for values in found.values())
-    return found if whole else None
+    whole = TARGETS in arrays and all(len(values) == len(arrays[TARGETS]) for values in arrays.values())
+    return arrays if whole else None
 
 
 def between(one: Mapping[str, np.ndarray] | None, other: Mapping[str, np.ndarray] | None) -> dict[str, Difference]:
@@ -84,12 +84,12 @@ def by_group(parts: Parts, groups: np.ndarray) -> dict[str, np.ndarray]:
         groups: the group of each, [M].
     """
     _, place = np.unique(groups, return_inverse=True)
-    found = {}
+    sums_of = {}
     for name, values in parts.items():
         sums = np.zeros((int(place.max()) + 1, values.shape[1]))
         np.add.at(sums, place, values)
-        found[name] = sums * (len(sums) / len(values))
-    return found
+        sums_of[name] = sums * (len(sums) / len(values))
+    return sums_of
 
 
 def value_of(name: str, parts: np.ndarray) -> np.ndarray:

@@ -60,8 +60,8 @@ def law_findings(*, short: bool = True) -> Iterator[Finding]:
     fine: list[str] = []
     for name, group in groupby(sorted(all_checks(), key=sampler), key=sampler):
         checks = list(group)
-        found = [(check, _worst(_short(check) if short else check.run())) for check in checks]
-        check, worst = max(found, key=lambda one: abs(one[1].z))
+        moments = [(check, _worst(_short(check) if short else check.run())) for check in checks]
+        check, worst = max(moments, key=lambda one: abs(one[1].z))
         if worst.agrees:
             fine.append(name)
         else:

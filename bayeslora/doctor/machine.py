@@ -124,14 +124,14 @@ def _unmet(requirement: object) -> str:
     from packaging.version import Version
 
     assert isinstance(requirement, Requirement)
-    found = _installed(requirement.name)
-    if found is None:
+    installed = _installed(requirement.name)
+    if installed is None:
         return f"{requirement.name} is not installed"
-    public = Version(found).public  # 2.9.0+cu128 is 2.9.0
+    public = Version(installed).public  # 2.9.0+cu128 is 2.9.0
     return (
         ""
         if requirement.specifier.contains(public, prereleases=True)
-        else f"{requirement.name} {found} is not {requirement.specifier}"
+        else f"{requirement.name} {installed} is not {requirement.specifier}"
     )
 
 

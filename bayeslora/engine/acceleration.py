@@ -55,22 +55,22 @@ class Timing:
 
 
 def choose(
-    asked: Mapping[str, Any], has_bf16: bool, images: bool, steps: int, measure: Callable[[Acceleration], Timing]
+    given: Mapping[str, Any], has_bf16: bool, images: bool, steps: int, measure: Callable[[Acceleration], Timing]
 ) -> tuple[Acceleration, str]:
     """The fastest way to run `steps` steps among those that the settings leave open, and one sentence about it.
 
     Compilation is taken where what it saves over all steps is more than twice what it costs.
 
     Args:
-        asked: `trainer.precision`, `.channels_last` and `.compile`; `"auto"` leaves one open.
+        given: `trainer.precision`, `.channels_last` and `.compile`; `"auto"` leaves one open.
         has_bf16: whether the device multiplies bf16 matrices natively.
         images: whether inputs have a memory layout to choose.
         steps: how many are to be taken.
         measure: times one candidate.
     """
-    precisions = ["32-true", *["bf16-mixed"] * has_bf16] if asked["precision"] == AUTO else [asked["precision"]]
-    layouts = [False, *[True] * images] if asked["channels_last"] == AUTO else [asked["channels_last"]]
-    first = Acceleration(precisions[0], layouts[0], compile=asked["compile"] is True)
+    precisions = ["32-true", *["bf16-mixed"] * has_bf16] if given["precision"] == AUTO else [given["precision"]]
+    layouts = [False, *[True] * images] if given["channels_last"] == AUTO else [given["channels_last"]]
+    first = Acceleration(precisions[0], layouts[0], compile=given["compile"] is True)
     timings = {first: measure(first)}
     best = first
     for candidate in (replace(first, precision=p, channels_last=c) for p in precisions for c in layouts):
@@ -78,7 +78,7 @@ def choose(
             timings[candidate] = measure(candidate)
         if timings[candidate].step < WORTH * timings[best].step:
             best = candidate
-    if asked["compile"] == AUTO and can_compile():
+    if given["compile"] == AUTO and can_compile():
         compiled = replace(best, compile=True)
         timings[compiled] = measure(compiled)
         saved = (timings[best].step - timings[compiled].step) * steps
@@ -94,7 +94,7 @@ def accelerate(experiment: Experiment) -> tuple[Acceleration, str]:
     trainer, chains = experiment.trainer, experiment.chain.chosen
     stacked = experiment.chain.parallel == "stacked" and len(chains) > 1
     which = chains if stacked else chains[0]
-    asked = {"precision": trainer.precision, "channels_last": trainer.channels_last, "compile": trainer.compile}
+    settings = {"precision": trainer.precision, "channels_last": trainer.channels_last, "compile": trainer.compile}
 
     def measure(candidate: Acceleration) -> Timing:
         seconds = gradients(experiment, which, candidate, REPEATS + 1)
@@ -103,20 +103,20 @@ def accelerate(experiment: Experiment) -> tuple[Acceleration, str]:
 
     steps = experiment.plan.total * (1 if stacked else len(chains))
     layouts = experiment.data.kind == "images" and experiment.device.type != "cpu"  # where torch may corrupt memory
-    return choose(asked, has_bf16(experiment.device), layouts, steps, measure)
+    return choose(settings, has_bf16(experiment.device), layouts, steps, measure)
 
 
-def draws_noise_ahead(asked: bool | str, device: torch.device, numbers: int, processes: int = 1) -> bool:
+def draws_noise_ahead(setting: bool | str, device: torch.device, numbers: int, processes: int = 1) -> bool:
     """Whether a chain's noise is drawn a step ahead on a thread of its own: the same numbers, in another order of work.
 
     Args:
-        asked: `trainer.noise_ahead`; `"auto"`: on a CPU of which a core is free, where a step has enough to draw.
+        setting: `trainer.noise_ahead`; `"auto"`: on a CPU of which a core is free, where a step has enough to draw.
         device: of the chain.
         numbers: random numbers a step.
         processes: how many run chains on this machine at once.
     """
-    if asked != AUTO:
-        return bool(asked)
+    if setting != AUTO:
+        return bool(setting)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return device.type == "cpu" and numbers >= WORTH_A_THREAD and processes * (torch.get_num_threads() + 1) <= cores
 

@@ -59,8 +59,8 @@ class StepLoop(_TrainingEpochLoop):
 
 def callbacks_of(trainer: Trainer) -> list[Callback]:
     """A trainer's callbacks, which its type does not tell."""
-    found: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    return found
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    return callbacks
 
 
 def _hooks(trainer: Trainer, name: str) -> Iterator[Callable[..., None]]:

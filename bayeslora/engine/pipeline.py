@@ -86,11 +86,11 @@ def sampled(experiment: Experiment, run: RunDirectory) -> tuple[Experiment, dict
             print(f"converged after {plan.num_draws:,} draws a chain", flush=True)  # noqa: T201
             return experiment, {}
         draws = min(math.ceil(GROWTH * plan.num_draws), (most - plan.burnt_in) // plan.thin)
-        said = f"{plan.num_draws:,} draws a chain are not enough: {'; '.join(missing)}"
+        message = f"{plan.num_draws:,} draws a chain are not enough: {'; '.join(missing)}"
         if draws <= plan.num_draws:
-            print(f"{said}. chain.max_steps={most:,} ends the run here", flush=True)  # noqa: T201
+            print(f"{message}. chain.max_steps={most:,} ends the run here", flush=True)  # noqa: T201
             return experiment, {}
-        print(f"{said}. Going on to {draws:,}", flush=True)  # noqa: T201
+        print(f"{message}. Going on to {draws:,}", flush=True)  # noqa: T201
         experiment = experiment.longer(draws)
         run.open(dict(experiment.record), experiment.fingerprint)
 

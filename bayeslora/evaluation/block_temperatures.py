@@ -73,14 +73,14 @@ def _about_other_chains(
 ) -> dict[str, list[np.ndarray]]:
     """Readings of every draw about the mean of the other chains' draws, one array [draws] a chain by block."""
     means = [_mean(posterior, store.chain, names) for store in posterior.stores]
-    found: dict[str, list[np.ndarray]] = {}
+    by_block: dict[str, list[np.ndarray]] = {}
     for place, store in enumerate(posterior.stores):
         others = [mean for at, mean in enumerate(means) if at != place]
         center = {name: torch.stack([mean[name] for mean in others]).mean(0).to(experiment.device) for name in names}
         rows = readings_about(posterior, experiment, store.chain, center)
         for block in rows[0]:
-            found.setdefault(block, []).append(np.array([row[block] for row in rows]))
-    return found
+            by_block.setdefault(block, []).append(np.array([row[block] for row in rows]))
+    return by_block
 
 
 def _mean(posterior: Posterior, chain: int, names: Sequence[str]) -> dict[str, Tensor]:
@@ -103,7 +103,7 @@ def readings_about(
     kT = experiment.temperature / num_data
     sampler = experiment.make_sampler([*moving.params.values()], kT=kT, seed=experiment.seed, chain=chain)
     sizes = moving.padding.sizes(moving.params, 0)
-    found = []
+    rows = []
     draws = next((len(store) for store in posterior.stores if store.chain == chain), 0)
     for draw in told(posterior.draws(chain), draws, f"measuring temperatures, chain {chain}, draws"):
         load_into(moving.network, draw.tensors, f"draw {draw.index} of chain {chain}")
@@ -112,5 +112,5 @@ def readings_about(
         ):
             force = moving.force(sampler, [batches(draw.step)], draw.step, num_data)
         values = readings(moving.params, force, sizes, kT, center=center)
-        found.append({block: float(value) for block, value in values.items()})
-    return found
+        rows.append({block: float(value) for block, value in values.items()})
+    return rows

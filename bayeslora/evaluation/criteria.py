@@ -27,10 +27,10 @@ def _against_map(criterion: str) -> Callable[[Results], float | None]:
 
 def _off_temperature(results: Results) -> float | None:
     """How far the block that is furthest from the temperature asked for is; None where one is not shown."""
-    found = results.diagnostics.temperature.values()
-    if any(one.status == "not shown" for one in found):
+    temperatures = results.diagnostics.temperature.values()
+    if any(one.status == "not shown" for one in temperatures):
         return None
-    off = [abs(one.ratio - 1) for one in found if one.status == "measured" and one.ratio is not None]
+    off = [abs(one.ratio - 1) for one in temperatures if one.status == "measured" and one.ratio is not None]
     return max(off) if off and all(map(math.isfinite, off)) else None
 
 

@@ -57,9 +57,10 @@ def _average(labels: Sequence[LabelScores]) -> LabelScores:
     """Means over labels, each of the same weight."""
 
     def mean(of: Sequence[ClassificationScores | None]) -> ClassificationScores | None:
-        there = [vars(one) for one in of if one is not None]
-        names = there[0] if len(there) == len(labels) and there else {}
-        return ClassificationScores(**{n: sum(one[n] for one in there) / len(there) for n in names}) if names else None
+        scores = [vars(one) for one in of if one is not None]
+        if not scores or len(scores) < len(labels):
+            return None
+        return ClassificationScores(**{name: sum(one[name] for one in scores) / len(scores) for name in scores[0]})
 
     if not labels:
         return LabelScores()

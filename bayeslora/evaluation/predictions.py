@@ -283,5 +283,5 @@ def known(targets: Tensor, likelihood: Likelihood) -> tuple[Tensor, Tensor | Non
     """Targets that are there, [M], and their places [M, A]; None where each example has one."""
     if targets.ndim == 1 or not isinstance(likelihood, OfClasses):
         return targets, None
-    there = likelihood.observed(targets)
-    return targets[there], there.nonzero()
+    observed = likelihood.observed(targets)
+    return targets[observed], observed.nonzero()

@@ -41,14 +41,14 @@ def check_recorded_nll(posterior: Posterior, experiment: Experiment) -> None:
             if not store.intact(record):
                 continue  # whoever needs the draw says so, or computes it again
             model = posterior.model_of(store.load(record))
-            recorded, found = record.scalars["nll"], probe_nll(model, experiment)
-            off, allowed = abs(found.mean().item() - recorded), ROUNDING * (1 + abs(recorded))
+            recorded, computed = record.scalars["nll"], probe_nll(model, experiment)
+            off, allowed = abs(computed.mean().item() - recorded), ROUNDING * (1 + abs(recorded))
             if not off <= allowed:
-                allowed += 2 * _rounding(model, experiment, found)
+                allowed += 2 * _rounding(model, experiment, computed)
             if not off <= allowed:
                 raise DataError(
                     f"draw {record.index} of chain {store.chain} was recorded with NLL {recorded:.4g} on the probe set"
-                    f" and has {found.mean().item():.4g} now, so the model or the training data are not those of the"
+                    f" and has {computed.mean().item():.4g} now, so the model or the training data are not those of the"
                     " run. If the model's function draws tensors at random that are neither parameters nor buffers,"
                     " make them once, outside the function, or seed them, and sample again"
                 )

@@ -154,9 +154,9 @@ class RegressionPass:
         """Passes over all that a draw is asked about."""
         return [self.loader, self.probe]
 
-    def density(self, found: Tensor) -> tuple[Tensor, Tensor]:
+    def density(self, outputs: Tensor) -> tuple[Tensor, Tensor]:
         """Means and variances that a model's outputs tell, in the targets' own units."""
-        mean, variance = normals(found, self.likelihood)
+        mean, variance = normals(outputs, self.likelihood)
         return self.mean + self.std * mean, self.std**2 * variance
 
     def mixture(self, models: Iterable[nn.Module]) -> NormalMixture:
@@ -205,7 +205,7 @@ def summarise(work: RegressionPass, posterior: Posterior, series: Series, experi
     ends = work.mixture(posterior.map_models())
     compared = {"ensemble": work.whole, "map": work.point, "map_ensemble": ends if ends.count > 1 else None}
     scored = {name: None if one is None else scores(one, work.targets) for name, one in compared.items()}
-    chains, asked = work.chains, experiment.evaluation
+    chains, settings = work.chains, experiment.evaluation
     densities = [work.by_chain[chain].normals for chain in chains]
     return Results(
         task="regression",
@@ -222,9 +222,9 @@ def summarise(work: RegressionPass, posterior: Posterior, series: Series, experi
         uncertainty=Uncertainty(variance=_variance(work.whole.normals), reason=ABSENT),
         absent=dict.fromkeys(("accuracy", "ece", "brier", "f1", "selective", "map_tempered"), ABSENT),
         diagnostics=diagnose(work.probe_arrays, series, _agreement(densities), experiment.gradients(chains)),
-        reference=None if asked.reference is None else ReferenceFidelity(reason=ABSENT),
-        ood=None if asked.ood is None else OutOfDistribution(asked.ood, reason=ABSENT),
-        corruptions=Corruptions(reason=ABSENT) if asked.corruptions else None,
+        reference=None if settings.reference is None else ReferenceFidelity(reason=ABSENT),
+        ood=None if settings.ood is None else OutOfDistribution(settings.ood, reason=ABSENT),
+        corruptions=Corruptions(reason=ABSENT) if settings.corruptions else None,
     )
 
 

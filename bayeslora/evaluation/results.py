@@ -292,8 +292,8 @@ class Results:
 
     def to_json(self) -> dict[str, Any]:
         """As the file holds it; a number that is NaN or infinite is null."""
-        found: dict[str, Any] = encode(self)
-        return found
+        content: dict[str, Any] = encode(self)
+        return content
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Results:
@@ -321,12 +321,12 @@ class Results:
                 f"{file.parent}: cannot read {file.name} ({str(error).splitlines()[0]}); {again}"
             ) from error
         try:
-            found = cls.from_json(content)
+            results = cls.from_json(content)
         except DataError as error:
             raise DataError(f"{file.parent}: {file.name} does not hold a run's metrics ({error}); {again}") from error
-        if found.ensemble is None:
+        if results.ensemble is None:
             raise DataError(f"{file.parent}: {file.name} does not hold a run's metrics (no ensemble); {again}")
-        return found
+        return results
 
     def __getitem__(self, key: str) -> Any:
         """An entry as the file holds it, for scripts: `results["ensemble"]["nll"]`."""

@@ -57,8 +57,8 @@ def views(experiment: Experiment) -> tuple[list[View], dict[str, str]]:
     wanted: list[View] = []
     missing: dict[str, str] = {}
     if experiment.data.labels or experiment.data.axes:
-        asked = {"ood": experiment.make_ood is not None, "corruptions": experiment.evaluation.corruptions}
-        return [], {name: SEVERAL for name, wants in asked.items() if wants}
+        for_classes = {"ood": experiment.make_ood is not None, "corruptions": experiment.evaluation.corruptions}
+        return [], {name: SEVERAL for name, wants in for_classes.items() if wants}
     if experiment.make_ood is not None:
         other = experiment.make_ood()
         problem = _does_not_fit(experiment.data, other)

@@ -105,18 +105,18 @@ def final_scalars(results: Results) -> dict[str, float]:
     """The scalars of `metrics.json` that are logged, by their key: `evaluation/` and where they lie in the file."""
     from bayeslora.loggers.keys import KEYS
 
-    found, content = {}, results.to_json()
+    scalars, content = {}, results.to_json()
     for key in KEYS:
         kind, *path = key.split("/")
         value: Any = content if kind == "evaluation" else None
         for name in path:
             value = value.get(name) if isinstance(value, Mapping) else None
         if isinstance(value, int | float):
-            found[key] = float(value)
+            scalars[key] = float(value)
     for block, one in results.diagnostics.temperature.items():
         if one.ratio is not None:
-            found[f"evaluation/diagnostics/temperature/{block}/ratio"] = one.ratio
-    return found
+            scalars[f"evaluation/diagnostics/temperature/{block}/ratio"] = one.ratio
+    return scalars
 
 
 def _growth(results: Results) -> Iterator[tuple[int, dict[str, float]]]:

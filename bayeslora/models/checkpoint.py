@@ -80,9 +80,9 @@ class Checkpoint:
         ]
         wrong = {"it lacks": missing, "the model has no": unknown, "of other shapes:": reshaped}
         if any(wrong.values()):
-            told = [f"{words} {_listed(names)}" for words, names in wrong.items() if names]
+            faults = [f"{words} {_listed(names)}" for words, names in wrong.items() if names]
             raise ConfigError(
-                f"model.checkpoint={self.path} does not fit {type(model).__name__}: {'; '.join(told)}. Choose the"
+                f"model.checkpoint={self.path} does not fit {type(model).__name__}: {'; '.join(faults)}. Choose the"
                 " settings of model and dataset with which it was trained, or rename its tensors"
             )
         return tensors
@@ -102,22 +102,22 @@ def _unpickled(file: Path) -> dict[str, Tensor]:
         DataError: it cannot be read as tensors alone, or holds something else.
     """
     try:
-        found: Any = torch.load(file, map_location="cpu", weights_only=True)
+        state: Any = torch.load(file, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         raise DataError(
             f"model.checkpoint={file} cannot be read as tensors alone ({str(error).splitlines()[0][:120]}); save"
             " model.state_dict()"
         ) from error
     for key in CONTAINERS:
-        if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
-            found = found[key]
-    strange = [] if isinstance(found, Mapping) else [type(found).__name__]
-    strange = strange or [f"{key}: {type(entry).__name__}" for key, entry in found.items() if not _is_tensor(entry)]
+        if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
+            state = state[key]
+    strange = [] if isinstance(state, Mapping) else [type(state).__name__]
+    strange = strange or [f"{key}: {type(entry).__name__}" for key, entry in state.items() if not _is_tensor(entry)]
     if strange:
         raise DataError(
             f"model.checkpoint={file} is no state dict: it holds {_listed(strange)}; save model.state_dict()"
         )
-    return {str(name): tensor.detach() for name, tensor in found.items()}
+    return {str(name): tensor.detach() for name, tensor in state.items()}
 
 
 def _is_tensor(value: Any) -> bool:

@@ -80,10 +80,10 @@ class Layers:
         Raises:
             ConfigError: a name is unknown; every unknown one is listed, with the choices. Or an FRN without `affine`.
         """
-        asked = (("norm", norm, list(NORMS)), ("activation", activation, list(ACTIVATIONS)))
+        settings = (("norm", norm, list(NORMS)), ("activation", activation, list(ACTIVATIONS)))
         problems = [
             f"model.{setting}={name!r} is unknown; choose one of {', '.join(choices)}"
-            for setting, name, choices in asked
+            for setting, name, choices in settings
             if name not in choices
         ]
         if norm == "frn" and not affine:

@@ -47,8 +47,8 @@ def reading(likelihood: Likelihood, observed: bool = False) -> Read:
     require(isinstance(likelihood, OfClasses), f"{type(likelihood).__name__} has no classes to predict")
     assert isinstance(likelihood, OfClasses)
 
-    def read(found: Tensor, targets: Tensor) -> Tensor:
-        log_p = likelihood.log_p(found)
+    def read(logits: Tensor, targets: Tensor) -> Tensor:
+        log_p = likelihood.log_p(logits)
         return log_p[:, likelihood.observed(targets)] if observed else log_p
 
     return read
@@ -101,12 +101,12 @@ class Posterior:
         self._stacked: StackedDraws | None = None
 
     def __repr__(self) -> str:
-        told = [f"{len(self)} draws of {len(self.stores)} chain{'s' * (len(self.stores) != 1)}"]
-        told.append(type(self.likelihood).__name__)
+        words = [f"{len(self)} draws of {len(self.stores)} chain{'s' * (len(self.stores) != 1)}"]
+        words.append(type(self.likelihood).__name__)
         if self._model is not None:
             sampled = sum(p.numel() for p in self._model.parameters() if p.requires_grad)
-            told.append(f"{type(self._model).__name__} with {sampled:,} sampled parameters")
-        return f"Posterior({', '.join(told)}{f', in {self.root}' if self.root is not None else ''})"
+            words.append(f"{type(self._model).__name__} with {sampled:,} sampled parameters")
+        return f"Posterior({', '.join(words)}{f', in {self.root}' if self.root is not None else ''})"
 
     @classmethod
     def load(
@@ -285,8 +285,8 @@ class Posterior:
                 that are not the same in every pass.
         """
         if isinstance(self.likelihood, Gaussian):
-            said = self.predict_normals(inputs)
-            return (said.mean, said.sd) if return_std else said
+            density = self.predict_normals(inputs)
+            return (density.mean, density.sd) if return_std else density
         if return_std:
             loader, moments = self._loader(inputs), NormalMixture()
             for log_p in self._each(loader, reading(self.likelihood)):
@@ -303,8 +303,8 @@ class Posterior:
         require(isinstance(self.likelihood, Gaussian), "this posterior is of classes: use predict")
         assert isinstance(self.likelihood, Gaussian)
         mixture, loader = NormalMixture(), self._loader(inputs)
-        for found in self._each(loader, as_they_are, chain):
-            mixture.add(*normals(found, self.likelihood))
+        for given in self._each(loader, as_they_are, chain):
+            mixture.add(*normals(given, self.likelihood))
         return mixture.normals
 
     def quantiles(self, inputs: Any, levels: float | Sequence[float] = (0.05, 0.5, 0.95)) -> Tensor:
@@ -323,10 +323,10 @@ class Posterior:
         require(isinstance(likelihood, Gaussian), "this posterior is of classes, which have no quantiles: use predict")
         assert isinstance(likelihood, Gaussian)
         loader = self._loader(inputs)
-        moments = [normals(found, likelihood) for found in self._each(loader, as_they_are)]
+        moments = [normals(given, likelihood) for given in self._each(loader, as_they_are)]
         mean, variance = (torch.stack(part) for part in zip(*moments, strict=True))
-        found = mixture_quantiles(mean, variance, torch.atleast_1d(torch.as_tensor(levels, dtype=torch.float64)))
-        return found[0] if isinstance(levels, float | int) else found
+        quantiles = mixture_quantiles(mean, variance, torch.atleast_1d(torch.as_tensor(levels, dtype=torch.float64)))
+        return quantiles[0] if isinstance(levels, float | int) else quantiles
 
     def diagnostics(self) -> dict[str, dict[str, Any]]:
         """R-hat, ESS and Monte Carlo error of every scalar of the draws, by name (see `Convergence`)."""
@@ -369,10 +369,10 @@ class Posterior:
 def _check_model(model: nn.Module, root: Path) -> None:
     """Raise `DataError` unless this is the model of a run; give it the run's own values of what is drawn at random."""
     config_file = root / "config.yaml"
-    there = Fingerprint.recorded(read_config(config_file).get("fingerprint"), config_file)
+    theirs = Fingerprint.recorded(read_config(config_file).get("fingerprint"), config_file)
     ours, file = Fingerprint.of(model), root / "fixed.safetensors"
     kept = read_tensors(file) if file.is_file() else {}
-    differences = ours.with_fixed(kept).differences(there)
+    differences = ours.with_fixed(kept).differences(theirs)
     if differences:
         raise DataError(
             f"{root} holds draws of another model: {named(differences)}. Give the model that was sampled, with the same"

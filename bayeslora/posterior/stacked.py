@@ -109,8 +109,8 @@ class StackedDraws:
         """Outputs [K, B, …] of some of the draws."""
         count = part.stop - part.start
         with _replaced(self.model, merged, part):
-            found: Tensor = self.model(tree_map(lambda t: t.repeat(count, *[1] * (t.ndim - 1)), inputs))
-        return found.unflatten(0, (count, -1))
+            outputs: Tensor = self.model(tree_map(lambda t: t.repeat(count, *[1] * (t.ndim - 1)), inputs))
+        return outputs.unflatten(0, (count, -1))
 
     def _compare(self, draws: Sequence[Draw], merged: _Weights, inputs: Any) -> bool:
         """Whether a few examples get the same outputs from all draws at once as from each by itself."""
@@ -153,14 +153,14 @@ def _replaced(model: nn.Module, merged: _Weights, part: slice) -> Iterator[None]
 
 def _layers(model: nn.Module) -> dict[str, nn.Module]:
     """The layers in which draws of an adapter differ, by path: linear ones, and those of PEFT as a whole."""
-    found = {}
+    layers = {}
     for name, p in model.named_parameters():
         if p.requires_grad:
             parts = name.split(".")[:-1]
             paths = [".".join(parts[:end]) for end in range(1, len(parts) + 1)]
             path = next((path for path in paths if _is_lora(model.get_submodule(path))), paths[-1])
-            found[path] = model.get_submodule(path)
-    return found
+            layers[path] = model.get_submodule(path)
+    return layers
 
 
 def _is_lora(module: Any) -> bool:

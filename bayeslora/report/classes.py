@@ -84,14 +84,14 @@ def _confused(predicted: Tensor, truth: int, names: Sequence[str]) -> tuple[str,
 def label_rows(results: Results) -> list[tuple[str, list[str]]]:
     """One row a label, and their average; none where examples have no labels."""
     named = {**results.labels, **({"Average": results.label_average} if results.label_average else {})}
-    found = []
+    rows = []
     for name, label in named.items():
         scores = label.ensemble or ClassificationScores()
         numbers = [number(getattr(scores, key), ".4f") for key in ("nll", "ece", "brier", "f1")]
         by_map = number(None if label.map is None else label.map.nll, ".4f")
         shares = [percent(label.holds), percent(scores.accuracy)]
-        found.append((name, [f"{label.known:,}", *shares, *numbers, by_map]))
-    return found
+        rows.append((name, [f"{label.known:,}", *shares, *numbers, by_map]))
+    return rows
 
 
 def worst_and_best(rows: Sequence[ClassRow]) -> tuple[list[ClassRow], list[ClassRow]]:

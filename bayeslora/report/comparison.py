@@ -140,10 +140,10 @@ def difference_grid(runs: Sequence[Compared]) -> Grid:
     first, shown = runs[0], shown_columns(runs)
     rows, cells = [], []
     for run in runs[1:]:
-        found = between(run.examples, first.examples)
-        if found:
+        differences = between(run.examples, first.examples)
+        if differences:
             rows.append(run.mark)
-            cells.append([_difference(column, found.get(column.key, Difference())) for column in shown])
+            cells.append([_difference(column, differences.get(column.key, Difference())) for column in shown])
     title = f"Ensemble less that of {first.mark}, ± standard error over examples (paired)"
     return Grid(title, [column.title for column in shown], rows, cells)
 
@@ -229,28 +229,28 @@ def settings_grid(runs: Sequence[Compared]) -> Grid:
 
 def caveats(runs: Sequence[Compared]) -> list[str]:
     """What makes the runs' numbers less comparable than they look."""
-    found = []
+    sentences = []
     data = {str((run.config.get("dataset") or {}).get("_target_")) for run in runs}
     splits = {run.results.provenance.split for run in runs}
     if len(data) > 1:
-        found.append("The runs are of different datasets: their scores cannot be compared.")
+        sentences.append("The runs are of different datasets: their scores cannot be compared.")
     if len(splits) > 1:
         each = ", ".join(f"{run.mark} on {run.results.provenance.split}" for run in runs)
-        found.append(f"The runs were evaluated on different splits ({each}).")
+        sentences.append(f"The runs were evaluated on different splits ({each}).")
     for run in runs:
         chain = run.config["chain"]
         wanted, kept = chain.get("num_chains", 0) * chain.get("num_draws", 0), sum(run.draws.values())
         evaluated = run.results.provenance.draws
         if kept < wanted:
-            found.append(f"{run.mark} has {kept} of {wanted} draws.")
+            sentences.append(f"{run.mark} has {kept} of {wanted} draws.")
         if evaluated is not None and evaluated != kept:
-            found.append(f"{run.mark} was evaluated with {evaluated} draws and has {kept}: evaluate it again.")
+            sentences.append(f"{run.mark} was evaluated with {evaluated} draws and has {kept}: evaluate it again.")
     for run in runs[1:]:
         if len(data) == len(splits) == 1 and not between(run.examples, runs[0].examples):
             lacking = [one.mark for one in (runs[0], run) if one.examples is None]
             why = f"{listed(lacking)} to be evaluated again" if lacking else "runs on the same examples"
-            found.append(f"Differences of {run.mark} to {runs[0].mark} have no standard error: that takes {why}.")
-    return found
+            sentences.append(f"Differences of {run.mark} to {runs[0].mark} have no standard error: that takes {why}.")
+    return sentences
 
 
 def text_tables(runs: Sequence[Compared], width: int = 80) -> Iterator[Table | Text]:
@@ -326,10 +326,10 @@ def _flat_run(run: Compared, differing: Grid) -> Iterator[tuple[str, Any]]:
 def _settings(run: Compared) -> dict[str, str]:
     """Settings that may change a run's numbers, as text by dotted name, with the code and the machine it ran on."""
     config = {key: value for key, value in run.config.items() if key not in SILENT}
-    found = {name: str(value) for name, value in _leaves(config, "")}
+    settings = {name: str(value) for name, value in _leaves(config, "")}
     for name in ("commit", "hardware"):
-        found[f"provenance.{name}"] = str((run.config.get("provenance") or {}).get(name))
-    return found | {"evaluate.split": str(run.results.provenance.split)}
+        settings[f"provenance.{name}"] = str((run.config.get("provenance") or {}).get(name))
+    return settings | {"evaluate.split": str(run.results.provenance.split)}
 
 
 def _leaves(node: Any, name: str) -> Iterator[tuple[str, Any]]:

@@ -111,14 +111,14 @@ def _reliability(data: ReportData) -> Plot:
     )
 
 
-def _of_reals(found: Reals) -> list[Plot]:
-    several = f" The first {reals.MAX_SHOWN:,} examples." if len(found.truth) > reals.MAX_SHOWN else ""
+def _of_reals(predicted: Reals) -> list[Plot]:
+    several = f" The first {reals.MAX_SHOWN:,} examples." if len(predicted.truth) > reals.MAX_SHOWN else ""
     return [
         _plot(
             "predicted",
             "Predicted against true",
             f"Points on the line are right; 95 % of the bars, ± 2 predictive sd, should reach it.{several}",
-            reals.predicted(found),
+            reals.predicted(predicted),
             "",
         ),
         _plot(
@@ -126,14 +126,14 @@ def _of_reals(found: Reals) -> list[Plot]:
             "Residuals",
             "True less predicted, in predictive standard deviations: without pattern along the axis, 95 % within the"
             f" dashed lines.{several}",
-            reals.residuals(found),
+            reals.residuals(predicted),
             "",
         ),
         _plot(
             "coverage",
             "Coverage of the predictive intervals",
             "Above the diagonal: intervals too wide, less sure than it should be; below: too narrow, too sure.",
-            reals.coverage(found),
+            reals.coverage(predicted),
             "",
         ),
     ]
@@ -196,10 +196,10 @@ def _autocorrelation(data: ReportData) -> Plot:
 
 
 def _temperature(data: ReportData) -> Plot:
-    found = data.results.diagnostics.temperature
-    about = {one.c for one in found.values()} - {None}
+    temperatures = data.results.diagnostics.temperature
+    about = {one.c for one in temperatures.values()} - {None}
     center = " with θ taken about the mean of the other chains' draws" if about == {"other chains"} else ""
-    reasons = [one.reason for one in found.values() if one.reason]
+    reasons = [one.reason for one in temperatures.values() if one.reason]
     return _plot(
         "temperature",
         "The temperature of each block",
@@ -245,15 +245,15 @@ def _fidelity(data: ReportData) -> Plot:
 
 def _drawable(data: ReportData) -> tuple[dict[str, Sequence[np.ndarray]], str]:
     """The scalars that something can be computed of, by heading, and a sentence on the others."""
-    found: dict[str, Sequence[np.ndarray]] = {}
+    drawable: dict[str, Sequence[np.ndarray]] = {}
     reasons = []
     for name, (title, _) in SCALARS.items():
         series = data.series.get(name, [])
         if series and convergence(series).ess_bulk is not None:
-            found[title] = series
+            drawable[title] = series
         else:
             reasons.append(f"{title.lower()} ({_reason(series)})")
-    return found, f" Left out: {listed(reasons)}." if reasons else ""
+    return drawable, f" Left out: {listed(reasons)}." if reasons else ""
 
 
 def _reason(series: Sequence[np.ndarray] | None) -> str:

@@ -111,15 +111,15 @@ def ess_growth(series: Series, limits: Mapping[str, float | None]) -> Figure | N
         limits: ESS that is asked for, by the same name.
     """
     grown = {name: growth(chains) for name, chains in series.items()}
-    found = {
+    curves_of = {
         name: {kind: finite(curves["draws"], curves[f"ess_{kind}"]) for kind in ("bulk", "tail")}
         for name, curves in grown.items()
     }
-    found = {name: curves for name, curves in found.items() if len(curves["bulk"][0])}
-    if not found:
+    curves_of = {name: curves for name, curves in curves_of.items() if len(curves["bulk"][0])}
+    if not curves_of:
         return None
-    figure, panels = _side_by_side(list(found), 3.0)
-    for panel, (name, curves) in zip(panels, found.items(), strict=True):
+    figure, panels = _side_by_side(list(curves_of), 3.0)
+    for panel, (name, curves) in zip(panels, curves_of.items(), strict=True):
         line(panel, curves["bulk"], PALETTE[0])
         line(panel, curves["tail"], PALETTE[1])
         limit = limits.get(name)
@@ -130,7 +130,7 @@ def ess_growth(series: Series, limits: Mapping[str, float | None]) -> Figure | N
         scale(panel)
         panel.set_ylim(bottom=0)
     handles = [Line2D([], [], color=PALETTE[at], label=kind) for at, kind in enumerate(("bulk", "tail"))]
-    if any(limits.get(name) is not None for name in found):
+    if any(limits.get(name) is not None for name in curves_of):
         handles.append(Line2D([], [], color=INK, linestyle="--", linewidth=1, label="asked for"))
     legend(figure, handles)
     return figure
@@ -139,12 +139,12 @@ def ess_growth(series: Series, limits: Mapping[str, float | None]) -> Figure | N
 @rc_context(STYLE)
 def autocorrelations(series: Series, chains: Sequence[int]) -> Figure | None:
     """Autocorrelation of each chain against the lag in draws, a panel a scalar; None if none can be computed."""
-    found = {name: autocorrelation(one) for name, one in series.items()}
-    found = {name: curves for name, curves in found.items() if any(len(curve) for curve in curves)}
-    if not found:
+    curves_of = {name: autocorrelation(one) for name, one in series.items()}
+    curves_of = {name: curves for name, curves in curves_of.items() if any(len(curve) for curve in curves)}
+    if not curves_of:
         return None
-    figure, panels = _side_by_side(list(found), 3.2)
-    for panel, curves in zip(panels, found.values(), strict=True):
+    figure, panels = _side_by_side(list(curves_of), 3.2)
+    for panel, curves in zip(panels, curves_of.values(), strict=True):
         for chain, curve in enumerate(curves):
             if len(curve):
                 line(panel, (np.arange(len(curve)), curve), color_of(chain), width=1.2)

@@ -81,8 +81,8 @@ class _Settings:
     @property
     def tokens(self) -> list[str]:
         """The arguments of its command; none where another program made it."""
-        found = shlex.split(self.results.provenance.command or "")
-        return found[found.index("bayeslora.train") + 1 :] if "bayeslora.train" in found else []
+        tokens = shlex.split(self.results.provenance.command or "")
+        return tokens[tokens.index("bayeslora.train") + 1 :] if "bayeslora.train" in tokens else []
 
     @property
     def lr(self) -> float:
@@ -121,11 +121,11 @@ class _Settings:
 
     def _call(self, changes: Mapping[str, Any]) -> str:
         """The same for a run of `bayeslora.sample`, and as settings for one of another program."""
-        there = {key: value for key, value in changes.items() if value is not None}
+        changed = {key: value for key, value in changes.items() if value is not None}
         if str((self.experiment.record.get("dataset") or {}).get("_target_", "")).endswith("InPython"):
-            named = ", ".join(f"{SAMPLE[key]}={value!r}" for key, value in there.items() if key in SAMPLE)
+            named = ", ".join(f"{SAMPLE[key]}={value!r}" for key, value in changed.items() if key in SAMPLE)
             return f"bayeslora.sample(…, {named})" if named else "bayeslora.sample(…)"
-        return f"python -m bayeslora.train … {shlex.join(f'{key}={value}' for key, value in there.items())}"
+        return f"python -m bayeslora.train … {shlex.join(f'{key}={value}' for key, value in changed.items())}"
 
 
 def _cure_of_temperature(results: Results, unmet: Mapping[str, Criterion], settings: _Settings) -> Step | None:

@@ -105,18 +105,18 @@ def reliability(diagrams: Mapping[str, Reliability]) -> Figure | None:
 @rc_context(STYLE)
 def selective(curves: Selective) -> Figure | None:
     """Error rate among the most confident examples, against the share answered; None if there is nothing to show."""
-    there = {name: curve for name, curve in (("map", curves.map), ("ensemble", curves.ensemble)) if curve is not None}
-    if not there:
+    shown = {name: curve for name, curve in (("map", curves.map), ("ensemble", curves.ensemble)) if curve is not None}
+    if not shown:
         return None
     figure = new_figure(3.4)
     panel = figure.subplots()
-    for name, curve in there.items():
+    for name, curve in shown.items():
         color, _, style = SOURCES[name]
         line(panel, finite(curve.coverage, curve.risk), color, style=style)
     panel.set(xlabel="share of examples answered, most confident first", ylabel="error rate", xlim=(0, 1.01))
     panel.xaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
     scale(panel, percent=True)
-    handles = [_handle(name, f" (area {curve.aurc:.4f})") for name, curve in there.items()]
+    handles = [_handle(name, f" (area {curve.aurc:.4f})") for name, curve in shown.items()]
     legend(figure, handles)
     return figure
 
@@ -133,19 +133,19 @@ def corruptions(curves: Mapping[str, Mapping[str, Sequence[float | None]]]) -> F
         return None
     figure = new_figure(2.9)
     panels = figure.subplots(1, len(columns), squeeze=False)[0]
-    there = set()
+    sources = set()
     for panel, column in zip(panels, columns, strict=True):
         for name, values in curves[column.key].items():
             curve = finite(curves["severity"]["all"], values)
             if len(curve[0]):
-                there.add(name)
+                sources.add(name)
                 line(panel, curve, SOURCES[name][0], style=SOURCES[name][2])
         panel.set(title=column.title, xlabel="severity")
         panel.xaxis.set_major_locator(whole_numbers())
         scale(panel, column.percent)
         if column.percent:
             panel.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=" %"))
-    legend(figure, [_handle(name) for name in SOURCES if name in there])
+    legend(figure, [_handle(name) for name in SOURCES if name in sources])
     return figure
 
 

@@ -41,15 +41,15 @@ def variance_rows(results: Results) -> Rows:
 
 def detection_rows(results: Results) -> Rows:
     """AUROC and AUPR of telling the second dataset from the run's own, by score."""
-    found = results.ood
-    if found is None:
+    ood = results.ood
+    if ood is None:
         return []
     scores = {
-        "Entropy of MAP": found.map_entropy,
-        "Entropy of the ensemble": found.entropy,
-        "Mutual information": found.mutual_information,
+        "Entropy of MAP": ood.map_entropy,
+        "Entropy of the ensemble": ood.entropy,
+        "Mutual information": ood.mutual_information,
     }
-    if found.map_entropy is None:
+    if ood.map_entropy is None:
         del scores["Entropy of MAP"]
     return [
         (label, [MISSING, MISSING] if one is None else [number(one.auroc, ".4f"), number(one.aupr, ".4f")])
@@ -98,20 +98,20 @@ def corruption_kinds(results: Results) -> dict[str, Corruption]:
 
 def reference_rows(results: Results) -> Rows:
     """Agreement with a reference posterior and distance from it, each ± its standard error over examples."""
-    found = {} if results.reference is None else results.reference.rows
+    by_name = {} if results.reference is None else results.reference.rows
     labels = {"map": "MAP", "map_ensemble": map_ensemble_label(results), "draw": "Single draw, mean"}
-    chains = sorted(name for name in found if name.startswith("chain "))
+    chains = sorted(name for name in by_name if name.startswith("chain "))
     return [
         (labels.get(name, name.capitalize()), _fidelity_cells(one))
         for name in ("map", "map_ensemble", "draw", *chains, "ensemble")
-        if (one := found.get(name)) is not None
+        if (one := by_name.get(name)) is not None
     ]
 
 
 def missing(results: Results) -> dict[str, str | None]:
     """Why parts of the results are not there although they were asked for; None where they are, or were not."""
-    asked = {"ood": results.ood, "corruptions": results.corruptions, "reference": results.reference}
-    return {name: None if part is None else part.reason for name, part in asked.items()}
+    parts = {"ood": results.ood, "corruptions": results.corruptions, "reference": results.reference}
+    return {name: None if part is None else part.reason for name, part in parts.items()}
 
 
 def _fidelity_cells(one: Fidelity) -> list[str]:
@@ -138,8 +138,8 @@ def _means(kinds: Mapping[str, Corruption], column: Column, severity: int) -> tu
 
 def _mean(values: Sequence[Number]) -> Number:
     """The mean; None if any is missing."""
-    there = [value for value in values if value is not None]
-    return float(np.mean(there)) if there and len(there) == len(values) else None
+    present = [value for value in values if value is not None]
+    return float(np.mean(present)) if present and len(present) == len(values) else None
 
 
 def _pair(column: Column, baseline: Number, ensemble: Number) -> str:

@@ -109,14 +109,14 @@ def rows(results: Results) -> list[Row]:
         **{f"chain {one.chain}": (f"Chain {one.chain}", one.scores) for one in chains},
         "ensemble": ("Ensemble", results.ensemble),
     }
-    there = {name: source for name, source in sources.items() if source[1]}
+    present = {name: source for name, source in sources.items() if source[1]}
     table = []
     for column in columns(results):
         best = leaders(results, column)
-        entries = [entry(source, column.key) for _, source in there.values()]
-        table.append(score_cells(column, entries, [name in best for name in there]))
-    found = [Row(label, cells) for (label, _), cells in zip(there.values(), zip(*table, strict=True), strict=True)]
-    return found + [_difference_row(results, name) for name in ("map", "map_ensemble") if name in results.differences]
+        entries = [entry(source, column.key) for _, source in present.values()]
+        table.append(score_cells(column, entries, [name in best for name in present]))
+    lines = [Row(label, cells) for (label, _), cells in zip(present.values(), zip(*table, strict=True), strict=True)]
+    return lines + [_difference_row(results, name) for name in ("map", "map_ensemble") if name in results.differences]
 
 
 def map_ensemble_label(results: Results) -> str:
@@ -128,8 +128,8 @@ def leaders(results: Results, column: Column) -> set[str]:
     """Which of `map`, `map_ensemble` and `ensemble` are best by a score or tie with the best; none where all do."""
     ends = (results.map_ensemble or MapEnsemble()).scores
     scores = {"map": results.map, "map_ensemble": ends, "ensemble": results.ensemble}
-    found = {name: finite_or_none(score(one, column.key)) for name, one in scores.items()}
-    values = {name: value for name, value in found.items() if value is not None}
+    values_of = {name: finite_or_none(score(one, column.key)) for name, one in scores.items()}
+    values = {name: value for name, value in values_of.items() if value is not None}
     if not values:
         return set()
     best = (max if column.higher_is_better else min)(values, key=lambda name: values[name])
@@ -144,9 +144,9 @@ def tie(results: Results, column: Column, one: str, other: str) -> bool:
     """
     pair = {one, other}
     names = (*pair - {"ensemble"}, "") if "ensemble" in pair else ("map_ensemble_less_map",)
-    found = results.differences.get(names[0], {}).get(column.key)
-    if found is not None and found.se is not None:
-        return found.tie
+    difference = results.differences.get(names[0], {}).get(column.key)
+    if difference is not None and difference.se is not None:
+        return difference.tie
     parts = {"map": results.map, "ensemble": results.ensemble}
     for name, part in (("map_tempered", results.map_tempered), ("map_ensemble", results.map_ensemble)):
         parts[name] = None if part is None else part.scores

@@ -21,13 +21,13 @@ MAX_NAMED = 4
 
 def measured_temperature_verdict(results: Results) -> str | None:
     """A sentence on the blocks' temperatures; None where nothing was read."""
-    found = results.diagnostics.temperature
-    if not found:
+    temperatures = results.diagnostics.temperature
+    if not temperatures:
         return None
     tolerance, limit = _tolerance(results), percent(_tolerance(results), 0)
-    off = {b: one.ratio for b, one in found.items() if one.status == "measured" and one.ratio is not None}
+    off = {b: one.ratio for b, one in temperatures.items() if one.status == "measured" and one.ratio is not None}
     hot = sorted((b for b in off if abs(off[b] - 1) > tolerance and b != ALL), key=lambda b: -abs(off[b] - 1))
-    unknown = {_name(b): one.reason for b, one in found.items() if one.status == "not shown"}
+    unknown = {_name(b): one.reason for b, one in temperatures.items() if one.status == "not shown"}
     if hot:
         words = [f"{_name(block)} runs {_by(off[block])}" for block in hot[:MAX_NAMED]]
         more = f" and {len(hot) - MAX_NAMED} more are off" if len(hot) > MAX_NAMED else ""
@@ -42,23 +42,23 @@ def measured_temperature_verdict(results: Results) -> str | None:
 
 def temperature_figure(results: Results) -> Figure | None:
     """Blocks by temperature in units of T, ± 2 standard errors, with the line at T; None if there is none."""
-    found = {b: one for b, one in results.diagnostics.temperature.items() if one.ratio is not None}
-    if not found:
+    temperatures = {b: one for b, one in results.diagnostics.temperature.items() if one.ratio is not None}
+    if not temperatures:
         return None
     tolerance = _tolerance(results)
-    names = [*(b for b in found if b not in (ALL, POOLED)), *(b for b in (POOLED, ALL) if b in found)]
+    names = [*(b for b in temperatures if b not in (ALL, POOLED)), *(b for b in (POOLED, ALL) if b in temperatures)]
     kinetic = {b: one for b, one in results.diagnostics.kinetic.items() if b in names}
     with rc_context(STYLE):
         figure = new_figure(min(12.0, 1.3 + 0.24 * len(names)))
         panel = figure.subplots()
         panel.axvspan(1 - tolerance, 1 + tolerance, color=PALETTE[2], alpha=0.15, linewidth=0)
         panel.axvline(1, color=INK, linewidth=1)
-        _draw(panel, found, names, 0.0, "o")
+        _draw(panel, temperatures, names, 0.0, "o")
         _draw(panel, kinetic, names, 0.28, "D")
-        ratios = [one.ratio for one in (*found.values(), *kinetic.values()) if one.ratio is not None]
+        ratios = [one.ratio for one in (*temperatures.values(), *kinetic.values()) if one.ratio is not None]
         if min(ratios) > 0 and max(ratios) > 3:
             panel.set_xscale("log")
-        panel.set_yticks(range(len(names)), [_label(b, found[b]) for b in names])
+        panel.set_yticks(range(len(names)), [_label(b, temperatures[b]) for b in names])
         panel.set(ylim=(len(names) - 0.5, -0.5), xlabel="temperature, in units of the one asked for")
         handles = [
             Line2D([], [], color=PALETTE[0], marker="o", linestyle="", ms=4, label="± 2 standard errors"),

@@ -43,11 +43,13 @@ def svg(figure: Figure, name: str, title: str) -> str:
     drawn = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", drawn, flags=re.S)
     drawn = re.sub(r'<g id="[^"]*"', "<g", drawn)
     size = re.search(r'viewBox="([^"]*)"', drawn)
-    told = escape(json.dumps(list(_panels(figure)), separators=(",", ":")), quote=True)
-    opening = f'<svg viewBox="{size[1] if size else ""}" role="img" aria-label="{escape(title)}" data-panels="{told}">'
+    values = escape(json.dumps(list(_panels(figure)), separators=(",", ":")), quote=True)
+    opening = (
+        f'<svg viewBox="{size[1] if size else ""}" role="img" aria-label="{escape(title)}" data-panels="{values}">'
+    )
     drawn = opening + drawn[drawn.index(">") + 1 :]
     drawn = re.sub(r"font: ([\d.]+px) [^;\"]*", r"font-size: \1", drawn)
-    drawn = re.sub("#[0-9a-f]{6}", lambda found: f"var({LOWER[found[0]]})" if found[0] in LOWER else found[0], drawn)
+    drawn = re.sub("#[0-9a-f]{6}", lambda match: f"var({LOWER[match[0]]})" if match[0] in LOWER else match[0], drawn)
     return re.sub(r"\n\s*", "\n", drawn)
 
 

@@ -30,16 +30,16 @@ def verdict(results: Results, draws: int) -> str:
     for column in columns(results):
         outcome, numbers = _compare(column, results, "map")
         outcomes[outcome].append(f"{column.name} ({numbers})")
-    there = [(outcome, names) for outcome, names in outcomes.items() if names]
+    having = [(outcome, names) for outcome, names in outcomes.items() if names]
     clauses = [
-        f"{outcome if at else AGAINST_MAP[outcome]} on {listed(names)}" for at, (outcome, names) in enumerate(there)
+        f"{outcome if at else AGAINST_MAP[outcome]} on {listed(names)}" for at, (outcome, names) in enumerate(having)
     ]
     return f"{subject} {', '.join(clauses[:-1])}{', and ' if clauses[1:] else ''}{clauses[-1]}."
 
 
 def baselines_verdict(results: Results) -> str | None:
     """Sentences comparing the ensemble with the harder baselines: MAP × K, MAP at its fitted temperature."""
-    found = []
+    sentences = []
     for name, words in {
         "map_ensemble": f"{map_ensemble_label(results)}, the deep ensemble of the chains' warm-up ends,",
         "map_tempered": "MAP with a temperature fitted on the validation set",
@@ -52,8 +52,8 @@ def baselines_verdict(results: Results) -> str | None:
             names = [c.name for c in compared if _compare(c, results, name)[0] == outcome]
             if names:
                 clauses.append(f"{stands} on {listed(names)}")
-        found.append(f"Against {words} it {f'is {listed(clauses)}' if clauses else 'cannot be compared'}.")
-    return " ".join(found) or None
+        sentences.append(f"Against {words} it {f'is {listed(clauses)}' if clauses else 'cannot be compared'}.")
+    return " ".join(sentences) or None
 
 
 def temperature_verdict(results: Results, temperature: float | None) -> str | None:
@@ -78,9 +78,9 @@ def temperature_verdict(results: Results, temperature: float | None) -> str | No
 
 def convergence_verdict(results: Results) -> str:
     """One sentence on whether the chains agree: on potential, norm, NLL, prior and 95 % of the predictions."""
-    found = deciding(results)
-    rhats = {name: rhat for name, (rhat, _) in found.items() if rhat is not None}
-    unknown = {name: reason or "no reason was recorded" for name, (rhat, reason) in found.items() if rhat is None}
+    rhats_of = deciding(results)
+    rhats = {name: rhat for name, (rhat, _) in rhats_of.items() if rhat is not None}
+    unknown = {name: reason or "no reason was recorded" for name, (rhat, reason) in rhats_of.items() if rhat is None}
     if not rhats:
         return f"Convergence was not assessed: {'; '.join(sorted(set(unknown.values()))) or 'nothing was recorded'}."
     worst = max(rhats, key=lambda name: (rhats[name] > rhat_limit(results, name), rhats[name]))
@@ -98,8 +98,8 @@ def convergence_verdict(results: Results) -> str:
 
 def chains_agree(results: Results) -> bool:
     """Whether all that decides has an R-hat, within its limit."""
-    found = deciding(results)
-    return bool(found) and all(rhat is not None and rhat <= rhat_limit(results, n) for n, (rhat, _) in found.items())
+    rhats = deciding(results)
+    return bool(rhats) and all(rhat is not None and rhat <= rhat_limit(results, n) for n, (rhat, _) in rhats.items())
 
 
 def criteria_verdict(results: Results) -> tuple[bool | None, str, list[str]]:

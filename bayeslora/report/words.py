@@ -28,17 +28,17 @@ def finite_or_none(value: Any) -> float | None:
 
 def number(value: Any, spec: str, unit: str = "") -> str:
     """A number by its format with its unit, or a dash; what rounds to 0 has no sign."""
-    found = finite_or_none(value)
-    if found is None:
+    finite = finite_or_none(value)
+    if finite is None:
         return MISSING
-    shown = format(found, spec)
+    shown = format(finite, spec)
     return (shown if float(shown.strip("%").replace(",", "")) else shown.removeprefix("-")) + unit
 
 
 def percent(share: Any, digits: int = 1) -> str:
     """A share as a percentage that does not break across lines, or a dash."""
-    found = finite_or_none(share)
-    return number(None if found is None else 100 * found, f".{digits}f", "\N{NO-BREAK SPACE}%")
+    finite = finite_or_none(share)
+    return number(None if finite is None else 100 * finite, f".{digits}f", "\N{NO-BREAK SPACE}%")
 
 
 def listed(items: Sequence[str]) -> str:
@@ -89,12 +89,12 @@ def step_sizes(recorded: Mapping[str, Any] | None) -> list[tuple[str, str]]:
     """What a pilot found, as a pair; none where step sizes were given."""
     if recorded is None:
         return []
-    found = decode(Tuning, recorded, "tuning")
-    by_block = [f"{name} {one.step_size:.3g} (curvature {one.curvature:.3g})" for name, one in found.blocks.items()]
+    tuning = decode(Tuning, recorded, "tuning")
+    by_block = [f"{name} {one.step_size:.3g} (curvature {one.curvature:.3g})" for name, one in tuning.blocks.items()]
     shown = by_block if len(by_block) <= MAX_BLOCKS else [*by_block[: MAX_BLOCKS - 1], f"{len(by_block)} blocks in all"]
-    halved = f", halved {found.halvings} times after it diverged" if found.halvings else ""
-    slowest = f"slowest relaxation {found.relaxation:,.0f} steps"
-    return [("Step sizes", f"from a pilot of {found.steps:,} steps{halved}: {', '.join(shown)}; {slowest}")]
+    halved = f", halved {tuning.halvings} times after it diverged" if tuning.halvings else ""
+    slowest = f"slowest relaxation {tuning.relaxation:,.0f} steps"
+    return [("Step sizes", f"from a pilot of {tuning.steps:,} steps{halved}: {', '.join(shown)}; {slowest}")]
 
 
 def run_notes(run: RunDirectory, experiment: Experiment) -> list[str]:
@@ -114,8 +114,8 @@ def run_notes(run: RunDirectory, experiment: Experiment) -> list[str]:
             "Training images were augmented, which softens the likelihood: the target is not the plain posterior."
         )
     if chain.probe_size > len(train):
-        asked = f"chain.probe_size={chain.probe_size} asks for more"
-        notes.append(f"The probe set is all {len(train):,} training examples: {asked}.")
+        wish = f"chain.probe_size={chain.probe_size} asks for more"
+        notes.append(f"The probe set is all {len(train):,} training examples: {wish}.")
     if (short := experiment.short_burn_in()) is not None:
         notes.append(f"Chains may start off their law: {short}.")
     return [*notes, *experiment.data.notes]

@@ -148,15 +148,15 @@ class RunDirectory:
                 f"run_dir={self.root} already holds a run with another configuration: {'; '.join(changed[:8])}. "
                 "Choose another run_dir, or repeat the settings of the run that is there"
             )
-        wanted, there = (c["chain"]["num_draws"] for c in (config, recorded))
-        if wanted < there and config["chain"].get("until") != "converged":
+        wanted, before = (c["chain"]["num_draws"] for c in (config, recorded))
+        if wanted < before and config["chain"].get("until") != "converged":
             raise ConfigError(
-                f"chain.num_draws={wanted}, but the run in {self.root} was to have {there}: it can be made longer, not"
+                f"chain.num_draws={wanted}, but the run in {self.root} was to have {before}: it can be made longer, not"
                 " shorter"
             )
-        if wanted > there and (depends := _depends_on_length(config["chain"])):
+        if wanted > before and (depends := _depends_on_length(config["chain"])):
             raise ConfigError(
-                f"chain.num_draws={wanted}: the run in {self.root} was planned for {there} draws, on which"
+                f"chain.num_draws={wanted}: the run in {self.root} was planned for {before} draws, on which"
                 f" {depends}; choose another run_dir for a longer run"
             )
 
@@ -237,12 +237,12 @@ def fixed(config: dict[str, Any]) -> dict[str, Any]:
 
 def as_asked(config: dict[str, Any]) -> dict[str, Any]:
     """A configuration with the settings that a run has found as they were before: `auto`, mostly."""
-    asked = {key: value for key, value in (config.get("asked") or {}).items() if key.count(".") == 1}
-    found = dict(config)
-    for key, value in asked.items():
+    before = {key: value for key, value in (config.get("asked") or {}).items() if key.count(".") == 1}
+    restored = dict(config)
+    for key, value in before.items():
         part, _, name = key.partition(".")
-        found[part] = found[part] | {name: value}
-    return found
+        restored[part] = restored[part] | {name: value}
+    return restored
 
 
 def differences(ours: dict[str, Any], theirs: dict[str, Any], prefix: str = "") -> Iterator[str]:

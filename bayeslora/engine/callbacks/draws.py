@@ -151,7 +151,7 @@ class DrawCollector(Callback):
             return {}
         stacked = module.chain.chain_axes
         batches = [(module.chain.logits(x), y) for x, y in self.validation()]
-        outputs = torch.cat([found for found, _ in batches], dim=stacked).cpu()
+        outputs = torch.cat([part for part, _ in batches], dim=stacked).cpu()
         targets = torch.cat([y for _, y in batches]).cpu()
         rows = [module.chain.likelihood.scores(row, targets) for row in (outputs if stacked else [outputs])]
         return {f"validation/{name}": [row[name] for row in rows] for name in rows[0]}

@@ -81,17 +81,17 @@ class Online(Callback, Extra):
         words = {"potential_per_example": "the potential", "l2_norm": "the parameter norm"}
         for place, name in enumerate(SCALARS):
             others = _reached(self.folders, count, name)
-            found = summary([known[place] for known in estimates] + others)
-            if self.loggers is not None and found.rhat is not None:
+            over_chains = summary([known[place] for known in estimates] + others)
+            if self.loggers is not None and over_chains.rhat is not None:
                 for chain in module.chain.chains:
-                    self.loggers.log(chain, {f"online/{name}/rhat": found.rhat}, module.steps_taken)
-            told = {
-                "R-hat {:.3f} (1 where chains agree)": found.rhat,
-                "worth {:,.0f} independent values (ESS)": found.ess,
-                "forgotten in {:,.0f} steps": found.tau,
+                    self.loggers.log(chain, {f"online/{name}/rhat": over_chains.rhat}, module.steps_taken)
+            values = {
+                "R-hat {:.3f} (1 where chains agree)": over_chains.rhat,
+                "worth {:,.0f} independent values (ESS)": over_chains.ess,
+                "forgotten in {:,.0f} steps": over_chains.tau,
             }
-            numbers = ", ".join(text.format(value) for text, value in told.items() if value is not None)
-            parts.append(f"{words[name]}: {numbers or found.reason}")
+            numbers = ", ".join(text.format(value) for text, value in values.items() if value is not None)
+            parts.append(f"{words[name]}: {numbers or over_chains.reason}")
         if self.show:
             print(f"after {count:,} sampling steps, {'; '.join(parts)}", flush=True)  # noqa: T201
 
@@ -133,10 +133,10 @@ def _append_once(file: Path, entry: dict[str, Any]) -> None:
 
 def _reached(folders: Sequence[Path], count: int, name: str) -> list[Estimate]:
     """What chains that do not move here knew at the same milestone."""
-    found = []
+    estimates = []
     for file in sorted(folders[0].parent.glob("*/online.jsonl")):
         if file.parent in folders:
             continue
         entries = [json.loads(line) for line in file.read_text().splitlines()]
-        found += [Estimate(**entry[name]) for entry in entries if entry["count"] == count and name in entry][:1]
-    return found
+        estimates += [Estimate(**entry[name]) for entry in entries if entry["count"] == count and name in entry][:1]
+    return estimates

@@ -64,8 +64,8 @@ class ResumePoints:
         Raises:
             DataError: there is none, or it is damaged.
         """
-        for found, file in self._files():
-            if found == step and _intact(file):
+        for taken, file in self._files():
+            if taken == step and _intact(file):
                 tensors, metadata = parse_tensors(file)
                 values = metadata.get("values")
                 if metadata.get("step") != step or not _are_a_samplers(values):
@@ -76,8 +76,8 @@ class ResumePoints:
     def _files(self) -> list[tuple[int, Path]]:
         """Steps and files, newest first."""
         entries = self.folder.iterdir() if self.folder.is_dir() else []
-        found = [(int(match[1]), file) for file in entries if (match := NAME.fullmatch(file.name))]
-        return sorted(found, reverse=True)
+        numbered = [(int(match[1]), file) for file in entries if (match := NAME.fullmatch(file.name))]
+        return sorted(numbered, reverse=True)
 
 
 def _are_a_samplers(values: Any) -> TypeGuard[dict[str, Any]]:

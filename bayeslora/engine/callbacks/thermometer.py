@@ -42,12 +42,12 @@ class Thermometer(Callback, DrawScalars):
         with trainer.precision_plugin.forward_context():
             force = chain.force(sampler, [share(step) for share in self.batches], step, self.num_data)
         kT = chain.temperature / self.num_data
-        found = readings(chain.params, force, sizes, kT, chain.chain_axes)
-        scalars = {f"temperature/{block}": value for block, value in found.items()}
+        temperatures = readings(chain.params, force, sizes, kT, chain.chain_axes)
+        scalars = {f"temperature/{block}": value for block, value in temperatures.items()}
         momenta = sampler.standard_momentum()
         if momenta is not None:
             p = chain.by_name(sampler, momenta)
             chain.padding.drop(p)
-            found = readings(p, p, sizes, 1.0, chain.chain_axes)
-            scalars |= {f"kinetic/{block}": value for block, value in found.items()}
+            temperatures = readings(p, p, sizes, 1.0, chain.chain_axes)
+            scalars |= {f"kinetic/{block}": value for block, value in temperatures.items()}
         return scalars
