@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 import os
 import shutil
@@ -26,9 +27,10 @@ REPEATS = 4
 WORTH = 0.95
 """A candidate must take at most this share of the time of what it replaces."""
 
-
 WORTH_A_THREAD = 100_000
 """Random numbers a step from which drawing them on another thread saves more time than handing them over costs."""
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+"""Of `mallopt`: how much freed memory is kept, and from which size on a block comes from the kernel by itself."""
 
 
 @dataclass(frozen=True)
@@ -119,6 +121,24 @@ def draws_noise_ahead(setting: bool | str, device: torch.device, numbers: int, p
         return bool(setting)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return device.type == "cpu" and numbers >= WORTH_A_THREAD and processes * (torch.get_num_threads() + 1) <= cores
+
+
+def keep_freed_memory() -> None:
+    """Have this process keep memory that is freed: a step's activations and gradients take the place of the last one's.
+
+    glibc gives large blocks back to the kernel and gets them page by page, which costs 4 to 7 % of a step of ResNet-18.
+    Other C libraries, and an environment that sets `MALLOC_…` itself, are left as they are.
+    """
+    mallopt = None if any(key.startswith("MALLOC_") for key in os.environ) else _glibc_mallopt()
+    if mallopt is not None:
+        mallopt(M_MMAP_THRESHOLD, 32 << 20)  # the largest that it takes
+        mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1)
+
+
+def _glibc_mallopt() -> Callable[[int, int], int] | None:
+    """The function of glibc that sets how memory is allocated; None where there is another C library."""
+    library = ctypes.CDLL(None) if os.name == "posix" else None
+    return library.mallopt if library is not None and hasattr(library, "gnu_get_libc_version") else None
 
 
 def gradients(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from bayeslora.atomic import remove_leftovers
 from bayeslora.chain.batches import Batches, SharedBatches
 from bayeslora.chain.snapshot import Extra, Snapshot
-from bayeslora.engine.acceleration import draws_noise_ahead
+from bayeslora.engine.acceleration import draws_noise_ahead, keep_freed_memory
 from bayeslora.engine.callbacks.resume import KeepResumePoints, Restore, ResumePoints
 from bayeslora.engine.processes import run_processes, run_ranks
 from bayeslora.engine.writing import Writer
@@ -153,6 +153,7 @@ class ChainRunner:
         numbers = sum(p.numel() for p in chain.params.values())
         beside = len(experiment.chain.chosen) if experiment.chain.parallel == "processes" else settings.devices
         chain.sampler.noise_ahead = draws_noise_ahead(settings.noise_ahead, chain.device, numbers, beside)
+        keep_freed_memory()
         quiet_lightning()
         loggers = make_loggers(experiment, self.run.root, chains, step)
         writer = Writer()

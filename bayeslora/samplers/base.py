@@ -108,6 +108,7 @@ class Sampler(Optimizer):
         self._parts: dict[int, tuple[Tensor, Tensors]] = {}
         self._origin: Tensors | None = None
         self._finite: Tensor | None = None
+        self._norms: Tensor | None = None
         self.checks_late = self.theta[0].device.type != "cpu"
         self.sampled: Tensor | None = None
         self.dim = sum(map(self._size, self.theta))
@@ -197,6 +198,11 @@ class Sampler(Optimizer):
         else:
             terms = [torch.dot(x.reshape(-1), y.reshape(-1)).view(1) for x, y in zip(tensors, others, strict=True)]
         return torch.stack(terms).sum(0)
+
+    @property
+    def gradient_norm(self) -> Tensor | None:
+        """‖g‖ of the gradient that `evaluate` gave last, [1], if the check of that step measured it; else None."""
+        return None if self.stacked or self._norms is None else torch.linalg.vector_norm(self._norms).view(1)
 
     def scale(self, tensors: Tensors, factor: Tensor) -> None:
         """Multiply in place by one number a chain, [1] or [K, 1]."""
@@ -377,7 +383,8 @@ class Sampler(Optimizer):
     def _finite_gradients(self, potential: Tensor) -> Tensors:
         """The gradients where they and Ũ are finite; else raises on a CPU, and on a GPU keeps note and gives zeros."""
         gradients = dense_gradients(self.theta)
-        size = torch.stack(torch._foreach_norm(gradients)).sum() + potential.abs().sum()
+        self._norms = torch.stack(torch._foreach_norm(gradients))
+        size = self._norms.sum() + potential.abs().sum()
         if not self.checks_late:
             if not math.isfinite(size):
                 raise self._diverged(chains_not_finite(self.chains, gradients, potential), potential)

@@ -57,7 +57,7 @@ class SAMSGLD(Sampler):
 
     def update(self, evaluate: Evaluate) -> Tensor:
         potential, gradient = evaluate()
-        uphill = self.uphill(self.unit(gradient), evaluate)
+        uphill = self.uphill(self.unit(gradient, self.gradient_norm), evaluate)
         self.langevin(uphill)
         return potential
 
@@ -66,9 +66,9 @@ class SAMSGLD(Sampler):
         _, gradient = evaluate()
         return self.uphill(self.unit(gradient), evaluate)
 
-    def unit(self, gradient: Tensors) -> Tensors:
-        """g/‖g‖ in place of g, one norm a chain; zero for a chain whose gradient is zero."""
-        norm = self.per_chain(gradient).sqrt()
+    def unit(self, gradient: Tensors, norm: Tensor | None = None) -> Tensors:
+        """g/‖g‖ in place of g, one norm a chain, given if it is known; zero for a chain whose gradient is zero."""
+        norm = self.per_chain(gradient).sqrt() if norm is None else norm
         self.scale(gradient, torch.where(norm > 0, 1 / norm, 0))
         return gradient
 

@@ -62,6 +62,7 @@ class SAMSGLDR1(SAMSGLD):
         drift: Literal["preconditioned", "plain"] = "preconditioned",
     ) -> None:
         self.sigma, self.direction, self.drift = sigma, direction, drift
+        self._known: tuple[Tensor, Tensor] | None = None  # a frozen direction, and 1/‖d‖² of it
         super().__init__(params, lr, kT, seed, chain, rho=rho)
 
     @property
@@ -81,24 +82,33 @@ class SAMSGLDR1(SAMSGLD):
 
     def update(self, evaluate: Evaluate) -> Tensor:
         potential, gradient = evaluate()
-        direction = self._direction(self.unit(gradient))
+        direction = self._direction(self.unit(gradient, self.gradient_norm))
         uphill = self.uphill(gradient, evaluate)
-        square = self.per_chain([direction])
-        inverse = torch.where(square > 0, 1 / square, 0)  # of ‖d‖², where û = d/‖d‖
-        along = self.parts(direction)
+        inverse = self._inverse_square(direction)
         # θ ← θ − ε g⁺ + √ε (√(2kT) ξ + c û),  c = σ√(2kT) (û·ξ) − (2σ + σ²)(û·√ε g⁺)
-        xi, coefficient = self.noise(), torch.zeros_like(inverse)
+        xi, coefficient, thermal = self.noise(), torch.zeros_like(inverse), (2 * self.kT) ** 0.5
         if xi is not None:
-            xi.mul_((2 * self.kT) ** 0.5)
-            coefficient += self.sigma * self.per_chain([xi], [direction])
+            coefficient += self.sigma * thermal * self.per_chain([xi], [direction])
         if self.drift == "preconditioned":
-            for lr, _, g, u in self.by_group(uphill, along):
+            for lr, _, g, u in self.by_group(uphill, self.parts(direction)):
                 coefficient -= (2 * self.sigma + self.sigma**2) * lr**0.5 * self.per_chain(g, u)
-        move = direction.mul(coefficient * inverse) if xi is None else xi.addcmul_(direction, coefficient * inverse)
+        move = torch.mul(direction, coefficient * inverse, out=self.buffer("origin"))  # free since `uphill`
+        if xi is not None:
+            move.add_(xi, alpha=thermal)
         for lr, theta, g, m in self.by_group(uphill, self.parts(move)):
             torch._foreach_add_(theta, g, alpha=-lr)
             torch._foreach_add_(theta, m, alpha=lr**0.5)
         return potential
+
+    def _inverse_square(self, direction: Tensor) -> Tensor:
+        """1/‖d‖² where û = d/‖d‖, [1] or [K, 1]; 0 for no direction. Kept once d is frozen."""
+        if self._known is None or self._known[0] is not direction:
+            square = self.per_chain([direction])
+            inverse = torch.where(square > 0, 1 / square, 0)
+            if not self.frozen or self.direction == "adaptive":
+                return inverse
+            self._known = direction, inverse
+        return self._known[1]
 
     def _direction(self, present: Tensors) -> Tensor:
         """û up to its length: the present direction, or the sum of those seen before `freeze`."""

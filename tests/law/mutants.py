@@ -71,7 +71,7 @@ def per_tensor(sampler_class: type[SAMSGLD]) -> type[Sampler]:
     """The ascent normalised tensor by tensor, as the predecessor did."""
 
     class PerTensor(one_stream(sampler_class)):  # type: ignore[misc]
-        def unit(self, gradient: list[Tensor]) -> list[Tensor]:
+        def unit(self, gradient: list[Tensor], norm: Tensor | None = None) -> list[Tensor]:
             for g in gradient:
                 g.div_(g.norm(dim=-1, keepdim=True))
             return gradient

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import platform
+import sys
 
 import pytest
 import torch
 
-from bayeslora.engine.acceleration import Acceleration, Timing, choose, draws_noise_ahead
+from bayeslora.engine.acceleration import Acceleration, Timing, choose, draws_noise_ahead, keep_freed_memory
 from tests.cases import each
 
 OPEN = {"precision": "auto", "channels_last": "auto", "compile": "auto"}
@@ -68,3 +70,20 @@ def test_noise_is_drawn_ahead_where_a_core_is_free_and_there_is_enough_to_draw(
     monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: set(range(cores)))
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     assert draws_noise_ahead(asked, torch.device("cpu"), *numbers_and_processes) is ahead
+
+
+@pytest.mark.skipif(sys.platform != "linux" or platform.libc_ver()[0] != "glibc", reason="needs glibc")
+def test_memory_that_is_freed_stays_with_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith("MALLOC_")]:
+        monkeypatch.delenv(name)
+    resource = pytest.importorskip("resource")
+    keep_freed_memory()
+
+    def pages() -> int:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        tensors = [torch.ones(2 << 20) for _ in range(8)]
+        del tensors
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    pages()
+    assert min(pages() for _ in range(3)) < 1000, "of 16,384"
