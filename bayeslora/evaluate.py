@@ -35,6 +35,7 @@ class EvaluateSettings(OfRun):
     corruptions: Any = None
     corruption_examples: Any = None
     strict: Any = None
+    report: Any = None
 
 
 def evaluate_run(settings: EvaluateSettings) -> Results:

@@ -54,6 +54,7 @@ class Evaluation:
     corruptions: bool = False
     corruption_examples: int = 1000
     strict: bool = False
+    report: bool = True
     criteria: Criteria = field(default_factory=Criteria)
 
     def __post_init__(self) -> None:

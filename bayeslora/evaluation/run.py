@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from shutil import rmtree
 
 from bayeslora.atomic import write_atomically
 from bayeslora.codec import decode
@@ -106,7 +107,15 @@ def write_report(
     series: Series,
     results: Results,
 ) -> None:
-    """Write `diagnostics.nc` and `report/`; print the table, what became of the criteria, and where the report is."""
+    """Write `diagnostics.nc` and `report/`; print the table, what became of the criteria, and where the report is.
+
+    Without `evaluate.report` a page of other numbers, from an evaluation before, is removed.
+    """
     data = report_data(run, experiment, predictions, series, results)
     to_inference_data(data.series, run.diagnostics_file, predictions.probe_arrays)
-    print_summary(results, write_page(data, run.report), data.next)
+    if experiment.evaluation.report:
+        page = write_page(data, run.report)
+    else:
+        page = None
+        rmtree(run.report, ignore_errors=True)
+    print_summary(results, page, data.next)

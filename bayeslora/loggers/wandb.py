@@ -86,7 +86,8 @@ class WandbRun:
             self.run.log({key: wandb.Table(columns=list(headings), data=[list(row) for row in rows])})
         for file in sorted(run.report.glob("*.png")):
             self.run.log({f"report/{file.stem}": wandb.Image(str(file))})
-        self.run.log({"report/page": wandb.Html(str(run.report / "index.html"), inject=False)})
+        if (page := run.report / "index.html").exists():
+            self.run.log({"report/page": wandb.Html(str(page), inject=False)})
         if self.log_posterior:
             self.run.log_artifact(self.posterior(run, results))
         where = self.run.url or f"offline; `wandb sync {self.folder / 'wandb'}` uploads it"

@@ -186,14 +186,15 @@ def results_table(results: Results) -> Table:
     return table
 
 
-def print_summary(results: Results, page: Path, step: Step | None = None) -> None:
-    """Print the table, what became of the criteria, where the report is, and what to do next."""
+def print_summary(results: Results, page: Path | None, step: Step | None = None) -> None:
+    """Print the table, what became of the criteria, where the report is (if there is one), and what to do next."""
     console = Console()
     if not console.is_terminal:
         console.width = 120  # a file has no width; the table must not be cut to a guess of it
     console.print(results_table(results))
+    written = [] if page is None else [f"report: {page}"]
     following = [] if step is None else [f"next: {step.why}", f"  {step.command}"]
-    for line in (*criteria_lines(results), f"report: {page}", *following):
+    for line in (*criteria_lines(results), *written, *following):
         console.print(line, soft_wrap=True, highlight=False, markup=False)
 
 

@@ -31,7 +31,7 @@ def svg(figure: Figure, name: str, title: str) -> str:
     """The figure as an `<svg>` element.
 
     Args:
-        figure: drawn with the colours of `style`.
+        figure: drawn with the colours of `style`, and laid out.
         name: unique on its page, from which names within the picture are made.
         title: what it shows, for those who hear the page.
     """
@@ -64,7 +64,6 @@ def _panels(figure: Figure) -> Iterator[dict[str, Any]]:
         for handle in legend.legend_handles
         if isinstance(handle, Line2D | Patch)
     }
-    figure.draw_without_rendering()
     for panel in figure.axes:
         box = panel.get_position()
         marks = list(_marks(panel, names))

@@ -30,7 +30,7 @@ def command(capfd: pytest.CaptureFixture[str]) -> Iterator[Command]:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny quickstart, finished; not to be changed."""
     folder = tmp_path_factory.mktemp("runs") / "finished"
-    run(folder)
+    run(folder, "evaluate.report=true")
     return folder
 
 

@@ -389,7 +389,12 @@ def test_draws_kept_before_a_divergence_stay_readable_and_are_evaluated(
 ) -> None:
     """The sampler's first step is step 4 of the plan; a draw is due after step 13."""
     folder = tmp_path / "run"
-    sampler = ("sampler._target_=tests.run.tools.Exploding", f"sampler.at={at}", "chain.num_chains=1")
+    sampler = (
+        "sampler._target_=tests.run.tools.Exploding",
+        f"sampler.at={at}",
+        "chain.num_chains=1",
+        "evaluate.report=true",
+    )
     result = command("train", *TINY, *sampler, f"run_dir={folder}")
     advice = f"Draws kept: {kept}; python -m bayeslora.evaluate run_dir={folder}"
     refused(
@@ -419,7 +424,12 @@ def test_a_chain_that_diverges_leaves_the_others(
 ) -> None:
     """Chain 0 explodes after its first draw; chain 1 gets all of its draws, and both are evaluated."""
     folder = tmp_path / "run"
-    sampler = ("sampler._target_=tests.run.tools.Exploding", "sampler.at=4", f"chain.parallel={parallel}")
+    sampler = (
+        "sampler._target_=tests.run.tools.Exploding",
+        "sampler.at=4",
+        f"chain.parallel={parallel}",
+        "evaluate.report=true",
+    )
     result = command("train", *TINY, *sampler, f"run_dir={folder}")
     refused(result, "chain 0 diverged in step 9", "Draws kept: 6", code=3)
     assert [len(DrawStore(folder / "chains" / str(chain), chain)) for chain in (0, 1)] == [1, 5]

@@ -211,7 +211,7 @@ def test_a_worker_that_is_killed_leaves_the_others_and_the_report_says_so(
     dying = ("sampler._target_=tests.run.tools.Dying", "sampler.at=6", "sampler.only=1", f"sampler.marker={marker}")
     arguments = (*SETTINGS, *dying, "~sampler.control_variates", "~sampler.integrator", f"run_dir={folder}")
     arguments += ("chain.parallel=processes",)
-    result = zygote("train", *arguments, report=True)
+    result = zygote("train", *arguments, "evaluate.report=true")
     assert result.code == 1, result
     assert "chain 1: killed by SIGKILL. The other chains are finished" in result.err
     whole, kept = (len(manifest(folder, chain)) for chain in (0, 1))
@@ -244,7 +244,10 @@ def test_a_chain_that_is_tried_again_may_be_killed_too(zygote: Zygote, tmp_path:
 def test_a_home_that_cannot_be_written_costs_a_cache_and_not_the_run(tmp_path: Path) -> None:
     """In a process of its own: libraries look at the home when they are imported."""
     nowhere = dict.fromkeys(("HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "BAYESLORA_CACHE"), "/proc/nope")
-    result = ended(process("train", *TINY, "logger=none", f"run_dir={tmp_path / 'run'}", env=nowhere), timeout=600)
+    result = ended(
+        process("train", *TINY, "logger=none", "evaluate.report=true", f"run_dir={tmp_path / 'run'}", env=nowhere),
+        timeout=600,
+    )
     assert result.code == 0, result.err
     assert "Traceback" not in result.err
     assert (tmp_path / "run" / "diagnostics.nc").is_file()

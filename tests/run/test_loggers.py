@@ -121,7 +121,7 @@ def stacked(no_account: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A stacked run with all three loggers; not to be changed."""
     folder = tmp_path_factory.mktemp("runs") / "stacked"
     others = (*CSV, *TENSORBOARD, f"logger.csv.save_dir={folder}/logs", f"logger.tb.save_dir={folder}/logs/tb")
-    size = ("dataset.validation_size=20", "callbacks.progress.log_every=5")
+    size = ("dataset.validation_size=20", "evaluate.report=true", "callbacks.progress.log_every=5")
     run(folder, "logger=wandb", *others, "chain.parallel=stacked", *size)
     return folder
 

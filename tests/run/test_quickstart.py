@@ -220,7 +220,7 @@ def test_the_baseline_of_a_sampler_is_the_warm_ups_end(tmp_path: Path) -> None:
 def test_the_same_command_gives_the_same_draws_bit_for_bit_also_in_another_process(
     tmp_path: Path, finished: Path
 ) -> None:
-    arguments = [*TINY, f"run_dir={tmp_path / 'elsewhere'}"]
+    arguments = [*TINY, "evaluate.report=true", f"run_dir={tmp_path / 'elsewhere'}"]
     started = process("train", *arguments, cwd=tmp_path)
     run(tmp_path / "again")
     other = ended(started)
@@ -347,7 +347,7 @@ def test_a_half_finished_run_is_evaluated_with_a_note_and_completed_with_the_sam
     assert metrics["chains"][0] == metrics_of(finished)["chains"][0]
     assert metrics["diagnostics"]["potential"]["rhat"] is None
     assert metrics["diagnostics"]["potential"]["reason"]
-    result = command("train", *TINY, f"run_dir={folder}")
+    result = command("train", *TINY, "evaluate.report=true", f"run_dir={folder}")
     assert result.code == 0, result.err
     assert chain_0.items() <= inodes(folder).items()
     for index in range(5):

@@ -74,7 +74,9 @@ def test_a_run_killed_at_any_time_by_another_process_ends_with_the_same_draws(
     kills = 0
     for attempt in range(6):
         arguments = (*settings, f"run_dir={tmp_path / str(attempt)}")
-        kills += zygote("train", *arguments, after=source.uniform(0.02, 2.5), report=True).code == -signal.SIGKILL
+        kills += (
+            zygote("train", *arguments, "evaluate.report=true", after=source.uniform(0.02, 2.5)).code == -signal.SIGKILL
+        )
         assert zygote("train", *arguments).code == 0
         assert left(tmp_path / str(attempt)) == expected
     assert kills >= 3

@@ -95,7 +95,7 @@ def test_dropout_in_a_model_of_ones_own_is_off_while_sampling(tmp_path: Path) ->
 
 
 def test_augmentation_is_a_setting_that_the_report_states(tmp_path: Path, finished: Path) -> None:
-    run(tmp_path / "one", "dataset.augment=true")
+    run(tmp_path / "one", "dataset.augment=true", "evaluate.report=true")
     run(tmp_path / "two", "dataset.augment=true")
     assert digests(tmp_path / "one") == digests(tmp_path / "two")
     assert not set(digests(tmp_path / "one")[0]) & set(digests(finished)[0])

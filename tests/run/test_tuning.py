@@ -20,7 +20,7 @@ from tests.run.tools import Exploding, call, composed, digests, manifest, run
 SMALL = (
     "name=auto", "logger=none", "trainer.num_threads=1", "dataset.limit_train=48", "dataset.limit_test=20",
     "model.hidden=[6]", "chain.num_chains=2", "chain.warmup.steps=10", "chain.num_draws=4", "chain.thin=2",
-    "chain.probe_size=20", "callbacks.online=null", "callbacks.progress=null",
+    "chain.probe_size=20", "callbacks.online=null", "callbacks.progress=null", "evaluate.report=false",
 )  # fmt: skip
 """The bare command's sampler and chain, made small; its burn-in and step sizes are still to be found."""
 TRIAL = (*SMALL, "chain.burn_in=6")
@@ -31,7 +31,7 @@ def recorded(folder: Path) -> dict:
 
 
 def test_what_is_found_is_recorded_kept_and_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run(tmp_path / "auto", base=(*SMALL, "chain.thin=auto", "chain.num_draws=3"))
+    run(tmp_path / "auto", base=(*SMALL, "chain.thin=auto", "chain.num_draws=3", "evaluate.report=true"))
     config = recorded(tmp_path / "auto")
     assert "curvature  step size" in capsys.readouterr().out
     asked = {"sampler.lr", "sampler.momentum", "chain.burn_in", "chain.thin", "chain.batch_size"}

@@ -54,8 +54,9 @@ SIZES = (
     "chain.thin=2",
     "chain.probe_size=32",
     "evaluate.batch_size=16",
+    "evaluate.report=false",
 )
-"""15 steps a chain; draws are kept after steps 7, 9, 11, 13 and 15."""
+"""15 steps a chain; draws are kept after steps 7, 9, 11, 13 and 15. No page: its figures take longest."""
 TINY = ("experiment=digits_resnet", "name=quickstart", "sampler=sgld", *SIZES)
 OWN = (
     "name=own",

@@ -74,7 +74,6 @@ class Zygote:
         stop: Stop | None = None,
         after: float | None = None,
         count: str | None = None,
-        report: bool = False,
     ) -> Ended:
         """Run a command to its end, or until it is stopped.
 
@@ -84,10 +83,9 @@ class Zygote:
             stop: where it is sent a signal.
             after: seconds after which it is killed.
             count: count the functions called within this one, as `calls`.
-            report: draw the report too, which takes longest.
         """
         order = {
-            "command": command, "arguments": arguments, "after": after, "count": count, "report": report,
+            "command": command, "arguments": arguments, "after": after, "count": count,
             "stop": stop and asdict(stop), "folder": os.fspath(self.folder),
         }  # fmt: skip
         assert self.process.stdin is not None
@@ -167,8 +165,6 @@ def _obey(order: dict[str, Any]) -> None:
     code = 1
     try:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        if not order["report"]:
-            _replace("bayeslora.evaluation.run:write_report", lambda _: lambda *_: None)
         if order["stop"]:
             _plant(Stop(**order["stop"]))
         if order["count"]:
