@@ -26,6 +26,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+import result_figures
 from peers.results import table
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -35,7 +36,7 @@ PAGE = ROOT / "docs" / "results.md"
 THREE = (0, 1, 2)
 MEMBERS = {"map": "MAP", "map_ensemble": "MAP × K", "ensemble": "draws"}
 """Rows of `metrics.json`, and what the tables call them."""
-KEPT = (*MEMBERS, "criteria", "fidelity", "provenance")
+KEPT = (*MEMBERS, "criteria", "reference", "provenance")
 SCALARS = ("potential", "l2_norm", "function_space", "efficiency", "temperature", "kinetic")
 
 
@@ -196,13 +197,14 @@ def group_table(group: str) -> str:
 
 
 def write_tables() -> None:
-    """Write every group's table between its marks in docs/results.md."""
+    """Write every group's table between its marks in docs/results.md, and the figures."""
     text = PAGE.read_text()
     for group in re.findall(r"<!-- table: (\w+) -->", text):
         marks = f"<!-- table: {group} -->", "<!-- end -->"
         pattern = re.compile(rf"{marks[0]}.*?{marks[1]}", re.DOTALL)
         text = pattern.sub(lambda _, g=group, m=marks: f"{m[0]}\n{group_table(g)}\n{m[1]}", text)
     PAGE.write_text(text)
+    result_figures.draw({name: numbers(name) for name in ROWS}, ROOT / "docs" / "images")
 
 
 def main() -> int:
