@@ -12,6 +12,9 @@ r = min_b ε_b/(Nσ_b²) is the rate of the slowest prior mode a step. From it f
     1 − μ = clip(2√r, 0.02, 0.3),     τ = max(1/(r·s), 2s) steps, s = Sampler.speed (1/(1 − μ) with momentum),
 
 burn-in 5τ in [300, 8000] and thin ⌈τ/3⌉ ≤ 150. The run's chains begin anew with these settings and keep them.
+
+On minibatches the variance of their gradient is estimated beside the curvatures, and ε_b is at most that at which it
+heats the block by `Sampler.heat_limit`; a batch size that is open becomes the one that costs least (`noise_limit`).
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ import torch
 from torch import Tensor
 
 from bayeslora.chain.chain import Batch, Chain
+from bayeslora.chain.noise_limit import NoisyBlock, cheapest_batch, remaining, whole_batch
 from bayeslora.chain.plan import Plan
 from bayeslora.chain.snapshot import Snapshot, capture, restore
 from bayeslora.diagnostics.projections import block_of
@@ -56,6 +60,8 @@ FRICTION = (0.02, 0.3)
 """Limits of 1 − μ."""
 PAIRS = 4
 """Pairs of minibatches from which the variance of the gradient is estimated."""
+SETTLING = 60
+"""Times that step sizes and momentum are found from each other: their logarithms come closer by half each time."""
 
 
 def momentum(rate: float) -> float:
@@ -221,9 +227,11 @@ class Tuner:
 
     Args:
         pilots: at their beginning: one stack of all chains, or each chain by itself.
-        batches: the training batches of each pilot by step.
+        batches: the training batches of each pilot by step, for batches of a given size; None: of all the data.
         probes: of each pilot, equal shares of the examples on which curvatures are taken.
         pairs: of each pilot, single minibatches for the variance of the gradient; none with all the data.
+        batch_size: examples a batch, of `pairs` too; None for all the data.
+        find_batch: whether the batch size is to be found.
         find_momentum: whether μ is to be found.
         burn_in: steps of burn-in to plan for; None: to be found.
         say: prints a line.
@@ -232,15 +240,19 @@ class Tuner:
     def __init__(
         self,
         pilots: Sequence[Pilot],
-        batches: Sequence[Callable[[int], Batch]],
+        batches: Callable[[int | None], Sequence[Callable[[int], Batch]]],
         probes: Sequence[Sequence[Batch]],
         pairs: Sequence[Sequence[Batch]] = (),
         *,
+        batch_size: int | None = None,
+        find_batch: bool = False,
         find_momentum: bool = False,
         burn_in: int | None = None,
         say: Callable[[str], None] = lambda _line: None,
     ) -> None:
-        self.pilots, self.batches, self.probes, self.pairs = list(pilots), list(batches), list(probes), list(pairs)
+        self.pilots, self.probes, self.pairs = list(pilots), list(probes), list(pairs)
+        self.batches_of, self.batches, self.find_batch = batches, batches(batch_size), find_batch
+        self.probed = self.batch_size = batch_size
         self.find_momentum, self.fixed_burn_in, self.say = find_momentum, burn_in, say
         self.trial = is_trial(burn_in)
         self.blocks = self.pilots[0].blocks
@@ -251,6 +263,7 @@ class Tuner:
         self.whole = [Curvature(pilot, [*pilot.params], products) for pilot in self.pilots]
         self.seen: dict[str, deque[float]] = {block: deque(maxlen=REMEMBERED) for block in self.blocks}
         self.coupling: deque[float] = deque(maxlen=REMEMBERED)
+        self.noise: dict[str, deque[float]] = {block: deque(maxlen=REMEMBERED) for block in self.blocks}
         self.halvings, self.kept = 0, list[list[Snapshot]]()
 
     def run(self) -> Tuning:
@@ -268,7 +281,7 @@ class Tuner:
             except DivergedError as error:
                 self._halve(error)
                 found = self._result()
-        return self._with_noise(replace(found, steps=self.pilots[0].steps_taken, halvings=self.halvings))
+        return replace(found, steps=self.pilots[0].steps_taken, halvings=self.halvings)
 
     def _end(self, found: Tuning) -> int:
         """The step of the sampler up to which curvatures are estimated again."""
@@ -298,34 +311,69 @@ class Tuner:
         roots = {name: math.sqrt(self._unscaled(block)) for block, names in self.blocks.items() for name in names}
         top = 0.0 if self.trial else max(whole(probe, roots) for _, whole, probe in pairs)
         self.coupling.append(max(1.0, top * sampler.stiffness / sampler.curvature_limit))
+        if self.pairs:
+            for block, variance in self._gradient_variances().items():
+                self.noise[block].append(variance)
         self.kept = [copy.deepcopy(capture(pilot)) for pilot in self.pilots]  # its tensors are the chain's own
         return self._result()
 
     def _result(self) -> Tuning:
-        """The step sizes by all that was seen, set in the pilots."""
+        """The step sizes by all that was seen, set in the pilots, with the batch size that goes with them."""
         scale = 0.5**self.halvings / max(self.coupling)
-        sizes = {block: scale * self._unscaled(block) for block in self.blocks}
         pilot, sampler = self.pilots[0], self.pilots[0].sampler
-        rates = {block: rate for block in self.blocks if (rate := sizes[block] * self._prior_curvature(block, True))}
-        rate = min(rates.values())
-        if self.find_momentum:
-            for one in self.pilots:
-                one.sampler.momentum = momentum(rate)  # type: ignore[attr-defined]
+        noisy = {
+            block: NoisyBlock(
+                scale * self._unscaled(block), max(self.noise[block], default=0.0), self._prior_curvature(block, True)
+            )
+            for block in self.blocks
+        }
+        best = self._cheapest_batch(noisy) if self.pairs else None
+        if self.find_batch and self.pairs and best != self.batch_size:
+            self.batch_size, self.batches = best, self.batches_of(best)
+        sizes = self._held_back(noisy)
         for one in self.pilots:
             one.set_step_sizes(sizes)
+        rates = {block: sizes[block] * one.prior_rate for block, one in noisy.items() if one.prior_rate}
+        speed, kept = sampler.speed, remaining(self.batch_size, pilot.potential.num_data)
         blocks = {
             block: BlockTuning(
                 sizes[block],
                 max(self.seen[block]),
-                1 / (rates[block] * sampler.speed) if block in rates else None,
+                1 / (rates[block] * speed) if block in rates else None,
                 sum(
                     pilot.params[name][0].numel() if pilot.chain_axes else pilot.params[name].numel() for name in names
                 ),
+                sizes[block] * noisy[block].variance * kept * speed / (2 * sampler.kT) if kept else None,
+                noisy[block].variance * kept if kept else None,
             )
             for block, names in self.blocks.items()
         }
         mu = getattr(sampler, "momentum", None)
-        return Tuning(blocks, mu, relaxation(rate, sampler.speed), scale, pilot.steps_taken, self.halvings)
+        tau = relaxation(min(rates.values()), speed)
+        return Tuning(blocks, mu, tau, scale, pilot.steps_taken, self.halvings, self.batch_size, best)
+
+    def _held_back(self, blocks: Mapping[str, NoisyBlock]) -> dict[str, float]:
+        """ε by block, with the momentum that goes with them set where it is to be found."""
+        pilot, sampler = self.pilots[0], self.pilots[0].sampler
+        noise = remaining(self.batch_size, pilot.potential.num_data)
+        speed = 1 / FRICTION[1] if self.find_momentum else sampler.speed
+        for _ in range(SETTLING):
+            sizes = {b: one.held_back(noise, sampler.kT, sampler.heat_limit, speed) for b, one in blocks.items()}
+            if not self.find_momentum:
+                break
+            mu = momentum(min(sizes[block] * one.prior_rate for block, one in blocks.items() if one.prior_rate))
+            speed = 1 / (1 - mu)
+            for one in self.pilots:
+                one.sampler.momentum = mu  # type: ignore[attr-defined]
+        return sizes
+
+    def _cheapest_batch(self, blocks: Mapping[str, NoisyBlock]) -> int | None:
+        """The batch size that costs least at these curvatures and noise; None for all the data."""
+        pilot, sampler, speed = self.pilots[0], self.pilots[0].sampler, self.pilots[0].sampler.speed
+        if self.find_momentum:
+            speed = 1 / (1 - momentum(min(one.step_size * one.prior_rate for one in blocks.values() if one.prior_rate)))
+        count = pilot.potential.num_data
+        return whole_batch(cheapest_batch(blocks, count, sampler.kT, sampler.heat_limit, speed), count)
 
     def _unscaled(self, block: str) -> float:
         """ε of a block before all are scaled: factor · c/λ_b."""
@@ -362,10 +410,8 @@ class Tuner:
             if curvature.value is not None and not curvature.value.isfinite().all():
                 curvature.value, curvature.direction = None, {}
 
-    def _with_noise(self, found: Tuning) -> Tuning:
-        """With the variance of minibatch gradients by block, and the heat that it can bring; as it is with all data."""
-        if not self.pairs:
-            return found
+    def _gradient_variances(self) -> dict[str, float]:
+        """S² of every block: the variance of one example's gradient, mean over coordinates and chains."""
         totals, count = dict.fromkeys(self.blocks, 0.0), 0
         for pilot, batches in zip(self.pilots, self.pairs, strict=True):
             forces = [pilot.force(pilot.sampler, [b], i, pilot.potential.num_data) for i, b in enumerate(batches)]
@@ -375,13 +421,8 @@ class Tuner:
                 for block, names in self.blocks.items():
                     squares = [(first[name] - second[name]).double().square() for name in names]
                     totals[block] += sum(s.sum().item() for s in squares) / sum(s.numel() for s in squares) / 2
-        sampler, kT = self.pilots[0].sampler, self.pilots[0].sampler.kT
-        blocks = {}
-        for block, one in found.blocks.items():
-            variance = totals[block] / count
-            heat = one.step_size * variance * sampler.speed / (2 * kT)
-            blocks[block] = replace(one, gradient_variance=variance, heat=heat)
-        return replace(found, blocks=blocks)
+        kept = remaining(self.probed, self.pilots[0].potential.num_data)
+        return {block: total / count / kept for block, total in totals.items()}
 
 
 def pilot_plan(plan: Plan) -> Plan:
@@ -403,4 +444,10 @@ def table(found: Tuning) -> str:
         )
     mu = "" if found.momentum is None else f"momentum {found.momentum:.3f}, "
     tau = f"slowest relaxation {found.relaxation:,.0f} steps, {TIMES:g} times that {TIMES * found.relaxation:,.0f}"
-    return "\n".join([*lines, f"  {mu}{tau}"])
+    lines.append(f"  {mu}{tau}")
+    if noisy:
+        lines.append(f"  heat is that of independent batches of {found.batch_size:,}; reshuffled epochs bring less")
+        if found.batch_size != found.cheapest_batch:
+            best = "null" if found.cheapest_batch is None else found.cheapest_batch
+            lines.append(f"  the slowest block would relax on the fewest examples with chain.batch_size={best}")
+    return "\n".join(lines)

@@ -112,6 +112,8 @@ class Tuning:
         scale: factor on all step sizes that keeps λmax(E^½ H E^½) at its limit.
         steps: that the pilot took, warm-up and burn-in.
         halvings: how often it diverged and went on at half the step sizes.
+        batch_size: examples a step; None for all the data.
+        cheapest_batch: that on whose batches the slowest block relaxes on the fewest examples; None for all the data.
     """
 
     blocks: dict[str, BlockTuning]
@@ -120,3 +122,5 @@ class Tuning:
     scale: float
     steps: int
     halvings: int = 0
+    batch_size: int | None = None
+    cheapest_batch: int | None = None

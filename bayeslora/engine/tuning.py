@@ -9,9 +9,10 @@ from bayeslora.chain.tuning import PAIRS, Tuner, is_trial
 from bayeslora.codec import encode
 from bayeslora.diagnostics.values import Tuning
 from bayeslora.errors import require
+from bayeslora.settings import AUTO
 
 if TYPE_CHECKING:
-    from bayeslora.experiment import Experiment
+    from bayeslora.experiment import BatchAt, Experiment
     from bayeslora.runs.directory import RunDirectory
 
 PROBES = 4
@@ -70,11 +71,19 @@ def pilot(experiment: Experiment) -> Tuning:
     given = experiment.chain.burn_in
     burn_in = None if isinstance(given, str) else given
     trial = is_trial(burn_in)
+    open_batch = experiment.record.get("asked", {}).get("chain.batch_size") == AUTO
+
+    def batches_of(size: int | None) -> list[BatchAt]:
+        sized = experiment.settled({"chain.batch_size": size})
+        return [sized.batches(group) for group in groups]
+
     return Tuner(
         pilots,
-        [experiment.batches(group) for group in groups],
+        batches_of,
         [[batches(step) for step in range(1 if full or trial else PROBES)] for batches in fresh],
         [] if full or trial else [[batches(step) for step in range(PROBES, PROBES + 2 * PAIRS)] for batches in fresh],
+        batch_size=experiment.chain.batch,
+        find_batch=open_batch and not full and not trial,
         find_momentum="sampler.momentum" in experiment.open_settings,
         burn_in=burn_in,
         say=lambda line: print(line, flush=True),  # noqa: T201
@@ -90,7 +99,9 @@ def step_sizes(experiment: Experiment, result: Tuning) -> dict[str, Any]:
         name: float(f"{result.blocks[b].step_size / lr:.6g}") for b, members in names.items() for name in members
     }
     ordered = dict(sorted(factors.items(), key=lambda item: len(item[0])))  # "0.weight" also means "2.0.weight"
-    found = {"sampler.lr": lr, "chain.lr_factors": ordered}
+    found: dict[str, Any] = {"sampler.lr": lr, "chain.lr_factors": ordered}
+    if result.batch_size != experiment.chain.batch_size:
+        found["chain.batch_size"] = result.batch_size
     return found | ({"sampler.momentum": result.momentum} if "sampler.momentum" in experiment.open_settings else {})
 
 

@@ -76,6 +76,11 @@ class Sampler(Optimizer):
         return 0.1
 
     @property
+    def heat_limit(self) -> float:
+        """εV·s/(2kT) up to which the noise of minibatches, of variance V, is allowed to heat."""
+        return 0.05
+
+    @property
     def speed(self) -> float:
         """How far a weak, lasting force moves θ in a step, in units of ε × the force."""
         return 1.0

@@ -39,6 +39,11 @@ class SGLRW(Sampler):
     WINDOW, EVERY = 100, 20
     _tolerated = 0.01  # share clipped beyond which to warn
 
+    @property
+    def heat_limit(self) -> float:
+        """0.1: no noise heats the walk by itself; where SGLD would be this much too hot it clips a few thousandths."""
+        return 0.1
+
     def update(self, evaluate: Evaluate) -> Tensor:
         potential, gradient = evaluate()
         r = self.noise()

@@ -11,6 +11,7 @@ import torch
 from scipy.linalg import solve_discrete_lyapunov
 from torch import Tensor, nn
 
+from bayeslora.chain.noise_limit import NoisyBlock, cheapest_batch, whole_batch
 from bayeslora.chain.plan import Plan
 from bayeslora.chain.stack import Stack
 from bayeslora.chain.tuning import BURN_IN, THIN, Curvature, Pilot, Tuner, burn_in, momentum, relaxation, thin
@@ -60,7 +61,7 @@ def tuned(one: Pilot, data=(X, Y), **settings) -> Tuning:
     batch = data if isinstance(one.model, nn.Module) and not isinstance(one.model, Stack) else tuple(
         t.expand(len(one.chains), *t.shape) for t in data
     )  # fmt: skip
-    return Tuner([one], [lambda _step: batch], [[batch]], **settings).run()
+    return Tuner([one], lambda _size: [lambda _step: batch], [[batch]], **settings).run()
 
 
 def test_power_iteration_finds_the_largest_curvature_of_blocks_and_of_the_scaled_whole() -> None:
@@ -156,15 +157,58 @@ def test_a_pilot_that_diverges_goes_on_at_half_the_step_three_times() -> None:
         tuned(pilot(sampler=never), burn_in=200)
 
 
-def test_minibatches_tell_the_heat_that_they_bring() -> None:
-    one = pilot(sampler=partial(SGLD, lr=1e-3))
-    order = torch.randperm(N, generator=SOURCE)
-    batches = [(X[rows], Y[rows]) for rows in order.split(10)]
-    found = Tuner([one], [lambda step: batches[step % 6]], [batches], [batches], burn_in=200).run()
+def on_minibatches(size: int = 10, **settings) -> Tuning:
+    """What a pilot finds on independent batches of that size."""
+    one = pilot(sampler=partial(BAOAB, lr=1e-3, momentum=0.9))
+
+    def batch(step: int, size: int | None = size) -> tuple[Tensor, Tensor]:
+        rows = torch.randperm(N, generator=torch.Generator().manual_seed(step))[:size]
+        return X[rows], Y[rows]
+
+    pairs = [batch(1000 + step) for step in range(40)]
+    batches = lambda size: [partial(batch, size=size)]  # noqa: E731
+    return Tuner([one], batches, [[(X, Y)]], [pairs], batch_size=size, burn_in=10, **settings).run()
+
+
+def test_minibatches_heat_no_block_beyond_the_limit() -> None:
+    found = on_minibatches()
+    assert found.batch_size == 10
+    heats = [block.heat for block in found.blocks.values()]
+    assert max(heats) == pytest.approx(0.05)
     for block in found.blocks.values():
-        assert block.gradient_variance is not None
-        assert block.heat == pytest.approx(block.step_size * block.gradient_variance * N / 2, rel=1e-6)
+        assert block.heat == pytest.approx(block.step_size * block.gradient_variance * 10 * N / 2, rel=1e-6)
+        assert block.step_size < 0.1 * 0.5 / block.curvature  # noise sets it, not curvature
     assert tuned(pilot(), burn_in=0).blocks["wide"].heat is None
+
+
+def test_an_open_batch_size_becomes_the_cheapest() -> None:
+    found = on_minibatches(find_batch=True)
+    assert found.batch_size is None  # as little data as here are best taken whole
+    assert found.cheapest_batch is None
+    assert all(block.heat is None for block in found.blocks.values())
+    assert found.blocks["wide"].step_size > 5 * on_minibatches().blocks["wide"].step_size
+
+
+def test_the_cheapest_batch_relaxes_the_slowest_block_on_the_fewest_examples() -> None:
+    count, kT, limit, speed = 50_000, 1 / 50_000, 0.05, 10.0
+    blocks = {"a": NoisyBlock(0.1, 2e-3, 1e-5), "b": NoisyBlock(0.5, 4e-2, 3e-5), "noise": NoisyBlock(1.0, 1.0, 0.0)}
+
+    def examples(size: float) -> float:
+        sizes = {b: one.held_back(1 / size - 1 / count, kT, limit, speed) for b, one in blocks.items()}
+        rates = [sizes[b] * one.prior_rate * speed for b, one in blocks.items() if one.prior_rate]
+        return size / min(rates)
+
+    best = cheapest_batch(blocks, count, kT, limit, speed)
+    assert 1 < best < count
+    assert examples(best) <= min(examples(best * factor) for factor in (0.5, 0.8, 0.99, 1.01, 1.2))
+
+
+@each(
+    ("size", "count", "batch"),
+    [(1, 50_000, 127), (700, 50_000, 704), (30_000, 50_000, 4166), (700, 5_000, 714), (2600, 5_000, None)],
+)
+def test_a_whole_number_of_batches_makes_an_epoch(size: float, count: int, batch: int | None) -> None:
+    assert whole_batch(size, count) == batch
 
 
 # Laws 2 and 3 with step sizes by block
