@@ -17,8 +17,9 @@ from bayeslora.evaluation.criteria import judge
 from bayeslora.evaluation.results import Diagnostics, Results
 from bayeslora.laws import Quadratic, linear, one_stream
 from bayeslora.potential import Potential, Prior
-from bayeslora.samplers import BAOAB, FSGLD, SAMSGLD, SGHMC, SGLD, SGNHT, Sampler
+from bayeslora.samplers import BAOAB, FSGLD, SAMSGLD, SAMSGLDR1, SGHMC, SGLD, SGNHT, EntropyMCMC, Sampler
 from bayeslora.settings import Criteria
+from tests.cases import each
 
 Batch = Callable[[int], Tensor]
 """The examples of every chain at a step, [K, B]."""
@@ -141,7 +142,10 @@ def test_it_reads_the_temperature_at_which_a_linear_regression_is_sampled(row: s
 
 
 def quadratic(kind: type[Sampler], steps: int, curvature: float, **settings: float) -> tuple[Sampler, Tensor, Tensor]:
-    """A sampler on ½a‖θ‖² in 6 dimensions at kT = 1, with readings and ‖g‖²/D of each of 1,000 chains, [K]."""
+    """A sampler on ½a‖θ‖² in 6 dimensions at kT = 1, with readings and ⟨g, G g⟩/D of each of 1,000 chains, [K].
+
+    G is the rule's preconditioner in units of ε: (I + σûûᵀ)² of a rank-one rule, else I.
+    """
     target = Quadratic(curvature * torch.eye(6, dtype=torch.float64), chains=1000)
     (theta,) = target.tensors
     sampler = one_stream(kind)([theta], kT=1.0, seed=4, chain=range(1000), **settings)
@@ -151,25 +155,48 @@ def quadratic(kind: type[Sampler], steps: int, curvature: float, **settings: flo
         return theta.detach().square().sum(1), [curvature * theta.detach()]
 
     for step in range(2 * steps):
+        if step == steps:
+            sampler.freeze()
         if step >= steps:
             with torch.no_grad():
                 (force,) = sampler.force(evaluate, step)
             values += readings({"θ": theta}, {"θ": force}, {"θ": 6}, 1.0, chain_axes=1)[ALL] / steps
             squares += force.square().mean(1) / steps
+            if kind is SAMSGLDR1:
+                along = torch.nn.functional.normalize(sampler.memory["directions"], dim=1)
+                more = 2 * settings["sigma"] + settings["sigma"] ** 2
+                squares += more * (force * along).sum(1).square() / 6 / steps
         sampler.step(target.minibatch())
     return sampler, values, squares
 
 
-@pytest.mark.parametrize(
-    ("kind", "settings"), [(SGLD, {}), (SAMSGLD, {"rho": 0.5}), (FSGLD, {"sigma": 0.5})], ids=["sgld", "sam", "fsgld"]
+@each(
+    ("kind", "settings"),
+    [
+        (SGLD, {}),
+        (SAMSGLD, {"rho": 0.5}),
+        (FSGLD, {"sigma": 0.5}),
+        (SAMSGLDR1, {"rho": 0.5, "sigma": 0.7}),
+    ],
 )
 def test_the_samplers_own_force_balances_its_noise(kind: type[Sampler], settings: dict[str, float]) -> None:
     lr = 0.1
     _, values, squares = quadratic(kind, 400, 1.0, lr=lr, **settings)
-    # a stationary E‖θ‖² of θ ← θ − εg + √(2ε·kT) ξ: E⟨θ, g⟩ = D·kT + ½ε E‖g‖², exactly at every ε
+    # a stationary E⟨θ, G⁻¹θ⟩ of θ ← θ − εGg + √(2ε·kT) G^½ ξ: E⟨θ, g⟩ = D·kT + ½ε E⟨g, Gg⟩, exactly at every ε
     mean, error = mean_and_error(values - lr / 2 * squares)
     assert abs(mean - 1) < 4 * error
     assert error < 0.005
+
+
+def test_entropy_mcmc_is_read_by_the_force_on_its_draws_without_the_guides_pull() -> None:
+    lr, eta = 0.1, 0.4
+    _, values, _ = quadratic(EntropyMCMC, 400, 1.0, lr=lr, eta=eta)
+    joint = np.array([[1 + 1 / eta, -1 / eta], [-1 / eta, 1 / eta]])
+    law = solve_discrete_lyapunov(np.eye(2) - lr * joint, 2 * lr * np.eye(2))  # of (θ, guide)
+    own, pull = law[0, 0], (law[0, 0] - law[0, 1]) / eta
+    mean, error = mean_and_error(values)
+    assert abs(mean - own) < 4 * error
+    assert abs(pull) > 10 * error
 
 
 def test_momenta_read_the_temperature_too() -> None:
