@@ -17,9 +17,10 @@ from torch.utils._pytree import tree_map
 from bayeslora.chain.batches import Batches, FreshBatches, evaluation_batches
 from bayeslora.chain.chain import Chain
 from bayeslora.chain.optimizers import sampler_schedule
+from bayeslora.chain.pilot import Pilot
 from bayeslora.chain.plan import Plan
 from bayeslora.chain.stack import Stack, StackedBatches
-from bayeslora.chain.tuning import Pilot, pilot_plan
+from bayeslora.chain.tuning import pilot_plan
 from bayeslora.datasets.base import Data, Split, Transform
 from bayeslora.datasets.text import sequence_lengths
 from bayeslora.diagnostics.convergence import MAX_ENTRIES

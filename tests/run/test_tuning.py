@@ -76,6 +76,29 @@ def test_chains_of_other_processes_take_what_the_first_has_found(tmp_path: Path)
     run(tmp_path / "parts", "chain.index=1", base=base)
     run(tmp_path / "parts", "chain.index=0", base=base)
     assert digests(tmp_path / "parts") == digests(tmp_path / "whole")
+    run(tmp_path / "processes", "chain.parallel=processes", base=base)
+    assert digests(tmp_path / "processes") == digests(tmp_path / "whole")
+
+
+def test_a_batch_that_is_found_is_recorded_and_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("bayeslora.experiment.FULL_BATCH_UP_TO", 10)
+    monkeypatch.setattr("bayeslora.experiment.MINIBATCH", 12)
+    monkeypatch.setattr("bayeslora.chain.noise_limit.SMALLEST", 3)
+    base = (*SMALL, "chain.burn_in=40", "chain.parallel=stacked")
+    run(tmp_path / "auto", base=base)
+    assert "heat at most" in capsys.readouterr().out
+    config = recorded(tmp_path / "auto")
+    size, tuning = config["chain"]["batch_size"], config["tuning"]
+    assert config["asked"]["chain.batch_size"] == "auto"
+    assert size != 12
+    assert size == tuning["batch_size"] == tuning["cheapest_batch"]
+    draws = digests(tmp_path / "auto")
+    given = (f"sampler.lr={config['sampler']['lr']!r}", f"sampler.momentum={config['sampler']['momentum']!r}")
+    factors = ",".join(f"{name}:{value!r}" for name, value in config["chain"]["lr_factors"].items())
+    run(tmp_path / "given", *given, f"chain.lr_factors={{{factors}}}", f"chain.batch_size={size}", base=base)
+    assert digests(tmp_path / "given") == draws
 
 
 def test_a_killed_run_goes_on_with_what_it_has_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

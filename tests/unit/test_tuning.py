@@ -11,10 +11,11 @@ import torch
 from scipy.linalg import solve_discrete_lyapunov
 from torch import Tensor, nn
 
-from bayeslora.chain.noise_limit import NoisyBlock, cheapest_batch, whole_batch
+from bayeslora.chain.noise_limit import NoisyBlock, cheapest_batch, sharing, whole_batch
+from bayeslora.chain.pilot import Curvature, Pilot
 from bayeslora.chain.plan import Plan
 from bayeslora.chain.stack import Stack
-from bayeslora.chain.tuning import BURN_IN, THIN, Curvature, Pilot, Tuner, burn_in, momentum, relaxation, thin
+from bayeslora.chain.tuning import BURN_IN, THIN, Tuner, burn_in, momentum, relaxation, thin
 from bayeslora.diagnostics.values import Tuning
 from bayeslora.errors import DivergedError
 from bayeslora.likelihood import Gaussian
@@ -173,8 +174,7 @@ def on_minibatches(size: int = 10, **settings) -> Tuning:
 def test_minibatches_heat_no_block_beyond_the_limit() -> None:
     found = on_minibatches()
     assert found.batch_size == 10
-    heats = [block.heat for block in found.blocks.values()]
-    assert max(heats) == pytest.approx(0.05)
+    assert [block.heat for block in found.blocks.values()] == pytest.approx([0.05, 0.05])
     for block in found.blocks.values():
         assert block.heat == pytest.approx(block.step_size * block.gradient_variance * 10 * N / 2, rel=1e-6)
         assert block.step_size < 0.1 * 0.5 / block.curvature  # noise sets it, not curvature
@@ -191,14 +191,18 @@ def test_an_open_batch_size_becomes_the_cheapest() -> None:
 
 def test_the_cheapest_batch_relaxes_the_slowest_block_on_the_fewest_examples() -> None:
     count, kT, limit, speed = 50_000, 1 / 50_000, 0.05, 10.0
-    blocks = {"a": NoisyBlock(0.1, 2e-3, 1e-5), "b": NoisyBlock(0.5, 4e-2, 3e-5), "noise": NoisyBlock(1.0, 1.0, 0.0)}
+    parts = sharing([NoisyBlock(100, 0.1, 2e-3, 1e-5, limit), NoisyBlock(20, 0.5, 4e-2, 3e-5, limit)])
+    assert np.average([part.limit for part in parts], weights=[100, 20]) == pytest.approx(limit)
+    blocks = dict(zip("abc", [*parts, NoisyBlock(1, 1.0, 1.0, 0.0, limit)], strict=True))
 
     def examples(size: float) -> float:
-        sizes = {b: one.held_back(1 / size - 1 / count, kT, limit, speed) for b, one in blocks.items()}
+        sizes = {b: one.held_back(1 / size - 1 / count, kT, speed) for b, one in blocks.items()}
         rates = [sizes[b] * one.prior_rate * speed for b, one in blocks.items() if one.prior_rate]
         return size / min(rates)
 
-    best = cheapest_batch(blocks, count, kT, limit, speed)
+    held = [part.held_back(1, kT, speed) * part.prior_rate for part in parts]
+    assert held[0] == pytest.approx(held[1])  # at one pace
+    best = cheapest_batch(blocks.values(), count, kT, speed)
     assert 1 < best < count
     assert examples(best) <= min(examples(best * factor) for factor in (0.5, 0.8, 0.99, 1.01, 1.2))
 
