@@ -95,6 +95,8 @@ def bias_check(settings: BiasSettings) -> dict[str, Any]:
     over_examples = between(read(other.examples_file), read(run.examples_file))
     for name in _compared(comparison):
         comparison[name]["test_se"] = over_examples[name].se if name in over_examples else None
+    acceptance = [results.diagnostics.acceptance for results in (before, after)]
+    comparison["acceptance"] = [None if one is None else one.mean for one in acceptance]
     comparison |= {"run_dir": str(other.root), "lr": [given["sampler"]["lr"], changed["sampler"]["lr"]]}
     where = write_atomically(
         run.root / "bias.json", (json.dumps(comparison, indent=2, allow_nan=False) + "\n").encode()
@@ -195,6 +197,10 @@ def table(comparison: Mapping[str, Any]) -> Table:
         specs = (".4f", ".4f", "+.4f", ".4f", ".4f", "g")
         shown = ["–" if value is None else format(value, spec) for value, spec in zip(numbers, specs, strict=True)]
         rows.add_row(label(name), *shown, verdict(one))
+    if None not in (accepted := comparison.get("acceptance", [None])):
+        was, becomes = accepted
+        shown = [f"{was:.4f}", f"{becomes:.4f}", f"{becomes - was:+.4f}", "–", "–", "–"]
+        rows.add_row("acceptance", *shown, "of full-data steps by a Metropolis test: 1 without a bias")
     return rows
 
 

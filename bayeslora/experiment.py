@@ -195,7 +195,7 @@ class Experiment:
     @property
     def effective_temperature(self) -> float:
         """T of what is sampled: 0 for MAP, whatever the run's is."""
-        return 0.0 if self._sampler(self.potential.kT(self.temperature)).kT == 0 else float(self.temperature)
+        return 0.0 if self.sampler_of_one().kT == 0 else float(self.temperature)
 
     @property
     def map_step(self) -> int | None:
@@ -207,14 +207,15 @@ class Experiment:
             return self.plan.total
         return self.plan.warmup if self.plan.warmup or self.trained else None
 
-    def _sampler(self, kT: float) -> Sampler:
-        """The sampler of a dummy parameter."""
+    def sampler_of_one(self, kT: float | None = None) -> Sampler:
+        """The run's sampler, of a model of one parameter; kT: None for the run's."""
+        kT = self.potential.kT(self.temperature) if kT is None else kT
         return with_numbers(self.make_sampler)([nn.Parameter(torch.zeros(1))], kT=kT, seed=self.seed, chain=0)
 
     @property
     def speed(self) -> float:
         """`Sampler.speed` of the run's sampler."""
-        return self._sampler(self.potential.kT(self.temperature)).speed
+        return self.sampler_of_one().speed
 
     # -- the model ----------------------------------------------------------------------------------------------
 
@@ -375,11 +376,11 @@ class Experiment:
 
     def gradients(self, chains: Sequence[int]) -> int:
         """Minibatch gradients that the sampler takes from the warm-up's end to the last draw, summed over chains."""
-        return self._sampler(kT=1.0).gradients_per_step * len(chains) * (self.plan.total - self.plan.warmup)
+        return self.sampler_of_one(kT=1.0).gradients_per_step * len(chains) * (self.plan.total - self.plan.warmup)
 
     def relaxations(self) -> list[Relaxation]:
         """How long each block takes to forget its start, and how long it has; nothing where nothing is sampled."""
-        sampler = self._sampler(self.potential.kT(self.temperature))
+        sampler = self.sampler_of_one()
         if sampler.kT == 0 or "sampler.lr" in self.open_settings:
             return []
         model = self.structure()

@@ -109,6 +109,23 @@ class Efficiency:
 
 
 @dataclass(frozen=True)
+class Acceptance:
+    """How often a Metropolis test would accept a Langevin step on all data at the run's step sizes, from its draws.
+
+    Attributes:
+        mean: 0 to 1; 1 less the mean grows with the error of the discretisation.
+        se: its standard error.
+        draws: from which a step was tried.
+        reason: why there is none.
+    """
+
+    mean: Number = None
+    se: Number = None
+    draws: int = 0
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
 class Diagnostics:
     """Convergence of the chains: of each scalar of the draws by its name, of predictions, and between ensembles.
 
@@ -119,6 +136,7 @@ class Diagnostics:
     prefixes: Prefixes | None = None
     agreement: Agreement | None = None
     efficiency: Efficiency | None = None
+    acceptance: Acceptance | None = field(default=None, metadata=OPTIONAL)
     temperature: dict[str, MeasuredTemperature] = field(default_factory=dict, metadata=OPTIONAL)
     kinetic: dict[str, MeasuredTemperature] = field(default_factory=dict, metadata=OPTIONAL)
     scalars: dict[str, Convergence] = field(default_factory=dict, metadata=FLAT)

@@ -9,6 +9,7 @@ from bayeslora.atomic import write_atomically
 from bayeslora.codec import decode
 from bayeslora.diagnostics.convergence import to_inference_data
 from bayeslora.errors import CriteriaError, DataError
+from bayeslora.evaluation.acceptance import full_data_acceptance
 from bayeslora.evaluation.block_temperatures import with_temperatures
 from bayeslora.evaluation.classification import evaluate_classes
 from bayeslora.evaluation.criteria import OF_CHAINS, failed, judge
@@ -44,6 +45,8 @@ def evaluate(run: RunDirectory, experiment: Experiment) -> Results:
     with run.evaluating():
         series = scalar_series(posterior)
         predictions, results = diagnosed(posterior, experiment, series)
+        acceptance = full_data_acceptance(posterior, experiment)
+        results = replace(results, diagnostics=replace(results.diagnostics, acceptance=acceptance))
         results = replace(results, provenance=provenance(run, experiment, results, series))
         results = replace(results, criteria=judge(results, experiment.evaluation.criteria))
         run.write_metrics(results.to_json())

@@ -96,7 +96,9 @@ def part_rows(results: Results) -> tuple[list[str], list[tuple[str, list[str]]]]
 
 def function_pairs(results: Results) -> list[tuple[str, str]]:
     """What is known of predictions: their R-hat and ESS, how far chains agree, and how fast draws come."""
-    return [*_probe_pairs(results), *_agreement_pairs(results), *_efficiency_pairs(results)]
+    return [
+        *_probe_pairs(results), *_agreement_pairs(results), *_efficiency_pairs(results), *_acceptance_pairs(results)
+    ]  # fmt: skip
 
 
 def _probe_pairs(results: Results) -> Iterator[tuple[str, str]]:
@@ -135,6 +137,13 @@ def _efficiency_pairs(results: Results) -> Iterator[tuple[str, str]]:
     if spent is not None:
         reason = results.diagnostics.of("potential").reason or "neither time nor ESS is known"
         yield "ESS of the potential", ", ".join(words) or f"{MISSING} {reason}"
+
+
+def _acceptance_pairs(results: Results) -> Iterator[tuple[str, str]]:
+    one = results.diagnostics.acceptance
+    if one is not None and one.mean is not None:
+        shown = f"{number(one.mean, '.3f')} ± {number(one.se, '.3f')}"
+        yield "Acceptance of full-data steps", f"{shown}, had they a Metropolis test (from {one.draws} draws)"
 
 
 def _row(results: Results, name: str, values: Convergence) -> ScalarRow:
