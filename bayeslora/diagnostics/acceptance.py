@@ -8,7 +8,7 @@ from torch import Tensor
 
 def proposal(theta: Tensor, gradient: Tensor, step_size: Tensor | float, kT: float, noise: Tensor) -> Tensor:
     """θ' = θ − ε g + √(2ε·kT) ξ, a Langevin step with the gradient of Ũ on all data."""
-    return theta - step_size * gradient + (2 * step_size * kT) ** 0.5 * noise  # type: ignore[no-any-return]
+    return theta - step_size * gradient + (2 * step_size * kT) ** 0.5 * noise
 
 
 def log_ratio(
