@@ -77,7 +77,8 @@ def sample(
             slowest block calls for.
         warmup, warmup_lr: steps of AdamW (without weight decay) to the MAP baseline, from which burn-in begins.
         plan: the phases in one, in the place of `draws`, `thin`, `burn_in` and `warmup`.
-        batch_size: None for all the data at every step; `"auto"`: that for small data, else 128.
+        batch_size: None for all the data at every step; `"auto"`: that for small data, else the
+            batch that costs least (docs/step-size.md).
         val_dataset, test_dataset: further examples: every draw is scored on the first; on the second the posterior is
             evaluated (`posterior.metrics`, and a report in the run directory).
         class_names: by class, or by label.

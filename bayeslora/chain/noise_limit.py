@@ -22,9 +22,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
+
+from torch.utils._pytree import tree_leaves
 
 SMALLEST, LARGEST = 128, 4096
 """Limits of a batch that is chosen; up to twice the larger may be all the data."""
+MOST_NUMBERS = 2_000_000
+"""Input numbers of a batch of `LARGEST` for which memory is taken to suffice, chains and activations come on top."""
 
 
 @dataclass(frozen=True)
@@ -81,9 +86,15 @@ def cheapest_batch(blocks: Iterable[NoisyBlock], num_data: int, kT: float, speed
     return beta / alpha / (1 + beta / (alpha * num_data))
 
 
-def whole_batch(size: float, num_data: int) -> int | None:
+def largest_batch(inputs: Any, num_data: int) -> int:
+    """The largest batch that is chosen for data of these inputs, in examples."""
+    numbers = sum(leaf.numel() for leaf in tree_leaves(inputs)) / num_data
+    return max(SMALLEST, min(LARGEST, int(MOST_NUMBERS / numbers)))
+
+
+def whole_batch(size: float, num_data: int, largest: int = LARGEST) -> int | None:
     """A batch of about that size of which a whole number makes an epoch; None for all the data, where it is half."""
-    if size >= num_data / 2 and num_data <= 2 * LARGEST:
+    if size >= num_data / 2 and num_data <= 2 * largest:
         return None
-    batches = max(2, round(num_data / min(max(size, SMALLEST), LARGEST)))
+    batches = max(2, round(num_data / min(max(size, SMALLEST), largest)))
     return num_data // batches

@@ -26,7 +26,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from bayeslora.chain.chain import Batch
-from bayeslora.chain.noise_limit import NoisyBlock, cheapest_batch, remaining, sharing, whole_batch
+from bayeslora.chain.noise_limit import LARGEST, NoisyBlock, cheapest_batch, remaining, sharing, whole_batch
 from bayeslora.chain.pilot import Curvature, Pilot
 from bayeslora.chain.plan import Plan
 from bayeslora.chain.snapshot import Snapshot, capture, restore
@@ -101,6 +101,7 @@ class Tuner:
         pairs: of each pilot, single minibatches for the variance of the gradient; none with all the data.
         batch_size: examples a batch, of `pairs` too; None for all the data.
         find_batch: whether the batch size is to be found.
+        largest: the most examples that it may be.
         find_momentum: whether μ is to be found.
         burn_in: steps of burn-in to plan for; None: to be found.
         say: prints a line.
@@ -115,12 +116,14 @@ class Tuner:
         *,
         batch_size: int | None = None,
         find_batch: bool = False,
+        largest: int = LARGEST,
         find_momentum: bool = False,
         burn_in: int | None = None,
         say: Callable[[str], None] = lambda _line: None,
     ) -> None:
         self.pilots, self.probes, self.pairs = list(pilots), list(probes), list(pairs)
-        self.batches_of, self.batches, self.find_batch = batches, batches(batch_size), find_batch
+        self.batches_of, self.batches = batches, batches(batch_size)
+        self.find_batch, self.largest = find_batch, largest
         self.probed = self.batch_size = batch_size
         self.find_momentum, self.fixed_burn_in, self.say = find_momentum, burn_in, say
         self.trial = is_trial(burn_in)
@@ -251,7 +254,7 @@ class Tuner:
         if self.find_momentum:
             speed = 1 / (1 - momentum(min(one.step_size * one.prior_rate for one in blocks.values() if one.prior_rate)))
         count = pilot.potential.num_data
-        return whole_batch(cheapest_batch(blocks.values(), count, sampler.kT, speed), count)
+        return whole_batch(cheapest_batch(blocks.values(), count, sampler.kT, speed), count, self.largest)
 
     def _unscaled(self, block: str) -> float:
         """ε of a block before all are scaled: factor · c/λ_b."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from bayeslora.chain import tuning
+from bayeslora.chain.noise_limit import largest_batch
 from bayeslora.chain.tuning import PAIRS, Tuner, is_trial
 from bayeslora.codec import encode
 from bayeslora.diagnostics.values import Tuning
@@ -83,6 +84,7 @@ def pilot(experiment: Experiment) -> Tuning:
         [[batches(step) for step in range(1 if full or trial else PROBES)] for batches in fresh],
         [] if full or trial else [[batches(step) for step in range(PROBES, PROBES + 2 * PAIRS)] for batches in fresh],
         batch_size=experiment.chain.batch,
+        largest=largest_batch(experiment.data.train.inputs, len(experiment.data.train)),
         find_batch=open_batch and not full and not trial,
         find_momentum="sampler.momentum" in experiment.open_settings,
         burn_in=burn_in,

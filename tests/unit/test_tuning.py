@@ -11,7 +11,7 @@ import torch
 from scipy.linalg import solve_discrete_lyapunov
 from torch import Tensor, nn
 
-from bayeslora.chain.noise_limit import NoisyBlock, cheapest_batch, sharing, whole_batch
+from bayeslora.chain.noise_limit import NoisyBlock, cheapest_batch, largest_batch, sharing, whole_batch
 from bayeslora.chain.pilot import Curvature, Pilot
 from bayeslora.chain.plan import Plan
 from bayeslora.chain.stack import Stack
@@ -213,6 +213,13 @@ def test_the_cheapest_batch_relaxes_the_slowest_block_on_the_fewest_examples() -
 )
 def test_a_whole_number_of_batches_makes_an_epoch(size: float, count: int, batch: int | None) -> None:
     assert whole_batch(size, count) == batch
+
+
+def test_batches_of_large_inputs_are_smaller() -> None:
+    images = {"left": torch.zeros(5, 3, 32, 32), "right": torch.zeros(5, 3, 32, 32)}
+    assert largest_batch(images, 5) == 2_000_000 // (2 * 3 * 32 * 32)
+    assert largest_batch(torch.zeros(5, 20), 5) == 4096
+    assert whole_batch(3000, 5_000, largest=651) == 625
 
 
 # Laws 2 and 3 with step sizes by block
