@@ -54,7 +54,7 @@ def sample(overrides: Sequence[str], folder: str, watch: Callable[[Any], None] =
     from hydra import compose, initialize_config_dir
 
     from bayeslora.app.cli import forced
-    from bayeslora.app.compose import plain, to_experiment
+    from bayeslora.app.compose import to_experiment
     from bayeslora.app.config import CONF_DIR
     from bayeslora.engine.runner import ChainRunner
     from bayeslora.runs.directory import RunDirectory
@@ -71,8 +71,8 @@ def sample(overrides: Sequence[str], folder: str, watch: Callable[[Any], None] =
         settings = [*overrides, "trainer.num_threads=1", "logger=none", f"run_dir={folder}"]
         cfg = compose("train", overrides=[forced(override) for override in settings])
     run = RunDirectory(cfg.run_dir)
-    setup = to_experiment(cfg, run)
-    run.open(plain(cfg))
+    setup = to_experiment(cfg, run).identified(run)
+    run.open(dict(setup.record), setup.fingerprint, setup.fixed)
     torch.set_num_threads(1)
     Watched(setup, run).run_all(setup.chain.chosen)
     return {"seconds": time.perf_counter() - begun}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 from bayeslora.errors import Problems
@@ -56,22 +57,22 @@ class Plan:
             problems.add(f"chain.num_draws={self.num_draws} must be a multiple of chain.cycles={self.cycles}")
         problems.raise_if_any()
 
-    @property
+    @cached_property
     def burnt_in(self) -> int:
         """Steps taken when the part begins of which draws are kept."""
         return self.warmup + self.burn_in
 
-    @property
+    @cached_property
     def total(self) -> int:
         """Steps of the whole chain."""
         return self.burnt_in + max(1, self.cycles) * self.cycle_length
 
-    @property
+    @cached_property
     def kept_length(self) -> int:
         """Steps of the sampling part of a cycle (of all of it without cycles)."""
         return self.num_draws // max(1, self.cycles) * self.thin
 
-    @property
+    @cached_property
     def cycle_length(self) -> int:
         """Steps of a cycle: exploration and sampling (of the sampling phase without cycles)."""
         return round(self.kept_length / (1 - self.exploration)) if self.cycles else self.kept_length

@@ -21,12 +21,13 @@ class Stack(nn.Module):
     What is sampled are the parameters that require a gradient. Frozen parameters, and buffers that are not saved with
     a model, are those of the first model and must be equal in all.
 
-    Adapters are sampled matrices in a frozen model: all chains' examples then go through it as one large batch, and
-    only those matrices tell chains apart (`StackedLinear`). Other models run under `torch.func.vmap`.
+    Where all that is sampled are linear layers (adapters in a frozen model, a multilayer perceptron) all chains'
+    examples go through the model as one large batch, and only those layers tell chains apart (`StackedLinear`). Other
+    models run under `torch.func.vmap`.
 
     Args:
         models: K models, taken one at a time; the first lends its structure and its frozen parameters.
-        flat: whether all chains' examples go through the model as one batch; None: where `is_adapter` says so.
+        flat: whether all chains' examples go through the model as one batch; None: where `samples_linear` says so.
 
     Note:
         Chain k's outputs and gradients depend on row k alone: they equal those of model k run by itself, up to the
@@ -47,7 +48,7 @@ class Stack(nn.Module):
         for name in self.buffer_names:
             self.register_buffer(_key(name), torch.stack([row[name] for row in rows]))
         self.places = _places(first)
-        self.flat = is_adapter(first) if flat is None else flat
+        self.flat = samples_linear(first) if flat is None else flat
         if self.flat:
             for path in {name.rpartition(".")[0] for name in self.names}:
                 self._stack_linear(path)
@@ -128,18 +129,22 @@ class StackedLinear(nn.Module):
 
 
 def is_adapter(model: nn.Module) -> bool:
+    """Whether a model is frozen but for linear layers (`samples_linear`)."""
+    return any(not p.requires_grad for p in model.parameters()) and samples_linear(model)
+
+
+def samples_linear(model: nn.Module) -> bool:
     """Whether all that is sampled are weights and biases of linear layers that a `StackedLinear` can take the place of.
 
-    Each is a layer inside a model that is otherwise frozen, under one name, without hooks, with no other parameters.
-    BatchNorm that normalises by the batch would mix the chains' examples.
+    Each is a layer inside a model, under one name, without hooks, with no other parameters. BatchNorm that normalises
+    by the batch would mix the chains' examples.
     """
     modules = dict(model.named_modules())
     sampled = [name for name, p in model.named_parameters(remove_duplicate=False) if p.requires_grad]
     once = len(sampled) == sum(1 for p in model.parameters() if p.requires_grad)
-    frozen = len(sampled) < sum(1 for _ in model.parameters())
     layers = {name.rpartition(".")[0] for name in sampled}
     replaceable = all(path and _is_plain_linear(modules.get(path)) for path in layers)
-    return once and frozen and replaceable and not normalise_by_batch(model)
+    return once and bool(sampled) and replaceable and not normalise_by_batch(model)
 
 
 def _is_plain_linear(module: nn.Module | None) -> bool:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from bayeslora.chain.stack import Stack
-from bayeslora.models import frozen_statistics, resnet18, resnet20, resnet_small, wide_resnet
+from bayeslora.models import frozen_statistics, mlp, resnet18, resnet20, resnet_small, wide_resnet
 from bayeslora.potential import categorical_nll
 from tests.cases import each
 
@@ -128,7 +128,22 @@ def test_adapters_go_through_the_frozen_model_as_one_batch(shared: bool):
                 torch.testing.assert_close(stack.sampled()[name].grad[chain], p.grad)
 
 
-def test_what_is_no_adapter_runs_under_vmap():
-    assert not Stack(models(lambda: nn.Linear(2, 2))).flat  # nothing is frozen
+def test_a_perceptron_goes_through_as_one_batch():
+    alone = models(lambda: mlp(3, 6, hidden=[5]).double(), 3)
+    stack, x = Stack([copy.deepcopy(model) for model in alone]), torch.randn(3, 4, 6).double()
+    assert stack.flat
+    assert stack.sampled().keys() == dict(alone[0].named_parameters()).keys()
+    logits = stack(x)
+    logits.square().sum().backward()
+    for chain, model in enumerate(alone):
+        own = model(x[chain])
+        torch.testing.assert_close(logits[chain], own)
+        own.square().sum().backward()
+        for name, p in model.named_parameters():
+            torch.testing.assert_close(stack.sampled()[name].grad[chain], p.grad)
+
+
+def test_what_couples_examples_or_is_no_layer_in_a_model_runs_under_vmap():
+    assert not Stack(models(lambda: nn.Linear(2, 2))).flat
     frozen_norm = nn.Sequential(nn.BatchNorm1d(3).requires_grad_(False), nn.Linear(3, 2))
     assert not Stack([frozen_norm, copy.deepcopy(frozen_norm)]).flat
