@@ -64,7 +64,7 @@ def export(settings: ExportSettings) -> list[Path]:
         ConfigError: the run's model has no adapter.
         DataError: the run holds no draws, or a draw is corrupt.
     """
-    from bayeslora.models.upload import check_upload, upload
+    from bayeslora.models.adapters import check_upload, upload
 
     if settings.push_to_hub is not None:
         check_upload(settings.push_to_hub)

@@ -25,8 +25,7 @@ from bayeslora.engine.callbacks.progress import Progress
 from bayeslora.engine.callbacks.thermometer import Thermometer
 from bayeslora.engine.pipeline import prepared, sampled
 from bayeslora.errors import DivergedError, Problems, require
-from bayeslora.evaluation.rechecks import check_recorded_nll
-from bayeslora.evaluation.run import evaluate
+from bayeslora.evaluation.run import check_recorded_nll, evaluate
 from bayeslora.experiment import Experiment
 from bayeslora.factories import check_arguments, described, of_instance, settings_of, target_of
 from bayeslora.likelihood import LIKELIHOODS, Bernoulli, Categorical, Gaussian, Likelihood

@@ -17,7 +17,7 @@ from bayeslora.atomic import user_path
 from bayeslora.codec import decode
 from bayeslora.compatibility import check_fit
 from bayeslora.datasets.base import Data, limited
-from bayeslora.datasets.loading import load_data, made_data
+from bayeslora.datasets.in_memory import load_data, made_data
 from bayeslora.errors import ConfigError, require
 from bayeslora.experiment import Experiment
 from bayeslora.likelihood import Bernoulli, Categorical, Likelihood

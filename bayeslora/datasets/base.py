@@ -186,6 +186,28 @@ def size_problems(validation_size: int, limit_train: int | None, limit_test: int
     ]
 
 
+@dataclass(kw_only=True)
+class Sizes:
+    """Settings of every dataset that is split here.
+
+    Attributes:
+        validation_size: examples moved from the training set to a validation set.
+        limit_train, limit_test: keep at most so many; None keeps all.
+    """
+
+    validation_size: int = 0
+    limit_train: int | None = None
+    limit_test: int | None = None
+
+    def size_problems(self) -> list[str]:
+        """What is wrong with them, before the data are known; one message each."""
+        return size_problems(self.validation_size, self.limit_train, self.limit_test)
+
+    def carve(self, data: Data) -> Data:
+        """`carve` by these sizes."""
+        return carve(data, self.validation_size, self.limit_train, self.limit_test)
+
+
 def carve(
     data: Data,
     validation_size: int = 0,

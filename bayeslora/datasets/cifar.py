@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from bayeslora.cache import Tensors, cached, data_folder
-from bayeslora.datasets.base import Data, Split, carve, size_problems
+from bayeslora.datasets.base import Data, Sizes, Split
 from bayeslora.datasets.cifar_files import ParquetImages, Source, TorchvisionImages
 from bayeslora.datasets.images import Normalise, RandomShift, channel_problems
 from bayeslora.errors import DataError, Problems
@@ -57,7 +57,7 @@ OFFICIAL = {"train": 50_000, "test": 10_000}
 
 
 @dataclass
-class Cifar10:
+class Cifar10(Sizes):
     """CIFAR-10. The constructor checks the settings and looks into `path`; `load` decodes, or reads the cache.
 
     Attributes:
@@ -65,8 +65,6 @@ class Cifar10:
             shards `train-*.parquet` and `test-*.parquet` with the hub's columns. None: the official archive, unpacked
             in `$BAYESLORA_DATA` (`~/.cache/bayeslora/data`), where it is downloaded to if need be.
         augment: random crops (padding 4) and horizontal flips of training images.
-        validation_size: images moved from the training set to a validation set.
-        limit_train, limit_test: keep at most so many; None keeps all.
         mean, std: normalisation, one number a channel, on the scale 0..1.
         download: whether downloading is allowed.
         cache: folder for the decoded images; None for `$BAYESLORA_CACHE` (`~/.cache/bayeslora`).
@@ -85,9 +83,6 @@ class Cifar10:
     path: str | Path | None = None
     _: KW_ONLY
     augment: bool = True
-    validation_size: int = 0
-    limit_train: int | None = None
-    limit_test: int | None = None
     mean: Sequence[float] = (0.4914, 0.4822, 0.4465)
     std: Sequence[float] = (0.2470, 0.2435, 0.2616)
     download: bool = True
@@ -118,7 +113,9 @@ class Cifar10:
             DataError: the data cannot be downloaded, or are corrupt; the message says what to do.
             ConfigError: the validation set takes all.
         """
-        source = self.source or self._official()
+        source = self.source or TorchvisionImages(data_folder(), self.folder, self.torchvision)
+        if isinstance(source, TorchvisionImages) and not (source.root / self.folder).is_dir():
+            source.fetch(self.download)  # or unpack the archive in the data folder
         folder = None if self.cache is None else Path(self.cache).expanduser()
         tensors = cached(self.torchvision.lower(), source.files, source.read, folder)
         shift = RandomShift(padding=4, flip=True) if self.augment else None
@@ -133,25 +130,17 @@ class Cifar10:
             augmentation=str(shift or "none"),
             notes=(*_size_notes(tensors), *_inexact_notes(source.files[0].parent)),
         )
-        return carve(data, self.validation_size, self.limit_train, self.limit_test)
+        return self.carve(data)
 
     def _setting_problems(self) -> list[str]:
-        sizes = size_problems(self.validation_size, self.limit_train, self.limit_test)
+        sizes = self.size_problems()
         return sizes + channel_problems(self.mean, self.std, channels=3)
 
     def _targets(self, labels: Tensor) -> Tensor:
-        """Stored labels [N] -> targets [N]."""
         return labels
 
     def _split(self, tensors: Tensors, split: str) -> Split:
         return Split(tensors[f"{split}_images"], self._targets(tensors[f"{split}_labels"]))
-
-    def _official(self) -> Source:
-        """The official archive's files in the data folder, unpacked or downloaded if they are not there."""
-        source = TorchvisionImages(data_folder(), self.folder, self.torchvision)
-        if not (source.root / self.folder).is_dir():
-            source.fetch(self.download)
-        return source
 
     def _find(self, path: Path) -> Source:
         """The dataset in a folder, in whichever layout."""

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bayeslora.datasets.base import Data
+from bayeslora.datasets.base import Data, Sizes
 from bayeslora.datasets.delimited import DECIMALS, Column, header_problems, parse_column, read_rows
 from bayeslora.datasets.tabular import (
     assemble,
@@ -31,7 +31,7 @@ Table = dict[str, Column]
 
 
 @dataclass
-class Csv:
+class Csv(Sizes):
     """A CSV file with a header: numbers and categories to predict a class or a number from.
 
     Columns of numbers enter as they are (then standardised), columns of words as one 0/1 column a value of the training
@@ -50,8 +50,6 @@ class Csv:
         missing: rows with an empty cell: `"error"`, or `"drop"`. An empty cell of a label is one that is not known.
         task: `"classification"`, `"regression"`, `"labels"`, or `"auto"`: by the target (see `read_targets`).
         standardise: inputs, and a target that is a number, are scaled to mean 0 and sd 1 of the training set.
-        validation_size: rows moved from the training set to a validation set.
-        limit_train, limit_test: keep at most so many; None keeps all.
 
     Raises:
         DataError: a setting is impossible, or there is no such file; all problems at once.
@@ -70,13 +68,9 @@ class Csv:
     missing: str = "error"
     task: str = "auto"
     standardise: bool = True
-    validation_size: int = 0
-    limit_train: int | None = None
-    limit_test: int | None = None
 
     def __post_init__(self) -> None:
-        sizes = (self.validation_size, self.limit_train, self.limit_test)
-        problems = setting_problems(self.task, self.test_share, *sizes)
+        problems = setting_problems(self, self.task, self.test_share)
         for key, value in (("path", self.path), ("test_path", self.test_path)):
             if value is not None or key == "path":
                 problems.add(*file_problems(key, value, "a CSV file with a header line"))
@@ -123,8 +117,7 @@ class Csv:
             )
         inputs, encoded = _encoded(parts[0], parts[1], str(file))
         return assemble(
-            file.stem, inputs, targets, target_names=named, standardise=self.standardise,
-            validation_size=self.validation_size, limit_train=self.limit_train, limit_test=self.limit_test,
+            file.stem, inputs, targets, target_names=named, standardise=self.standardise, sizes=self,
             notes=notes + encoded,
         )  # fmt: skip
 

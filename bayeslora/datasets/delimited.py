@@ -200,7 +200,6 @@ def parse_column(
 
 
 def _mask(values: pa.ChunkedArray | pa.Array) -> np.ndarray:
-    """Truth values of arrow as bool [N]."""
     return np.asarray(values, dtype=bool)
 
 

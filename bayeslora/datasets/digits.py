@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from bayeslora.datasets.base import Data, Split, carve, size_problems
+from bayeslora.datasets.base import Data, Sizes, Split
 from bayeslora.datasets.images import Normalise, RandomShift
 from bayeslora.errors import ConfigError
 
@@ -17,12 +17,10 @@ MEAN, STD = 0.3054, 0.3760
 
 
 @dataclass(kw_only=True)
-class Digits:
+class Digits(Sizes):
     """1,797 grey digits, which come with scikit-learn: 1,437 to train on, 360 to test, split by class, always alike.
 
     Attributes:
-        validation_size: images moved from the training set to a validation set.
-        limit_train, limit_test: keep at most so many; None keeps all.
         augment: shift training images by up to one pixel.
 
     Raises:
@@ -31,13 +29,10 @@ class Digits:
     Source: Alpaydin & Kaynak 1998, UCI optical recognition of handwritten digits (its test set).
     """
 
-    validation_size: int = 0
-    limit_train: int | None = None
-    limit_test: int | None = None
     augment: bool = False
 
     def __post_init__(self) -> None:
-        problems = size_problems(self.validation_size, self.limit_train, self.limit_test)
+        problems = self.size_problems()
         if problems:
             raise ConfigError(*problems)
 
@@ -66,4 +61,4 @@ class Digits:
             augment=shift,
             augmentation=str(shift or "none"),
         )
-        return carve(data, self.validation_size, self.limit_train, self.limit_test)
+        return self.carve(data)

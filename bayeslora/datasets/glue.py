@@ -12,11 +12,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from bayeslora.datasets.base import Data, size_problems
+from bayeslora.datasets.base import Data
 from bayeslora.datasets.cifar_files import class_names, readable, shard_problems
 from bayeslora.datasets.delimited import read_rows
-from bayeslora.datasets.sentences import Reading, Sentences, sentence_data
-from bayeslora.datasets.text import LAYOUTS, check_tokenizer_folder, hub_folder, local_folder
+from bayeslora.datasets.sentences import Sentences, TextSettings, sentence_data
+from bayeslora.datasets.text import hub_folder
 from bayeslora.errors import DataError, Problems
 
 SPLITS = {"train": ("train",), "test": ("validation", "validation_matched", "dev", "dev_matched")}
@@ -29,15 +29,12 @@ TSV_TEXT = re.compile(r"sentence\d?|question\d?|premise|hypothesis|passage|text|
 TSV_WITHOUT_HEADER = ("source", "label", "mark", "sentence")
 """CoLA's columns."""
 
-MIN_LENGTH = 8
-"""Tokens: room for what a tokenizer adds to a pair."""
-
 Files = dict[str, tuple[Path, ...]]
 """The files of each split, `"train"` and `"test"`."""
 
 
 @dataclass
-class Glue:
+class Glue(TextSettings):
     """One task of GLUE, or another of its form: one or two texts and a class an example.
 
     Columns and classes are looked up in the data: the labels are in `label`, the texts in the other columns of strings,
@@ -49,12 +46,6 @@ class Glue:
         path: a folder of `train-*.parquet` and `validation-*.parquet` with the hub's columns, or of GLUE's own
             `train.tsv` and `dev.tsv`, or one with such a folder named like the task. None: the hub.
         hub: the hub's dataset, which holds each task's parquet files in a folder of its name, e.g. `"aps/super_glue"`.
-        tokenizer: a folder with a tokenizer, or the hub's name of a model.
-        max_length: a sequence of more tokens is cut, of a pair the longer text first.
-        layout: `"pair"`: a pair is one sequence, `[CLS] a [SEP] b [SEP]` or as the tokenizer has it; `"separate"`: each
-            text is its own sequence, for a bi-encoder.
-        validation_size: examples moved from the training set to a validation set.
-        limit_train, limit_test: keep at most so many; None keeps all.
 
     Raises:
         DataError: a setting is impossible, or a folder lacks files; all problems at once.
@@ -62,24 +53,22 @@ class Glue:
 
     path: str | Path | None = None
     _: KW_ONLY
-    tokenizer: str | None
     task: str = "mrpc"
     hub: str = "nyu-mll/glue"
-    max_length: int = 256
-    layout: str = "pair"
-    validation_size: int = 0
-    limit_train: int | None = None
-    limit_test: int | None = None
     files: Files | None = field(init=False, repr=False, default=None)
 
     def __post_init__(self) -> None:
         problems = Problems()
-        problems.add(*self._setting_problems())
+        if not self.tokenizer:
+            problems.add(
+                "dataset.tokenizer must name a tokenizer, a folder or a model of the hub; dataset.tokenizer=null, since"
+                " the model has no name_or_path: choose a model of texts"
+            )
+        if not self.task or "/" in self.task:
+            problems.add(f"dataset.task={self.task!r} must name a task, e.g. mrpc")
+        problems.add(*self.text_problems().messages, *self.size_problems())
         with problems.collect():
             self.files = None if self.path is None else self._find(Path(self.path).expanduser())
-        with problems.collect():
-            if self.tokenizer is not None and (folder := local_folder(self.tokenizer)) is not None:
-                check_tokenizer_folder(folder)
         problems.raise_if_any(DataError)
 
     @property
@@ -97,25 +86,7 @@ class Glue:
         files = self.files or self._fetched()
         train, test = (read_table(files[split]) for split in ("train", "test"))
         tested = files["test"][0].name.partition("-0")[0].partition(".")[0]
-        return sentence_data(
-            self.name, train, test, Reading(str(self.tokenizer), self.layout, self.max_length),
-            validation_size=self.validation_size, limit_train=self.limit_train, limit_test=self.limit_test,
-            notes=[f"tested on {tested}"] * ("_" in tested),
-        )  # fmt: skip
-
-    def _setting_problems(self) -> list[str]:
-        whole = isinstance(self.max_length, int)
-        checks = {
-            "dataset.tokenizer must name a tokenizer, a folder or a model of the hub; dataset.tokenizer=null, since the"
-            " model has no name_or_path: choose a model of texts": self.tokenizer,
-            f"dataset.task={self.task!r} must name a task, e.g. mrpc": self.task and "/" not in self.task,
-            f"dataset.layout={self.layout!r} is unknown; choose one of {', '.join(LAYOUTS)}": self.layout in LAYOUTS,
-            f"dataset.max_length must be a whole number of at least {MIN_LENGTH}, not {self.max_length!r}": (
-                whole and self.max_length >= MIN_LENGTH
-            ),
-        }
-        wrong = [problem for problem, holds in checks.items() if not holds]
-        return wrong + size_problems(self.validation_size, self.limit_train, self.limit_test)
+        return sentence_data(self.name, train, test, self, notes=[f"tested on {tested}"] * ("_" in tested))
 
     def _find(self, path: Path) -> Files:
         """The files of the task in a folder."""
@@ -156,7 +127,12 @@ def find_files(folder: Path, task: str) -> Files | None:
             if not any(files.values()):
                 continue
             problems = [_missing(place, split, ending) for split in files if not files[split]]
-            problems += [problem for shards in files.values() if shards for problem in _shards_missing(shards)]
+            problems += [
+                problem
+                for shards in files.values()
+                if shards
+                for problem in shard_problems(place, shards[0].name.partition("-")[0], shards)
+            ]
             if problems:
                 raise DataError(*problems)
             return files
@@ -174,10 +150,6 @@ def _missing(place: Path, split: str, ending: str) -> str:
     why = " (the test set of GLUE has no labels: results are on the validation set)" if split == "test" else ""
     present = ", ".join(sorted(entry.name for entry in place.iterdir())[:6])
     return f"{place} holds no {name}{why}, only {present}; fetch it"
-
-
-def _shards_missing(shards: Sequence[Path]) -> list[str]:
-    return shard_problems(shards[0].parent, shards[0].name.partition("-")[0], shards)
 
 
 def _all_there(folder: Path, task: str) -> bool:

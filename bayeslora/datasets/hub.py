@@ -12,10 +12,9 @@ import numpy as np
 import torch
 
 from bayeslora.datasets.base import Data
-from bayeslora.datasets.glue import MIN_LENGTH
 from bayeslora.datasets.image_folder import ImageFolder, holds_classes_of_images
 from bayeslora.datasets.images import decode_images, decoding_notes, shared_notes
-from bayeslora.datasets.sentences import Reading, Sentences, sentence_data
+from bayeslora.datasets.sentences import Sentences, TextSettings, sentence_data
 from bayeslora.datasets.tabular import (
     Targets,
     assemble,
@@ -25,7 +24,6 @@ from bayeslora.datasets.tabular import (
     setting_problems,
     several_labels,
 )
-from bayeslora.datasets.text import LAYOUTS, check_tokenizer_folder, local_folder
 from bayeslora.errors import DataError
 
 if TYPE_CHECKING:
@@ -40,7 +38,7 @@ TESTS = ("test", "validation", "valid", "val", "dev")
 
 
 @dataclass
-class Hub:
+class Hub(TextSettings):
     """A dataset by its name on the hub, or a folder of parquet, csv or json files, read by the library `datasets`.
 
     Attributes:
@@ -49,13 +47,8 @@ class Hub:
         train, test: names of the splits; None: `train`, and the first of `TESTS`, or a share of the training set.
         inputs: the columns to predict from, one of images, or one or two of texts; None: all images or texts there are.
         label: the column of classes, or of lists of labels; None: found by type and name.
-        tokenizer: of texts: a folder with a tokenizer, or the hub's name of a model.
-        max_length: a sequence of more tokens is cut.
-        layout: of pairs of texts: `"pair"` or `"separate"`, as `Glue` has it.
         size: of images: height and width in pixels; None: those of the first image.
         test_share: share held out where there is no test set.
-        validation_size: examples moved from the training set to a validation set.
-        limit_train, limit_test: keep at most so many; None keeps all.
 
     Raises:
         DataError: a setting is impossible; all problems at once.
@@ -68,31 +61,18 @@ class Hub:
     test: str | None = None
     inputs: list[str] | None = None
     label: str | None = None
-    tokenizer: str | None = None
-    max_length: int = 256
-    layout: str = "pair"
     size: int | None = None
     test_share: float = 0.2
-    validation_size: int = 0
-    limit_train: int | None = None
-    limit_test: int | None = None
 
     def __post_init__(self) -> None:
-        sizes = (self.validation_size, self.limit_train, self.limit_test)
-        problems = setting_problems("auto", self.test_share, *sizes)
+        problems = setting_problems(self, "auto", self.test_share)
         if not self.path:
             problems.add(
                 "dataset.path must name a dataset of the hub (owner/name), or a folder of parquet, csv or json"
             )
-        if self.layout not in LAYOUTS:
-            problems.add(f"dataset.layout={self.layout!r} is unknown; choose one of {', '.join(LAYOUTS)}")
-        if self.max_length < MIN_LENGTH:
-            problems.add(f"dataset.max_length={self.max_length} must be at least {MIN_LENGTH}")
         if self.size is not None and self.size < 1:
             problems.add(f"dataset.size={self.size} must be at least 1 (pixels)")
-        with problems.collect():
-            if self.tokenizer is not None and (folder := local_folder(self.tokenizer)) is not None:
-                check_tokenizer_folder(folder)
+        problems.add(*self.text_problems().messages)
         problems.raise_if_any(DataError)
 
     @property
@@ -118,7 +98,9 @@ class Hub:
         missing = [name for name in (*columns, label) if name not in test.column_names]
         if missing:
             raise DataError(f"{self.path}: the test set has no column {', '.join(missing)}, which the training set has")
-        if _is_image(train, columns[0]):
+        import datasets
+
+        if isinstance(train.features[columns[0]], datasets.Image):
             return self._images(train, test, columns[0], label, notes)
         return self._texts(train, test, columns, label, notes)
 
@@ -232,8 +214,7 @@ class Hub:
         left_out = [f"{count:,} {reason} left out" for reason, count in sum(dropped, Counter()).items()]
         return assemble(
             self.name, inputs, targets, target_names=names if several else (),
-            notes=[*notes, *left_out, *decoding_notes(decoded), *shared_notes(*inputs)],
-            validation_size=self.validation_size, limit_train=self.limit_train, limit_test=self.limit_test,
+            notes=[*notes, *left_out, *decoding_notes(decoded), *shared_notes(*inputs)], sizes=self,
         )  # fmt: skip
 
     def _texts(
@@ -254,10 +235,7 @@ class Hub:
             )
             for part, split, own in (("training", train, labels[0]), ("test", test, labels[1]))
         ]
-        return sentence_data(
-            self.name, parts[0], parts[1], Reading(self.tokenizer, self.layout, self.max_length), notes=notes,
-            validation_size=self.validation_size, limit_train=self.limit_train, limit_test=self.limit_test,
-        )  # fmt: skip
+        return sentence_data(self.name, parts[0], parts[1], self, notes)
 
 
 def load(path: str, subset: str | None) -> Any:
@@ -303,9 +281,3 @@ def _complete_rows(
         else:
             rows.append((row, cell, target))
     return rows, dropped
-
-
-def _is_image(split: datasets.Dataset, column: str) -> bool:
-    import datasets
-
-    return isinstance(split.features[column], datasets.Image)

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from bayeslora.cache import cached
-from bayeslora.datasets.base import Data
+from bayeslora.datasets.base import Data, Sizes
 from bayeslora.datasets.images import decode_images, decoding_notes, shared_notes
 from bayeslora.datasets.tabular import Targets, assemble, held_out, setting_problems
 from bayeslora.errors import DataError
@@ -31,7 +31,7 @@ TABLES = (".parquet", ".arrow", ".csv", ".tsv", ".json", ".jsonl")
 
 
 @dataclass
-class ImageFolder:
+class ImageFolder(Sizes):
     """Images in `train/<class>/…` and `test/<class>/…` (or `val`, …), or in `<class>/…`, of which a share is held out.
 
     Any format that Pillow reads is an image. Hidden files and folders are skipped; what is left out is counted in the
@@ -42,8 +42,6 @@ class ImageFolder:
         size: height and width in pixels; None: the height of the first image.
         channels: 3 (colour) or 1 (grey); None: 1 if all images are grey.
         test_share: share of each class held out where there is no folder of test images.
-        validation_size: images moved from the training set to a validation set.
-        limit_train, limit_test: keep at most so many; None keeps all.
 
     Raises:
         DataError: a setting is impossible, or the folder holds no classes; all problems at once.
@@ -54,13 +52,9 @@ class ImageFolder:
     size: int | None = 32
     channels: int | None = 3
     test_share: float = 0.2
-    validation_size: int = 0
-    limit_train: int | None = None
-    limit_test: int | None = None
 
     def __post_init__(self) -> None:
-        sizes = (self.validation_size, self.limit_train, self.limit_test)
-        problems = setting_problems("auto", self.test_share, *sizes)
+        problems = setting_problems(self, "auto", self.test_share)
         if self.size is not None and self.size < 1:
             problems.add(f"dataset.size={self.size} must be at least 1 (pixels)")
         if self.channels not in (1, 3, None):
@@ -99,8 +93,7 @@ class ImageFolder:
         numbers = [torch.tensor([number for _, number in part]) for part in (train, test)]
         inputs = decoded["images"][: len(train)], decoded["images"][len(train) :]
         return assemble(
-            root.name, inputs, Targets(numbers[0], numbers[1], tuple(names)), validation_size=self.validation_size,
-            limit_train=self.limit_train, limit_test=self.limit_test,
+            root.name, inputs, Targets(numbers[0], numbers[1], tuple(names)), sizes=self,
             notes=[*notes, *left_out_notes(root, files), *decoding_notes(decoded), *shared_notes(*inputs)],
         )  # fmt: skip
 

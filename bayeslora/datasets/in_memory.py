@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,10 +12,12 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from bayeslora.datasets.base import Data, Real, Split, Transform
+from bayeslora.datasets.base import Data, Real, Split, Transform, limited
 from bayeslora.datasets.images import Normalise
 from bayeslora.datasets.validation import check_class_numbers, check_counted_from_0
 from bayeslora.errors import ConfigError, DataError, require
+
+log = logging.getLogger(__name__)
 
 TARGETS = ("labels", "label", "targets", "target")
 """What the target may be called in an item that is a dictionary."""
@@ -129,7 +132,9 @@ def as_split(
     if not len(targets):
         raise DataError(f"{part} holds no examples")
     as_targets = _as_labels if labels else _as_targets
-    return Split(tree_map(lambda held: _as_inputs(held, precision), inputs), as_targets(targets, part, precision))
+    own = (torch.float32, torch.float64)  # which the model has its own of
+    inputs = tree_map(lambda held: held.to(precision) if held.dtype in own else held, inputs)
+    return Split(inputs, as_targets(targets, part, precision))
 
 
 def _is_array(value: Any) -> bool:
@@ -181,11 +186,6 @@ def _stacked(values: Sequence[Any], what: str = "it ") -> Any:
     return torch.stack([v if isinstance(v, Tensor) else torch.as_tensor(np.asarray(v)) for v in values])
 
 
-def _as_inputs(inputs: Tensor, precision: torch.dtype) -> Tensor:
-    """Single and double precision as the model has it; the rest as it is."""
-    return inputs.to(precision) if inputs.dtype in (torch.float32, torch.float64) else inputs
-
-
 def _as_targets(targets: Tensor, part: str, precision: torch.dtype) -> Tensor:
     """Class numbers int64 [N], or real numbers [N, D]."""
     if not targets.is_floating_point():
@@ -210,17 +210,13 @@ def _as_labels(targets: Tensor, part: str, precision: torch.dtype) -> Tensor:  #
 def _check_alike(splits: Mapping[str, Split], name: str) -> None:
     first = splits["train"]
     for part, split in splits.items():
-        ours, theirs = ((_shape(s.inputs), s.targets.dtype, tuple(s.targets.shape[1:])) for s in (first, split))
+        shapes = (tree_map(lambda held: list(held.shape[1:]), s.inputs) for s in (first, split))
+        ours, theirs = ((next(shapes), s.targets.dtype, tuple(s.targets.shape[1:])) for s in (first, split))
         if ours != theirs:
             raise DataError(
                 f"{name}: inputs of {part} are {theirs[0]} with targets {theirs[1]}, those of train"
                 f" {ours[0]} with {ours[1]}; all parts must be alike"
             )
-
-
-def _shape(inputs: Any) -> Any:
-    """Of one example."""
-    return tree_map(lambda held: list(held.shape[1:]), inputs)
 
 
 def _targets(
@@ -249,3 +245,28 @@ def default_transform(inputs: Any) -> Transform:
         channels = inputs.shape[1]
         return Normalise((0.0,) * channels, (1.0,) * channels)
     return Identity()
+
+
+def load_data(dataset: Any, labels: bool = False) -> Data:
+    """What a dataset's target gives: `Data`, or something with `load()` that does; or map-style datasets in its place.
+
+    Args:
+        dataset: what was made.
+        labels: the likelihood is of labels that hold or do not: so are targets of map-style datasets, and two classes.
+
+    Raises:
+        DataError: it gives something else, or the data are wrong.
+    """
+    loaded = dataset.load() if hasattr(dataset, "load") else dataset
+    data = loaded if isinstance(loaded, Data) else from_examples(loaded, name=type(dataset).__name__, labels=labels)
+    data = data.with_one_label() if labels and len(data.class_names) == 2 else data
+    for note in data.notes:
+        log.info("%s: %s", data.name, note)
+    return data.with_scale_notes()
+
+
+def made_data(
+    make_dataset: Callable[[], Any], limits: Mapping[str, int | None] | None = None, labels: bool = False
+) -> Data:
+    """`load_data` of what a dataset's factory makes, shortened by `limited` where it has no such settings itself."""
+    return limited(load_data(make_dataset(), labels), **(limits or {}))

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bayeslora.datasets.base import Data
+from bayeslora.datasets.base import Data, Sizes
 from bayeslora.datasets.images import shared_notes
 from bayeslora.datasets.tabular import assemble, file_problems, held_out, read_targets, setting_problems
 from bayeslora.errors import DataError
@@ -28,7 +28,7 @@ CHANNELS = (1, 3, 4)
 
 
 @dataclass
-class Npz:
+class Npz(Sizes):
     """A file `.npz` with x_train, y_train, x_test, y_test (or x and y, of which a share is held out for testing).
 
     Images are bytes of 0..255, [N, H, W], [N, H, W, C] or [N, C, H, W] (see `channel_axis`); four channels are taken as
@@ -41,8 +41,6 @@ class Npz:
         test_share: share of the examples held out where the file has no test set.
         standardise: numbers, inputs and targets, are scaled to mean 0 and sd 1 of the training set. Images always are.
         class_names: to show, in the order of the sorted classes; None: their values.
-        validation_size: examples moved from the training set to a validation set.
-        limit_train, limit_test: keep at most so many; None keeps all.
 
     Raises:
         DataError: a setting is impossible, or there is no such file; all problems at once.
@@ -54,13 +52,9 @@ class Npz:
     test_share: float = 0.2
     standardise: bool = True
     class_names: list[str] | None = None
-    validation_size: int = 0
-    limit_train: int | None = None
-    limit_test: int | None = None
 
     def __post_init__(self) -> None:
-        sizes = (self.validation_size, self.limit_train, self.limit_test)
-        problems = setting_problems(self.task, self.test_share, *sizes)
+        problems = setting_problems(self, self.task, self.test_share)
         problems.add(*file_problems("path", self.path, "a file .npz with x_train, y_train, x_test and y_test"))
         problems.raise_if_any(DataError)
 
@@ -85,8 +79,7 @@ class Npz:
         if train.shape[1:] != test.shape[1:] or train.dtype != test.dtype:
             raise DataError(f"{file}: x_train is {list(train.shape)} and x_test {list(test.shape)}: not of one form")
         return assemble(
-            file.stem, (train, test), targets, standardise=self.standardise, validation_size=self.validation_size,
-            limit_train=self.limit_train, limit_test=self.limit_test, notes=notes, shown_as=shown,
+            file.stem, (train, test), targets, standardise=self.standardise, sizes=self, notes=notes, shown_as=shown,
         )  # fmt: skip
 
     def _parts(self, file: Path) -> tuple[dict[str, np.ndarray], list[str]]:

@@ -10,11 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bayeslora.datasets.base import Data, Split, carve
+from bayeslora.datasets.base import Data, Sizes, Split
 from bayeslora.datasets.tabular import labels_or_none
-from bayeslora.datasets.text import TrimPadding, encode, load_tokenizer
-from bayeslora.errors import DataError
+from bayeslora.datasets.text import LAYOUTS, TrimPadding, check_tokenizer_folder, encode, load_tokenizer, local_folder
+from bayeslora.errors import DataError, Problems
 
+MIN_LENGTH = 8
+"""Tokens: room for what a tokenizer adds to a pair."""
 FRACTION = re.compile(r"-?\d*\.\d+")
 
 
@@ -39,24 +41,39 @@ class Sentences:
     several: bool = False
 
 
-@dataclass(frozen=True)
-class Reading:
-    """How texts become tokens: the tokenizer, its layout and length (see `Glue`)."""
+@dataclass(kw_only=True)
+class TextSettings(Sizes):
+    """Settings of every dataset of texts, beside its sizes.
 
-    tokenizer: str
-    layout: str
-    max_length: int
+    Attributes:
+        tokenizer: a folder with a tokenizer, or the hub's name of a model.
+        max_length: a sequence of more tokens is cut, of a pair the longer text first.
+        layout: `"pair"`: a pair is one sequence, `[CLS] a [SEP] b [SEP]` or as the tokenizer has it; `"separate"`: each
+            text is its own sequence, for a bi-encoder.
+    """
+
+    tokenizer: str | None = None
+    max_length: int = 256
+    layout: str = "pair"
+
+    def text_problems(self) -> Problems:
+        """What is wrong with them, before texts are read."""
+        problems = Problems()
+        if self.layout not in LAYOUTS:
+            problems.add(f"dataset.layout={self.layout!r} is unknown; choose one of {', '.join(LAYOUTS)}")
+        if not (isinstance(self.max_length, int) and self.max_length >= MIN_LENGTH):
+            problems.add(f"dataset.max_length must be a whole number of at least {MIN_LENGTH}, not {self.max_length!r}")
+        with problems.collect():
+            if self.tokenizer is not None and (folder := local_folder(self.tokenizer)) is not None:
+                check_tokenizer_folder(folder)
+        return problems
 
 
 def sentence_data(
     name: str,
     train: Sentences,
     test: Sentences,
-    reading: Reading,
-    *,
-    validation_size: int = 0,
-    limit_train: int | None = None,
-    limit_test: int | None = None,
+    settings: TextSettings,
     notes: Sequence[str] = (),
 ) -> Data:
     """The dataset, of the columns of the training set: inputs int32 [N, S, F, L].
@@ -67,8 +84,7 @@ def sentence_data(
     Args:
         name: in reports.
         train, test: both splits.
-        reading: how texts are tokenised; only those that are kept are.
-        validation_size, limit_train, limit_test: as `carve` has them.
+        settings: of the dataset; texts that are kept are tokenised.
         notes: for the report.
 
     Raises:
@@ -102,7 +118,7 @@ def sentence_data(
         notes=tuple(all_notes),
         texts={part: used[part].texts for part in parts},
     )
-    return _tokenised(carve(data, validation_size, limit_train, limit_test), reading)
+    return _tokenised(settings.carve(data), settings)
 
 
 @dataclass(frozen=True)
@@ -180,16 +196,16 @@ def _targets(table: Sentences, rows: Sequence[tuple[int, Any]], classes: dict[An
     return torch.tensor([classes[label] for _, label in rows])
 
 
-def _tokenised(data: Data, reading: Reading) -> Data:
+def _tokenised(data: Data, settings: TextSettings) -> Data:
     """Data of texts with tokens for inputs, int32 [N, S, F, L], in place of row numbers."""
     names = ("train", "validation", "test")
     texts = [pair for name in names for pair in data.texts[name]]
-    encoded = encode(load_tokenizer(reading.tokenizer), texts, reading.layout, reading.max_length)
+    encoded = encode(load_tokenizer(str(settings.tokenizer)), texts, settings.layout, settings.max_length)
     sizes = [len(data.texts[name]) for name in names]
     train, validation, test = encoded.tokens.split(sizes)
     empty = sum(not text.strip() for pair in texts for text in pair)
     notes = {
-        f"{encoded.cut:,} of {encoded.lengths.numel():,} sequences cut to {reading.max_length} tokens": encoded.cut,
+        f"{encoded.cut:,} of {encoded.lengths.numel():,} sequences cut to {settings.max_length} tokens": encoded.cut,
         f"{empty:,} empty sentences": empty,
         f"{encoded.padding:.0%} of the stored tokens are padding": encoded.padding >= 0.005,
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence, Set
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bayeslora.datasets.base import Data, Real, Split, carve, size_problems
+from bayeslora.datasets.base import Data, Real, Sizes, Split
 from bayeslora.datasets.images import Normalise
 from bayeslora.datasets.in_memory import Identity
 from bayeslora.errors import DataError, Problems
@@ -36,16 +36,14 @@ class Targets:
     are_labels: bool = False
 
 
-def setting_problems(
-    task: str, test_share: float, validation_size: int, limit_train: int | None, limit_test: int | None
-) -> Problems:
+def setting_problems(sizes: Sizes, task: str, test_share: float) -> Problems:
     """What is wrong with settings that these datasets share."""
     problems = Problems()
     if task not in TASKS:
         problems.add(f"dataset.task={task} is unknown; choose one of {', '.join(TASKS)}")
     if not 0 < test_share < 1:
         problems.add(f"dataset.test_share={test_share} must lie between 0 and 1")
-    problems.add(*size_problems(validation_size, limit_train, limit_test))
+    problems.add(*sizes.size_problems())
     return problems
 
 
@@ -226,9 +224,7 @@ def assemble(
     *,
     target_names: Sequence[str] = (),
     standardise: bool = True,
-    validation_size: int = 0,
-    limit_train: int | None = None,
-    limit_test: int | None = None,
+    sizes: Sizes,
     notes: Sequence[str] = (),
     shown_as: Sequence[str] = (),
 ) -> Data:
@@ -240,7 +236,7 @@ def assemble(
         targets: of both.
         target_names: of the D numbers, or of the L labels; none: `target`, or `label`.
         standardise: scale inputs that are numbers, column by column, and targets that are, to mean 0 and sd 1.
-        validation_size, limit_train, limit_test: as `carve` has them.
+        sizes: of the splits.
         notes: for the report.
         shown_as: names of the classes to show, in place of their values.
     """
@@ -256,11 +252,12 @@ def assemble(
         transform=Identity(),
         notes=tuple(notes),
     )
-    data = carve(data, validation_size, limit_train, limit_test)
+    data = sizes.carve(data)
     if data.train.inputs.dtype == torch.uint8:
         data = replace(data, transform=channel_scale(data.train.inputs))
     elif standardise:
-        data = _scaled_inputs(data)
+        mean, sd = _moments(data.train.inputs)
+        data = _each(data, lambda split: Split(((split.inputs.double() - mean) / sd).float(), split.targets))
     return data if targets.class_names or count else _scaled_targets(data, target_names, standardise)
 
 
@@ -286,15 +283,9 @@ def _moments(values: Tensor) -> tuple[Tensor, Tensor]:
     return mean, torch.where(sd > 1e-12 * (1 + mean.abs()), sd, 1.0)
 
 
-def _each(data: Data, change: object) -> Data:
+def _each(data: Data, change: Callable[[Split], Split]) -> Data:
     """The data with every split changed."""
-    assert callable(change)
     return replace(data, train=change(data.train), validation=change(data.validation), test=change(data.test))
-
-
-def _scaled_inputs(data: Data) -> Data:
-    mean, sd = _moments(data.train.inputs)
-    return _each(data, lambda split: Split(((split.inputs.double() - mean) / sd).float(), split.targets))
 
 
 def _scaled_targets(data: Data, names: Sequence[str], standardise: bool) -> Data:

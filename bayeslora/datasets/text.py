@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from bayeslora.errors import DataError
+from bayeslora.factories import first_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -163,7 +164,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
-        raise DataError(f"the tokenizer in {folder} cannot be read ({_first_line(error)}); fetch it again") from error
+        raise DataError(f"the tokenizer in {folder} cannot be read ({first_line(error)}); fetch it again") from error
     tokenizer.name_or_path = name
     return tokenizer
 
@@ -236,7 +237,7 @@ def hub_folder(
         try:
             folder = snapshot_download(name, repo_type=kind, allow_patterns=wanted, local_files_only=cached)
         except (OSError, ValueError, HTTPError) as error:
-            reason = _first_line(error.__cause__ or error)
+            reason = first_line(error.__cause__ or error)
             partial = getattr(error, "snapshot_path", None)  # what it lacks may be nothing that is needed
             if partial is not None and complete(Path(partial)):
                 return Path(partial)
@@ -244,10 +245,6 @@ def hub_folder(
             if not cached or complete(Path(folder)):
                 return Path(folder)
     raise DataError(f"{name} is neither a folder nor in the hub's cache, and downloading failed ({reason}). {advice}")
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).splitlines()), "") or type(error).__name__
 
 
 @dataclass(frozen=True)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from bayeslora.errors import ConfigError, DivergedError, require
+from bayeslora.diagnostics.metrics import refuse_nan
+from bayeslora.errors import ConfigError, require
 
 TEMPERATURES = (0.01, 100.0)
 """Range that is searched. Below it predictions are one-hot and above it uniform, for all purposes."""
@@ -28,10 +29,6 @@ class TemperatureScaling:
     nll_before: float | None
     nll_after: float | None
     reason: str | None
-
-    def to_json(self) -> dict[str, float | str | None]:
-        """The fields as `metrics.json` holds them."""
-        return asdict(self)
 
     def apply(self, log_probs: Tensor) -> Tensor:
         """log p [N, C] at the fitted temperature, normalised; the predicted classes stay as they are.
@@ -74,8 +71,7 @@ def fit_temperature(log_probs: Tensor | None, targets: Tensor | None) -> Tempera
     shapes = f"{list(log_probs.shape)} and {list(targets.shape)}"
     fit = log_probs.ndim == 2 and targets.shape == log_probs.shape[:1]
     require(fit, f"a temperature is fitted to log_probs [N, C] and targets [N], not {shapes}")
-    if log_probs.isnan().any():
-        raise DivergedError("a log-probability is NaN: the parameters, or the logits, are not finite")
+    refuse_nan(log_probs)
     of_target = log_probs.double().gather(1, targets.long()[:, None])
     if of_target.isneginf().any():
         return _missing("a validation example's class has probability 0, which no temperature mends")

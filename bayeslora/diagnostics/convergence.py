@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
@@ -32,10 +32,6 @@ class Convergence:
     ess_tail: float | None = None
     mcse_mean: float | None = None
     reason: str | None = None
-
-    def to_json(self) -> dict[str, float | str | None]:
-        """The fields as `metrics.json` holds them."""
-        return asdict(self)
 
 
 def convergence(series: Sequence[np.ndarray]) -> Convergence:
@@ -85,10 +81,6 @@ class FunctionSpace:
     ess_median: float | None = None
     ess_q05: float | None = None
     reason: str | None = None
-
-    def to_json(self) -> dict[str, float | str | None]:
-        """The fields as `metrics.json` holds them."""
-        return asdict(self)
 
 
 MAX_ENTRIES = 2000
@@ -288,5 +280,4 @@ def _remarks(chains: Sequence[np.ndarray], values: Mapping[str, float | None]) -
 
 
 def _finite(value: float) -> float | None:
-    """The value as a float, or None if it is NaN or infinite."""
     return float(value) if np.isfinite(value) else None

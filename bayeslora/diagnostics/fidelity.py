@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bayeslora.diagnostics.metrics import refuse_nan
 from bayeslora.diagnostics.values import Fidelity
-from bayeslora.errors import DataError, DivergedError, Problems, require
+from bayeslora.errors import DataError, Problems, require
 
 KEYS = ("index", "probs", "labels")
 WANTED = (
@@ -220,8 +221,7 @@ def _per_example(log_probs: Tensor, reference: Reference) -> tuple[Tensor, Tenso
     given = list(log_probs.shape)
     require(given == expected, f"the reference is for predictions {expected} of the whole split, not {given}")
     probs = log_probs.cpu()[reference.index].double().exp()
-    if probs.isnan().any():
-        raise DivergedError("a log-probability is NaN: the parameters of this draw, or its logits, are not finite")
+    refuse_nan(probs)
     agreement = (probs.argmax(1) == reference.probs.argmax(1)).double()
     return agreement, (probs - reference.probs).abs().sum(1) / 2
 

@@ -147,5 +147,10 @@ def _check(log_probs: Tensor, targets: Tensor) -> None:
     shapes = f"log_probs {list(log_probs.shape)} and targets {list(targets.shape)}"
     require(log_probs.ndim == 2 and targets.shape == log_probs.shape[:1], f"metrics need [N, C] and [N], not {shapes}")
     require(len(targets) > 0, "metrics need at least one example; the evaluation set is empty")
-    if torch.isnan(log_probs).any():
+    refuse_nan(log_probs)
+
+
+def refuse_nan(log_probs: Tensor) -> None:
+    """Raise `DivergedError` if anything is NaN."""
+    if log_probs.isnan().any():
         raise DivergedError("a log-probability is NaN: the parameters of this draw, or its logits, are not finite")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -79,10 +79,6 @@ class Summary:
     tau: float | None = None
     mcse: float | None = None
     reason: str | None = None
-
-    def to_json(self) -> dict[str, float | str | None]:
-        """The fields as JSON holds them."""
-        return asdict(self)
 
 
 class OnlineMoments:

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from bayeslora.diagnostics.metrics import refuse_nan
 from bayeslora.diagnostics.values import RiskCoverage
-from bayeslora.errors import DataError, DivergedError, require
+from bayeslora.errors import DataError, require
 
 ONE_DRAW = "mutual information is what draws disagree about, and there is only one"
 """Why one draw has none."""
@@ -94,7 +95,7 @@ def predictive_entropy(log_probs: Tensor) -> Tensor:
         DivergedError: a log-probability is NaN.
     """
     require(log_probs.ndim == 2, f"entropy needs log_probs [N, C], not {list(log_probs.shape)}")
-    _refuse_nan(log_probs)
+    refuse_nan(log_probs)
     return torch.special.entr(log_probs.double().exp()).sum(1)
 
 
@@ -151,8 +152,8 @@ def risk_coverage(
     require(fit, f"risk_coverage needs [N, C], [N] and [N], not {shapes}")
     require(len(targets) > 0, "risk_coverage needs at least one example; the evaluation set is empty")
     require(points >= 1, f"points must be at least 1, not {points}")
-    _refuse_nan(log_probs)
-    _refuse_nan(confidence)
+    refuse_nan(log_probs)
+    refuse_nan(confidence)
     values, order = confidence.sort(descending=True)
     wrong = (log_probs.argmax(1) != targets).double()[order]
     answered = torch.arange(1, len(wrong) + 1, device=wrong.device, dtype=torch.float64)
@@ -167,9 +168,3 @@ def _average_ties(values: Tensor, keys: Tensor) -> Tensor:
     """Values [N], each replaced by the mean over the run of equal keys [N, sorted] that it is in."""
     _, group, size = torch.unique_consecutive(keys, return_inverse=True, return_counts=True)
     return (torch.zeros_like(size, dtype=values.dtype).index_add_(0, group, values) / size)[group]
-
-
-def _refuse_nan(values: Tensor) -> None:
-    """Raise `DivergedError` if anything is NaN."""
-    if values.isnan().any():
-        raise DivergedError("a log-probability is NaN: the parameters of this draw, or its logits, are not finite")

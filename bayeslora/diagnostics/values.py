@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Literal
 
 ALL, POOLED = "all", "pooled"
@@ -52,10 +52,6 @@ class Fidelity:
     agreement_se: float | None
     total_variation: float
     total_variation_se: float | None
-
-    def to_json(self) -> dict[str, float | None]:
-        """The fields as `metrics.json` holds them."""
-        return asdict(self)
 
 
 @dataclass(frozen=True)

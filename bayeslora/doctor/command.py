@@ -35,7 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Entry point. Returns the exit code: 0 if nothing fails, else 1."""
     chosen = _parser().parse_args(arguments)
     if chosen.laws and not chosen.json:
-        from bayeslora.doctor.laws import laws
+        from bayeslora.doctor.sampling import laws
 
         return laws()
     started, findings = time.perf_counter(), []
@@ -62,7 +62,7 @@ def checks(quick: bool, data: Path | None = None, *, only_laws: bool = False) ->
         only_laws: the samplers against their laws, in full, and nothing else.
     """
     if only_laws:
-        from bayeslora.doctor.laws import law_findings
+        from bayeslora.doctor.sampling import law_findings
 
         yield Check("laws", partial(law_findings, short=False))
         return
@@ -73,17 +73,15 @@ def checks(quick: bool, data: Path | None = None, *, only_laws: bool = False) ->
     yield Check("cuda", machine.cuda)
     yield Check("versions", machine.versions)
     yield Check("disk", machine.disk)
-    from bayeslora.doctor.data_files import datasets
-    from bayeslora.doctor.models import models
-    from bayeslora.doctor.wandb_login import wandb
+    from bayeslora.doctor.machine import wandb
+    from bayeslora.doctor.parts import datasets, models
 
     yield Check("datasets", partial(datasets, data))
     yield Check("models", partial(models, quick=quick))
     yield Check("wandb", wandb)
     if not quick:
-        from bayeslora.doctor.chains import run_and_repeat
-        from bayeslora.doctor.experiments import experiments
-        from bayeslora.doctor.laws import law_findings
+        from bayeslora.doctor.parts import experiments
+        from bayeslora.doctor.sampling import law_findings, run_and_repeat
 
         yield Check("experiments", experiments)
         yield Check("laws", law_findings)

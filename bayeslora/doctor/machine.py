@@ -1,4 +1,4 @@
-"""The machine: Python, torch, CUDA, versions of packages, disk."""
+"""The machine: Python, torch, CUDA, versions of packages, disk, a way to W&B."""
 
 from __future__ import annotations
 
@@ -7,11 +7,14 @@ import platform
 import shutil
 import sys
 import tempfile
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
 from bayeslora.doctor.finding import Finding, failure, ok, warning
+from bayeslora.loggers import has_wandb_account
 
 GIB = 2**30
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -167,3 +170,38 @@ def _room(name: str, folder: Path, least: float, enough: float) -> Finding:
     if free < enough:
         return warning(name, message, f"100 draws of a WideResNet-28-10 take 14 GiB: make room, or {moved}")
     return ok(name, message)
+
+
+TIMEOUT = 3.0
+"""Seconds to wait for W&B."""
+
+
+def wandb() -> Iterator[Finding]:
+    """Whether `logger=wandb` would go online; without an account or by WANDB_MODE it works offline, unasked."""
+    version = f"wandb {metadata.version('wandb')}"
+    mode = os.environ.get("WANDB_MODE", "online")
+    host = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
+    later = "`wandb sync RUN_DIR/wandb` uploads later"
+    if mode != "online":
+        yield ok("wandb", f"{version}, WANDB_MODE={mode}: logger=wandb stays on this machine; {later}")
+    elif not has_wandb_account():
+        yield ok("wandb", f"{version}, no account here: logger=wandb works offline; {later}, after `wandb login`")
+    elif problem := _unreachable(host):
+        yield warning(
+            "wandb",
+            f"{version}, but {host} cannot be reached ({problem})",
+            f"logger=wandb goes offline by itself, and {later}; WANDB_MODE=offline saves the wait",
+        )
+    else:
+        yield ok("wandb", f"{version}, {host} can be reached: logger=wandb uploads as the run goes")
+
+
+def _unreachable(host: str) -> str:
+    """Why a host does not answer; empty where it does, with whatever status."""
+    try:
+        urllib.request.urlopen(host, timeout=TIMEOUT).close()
+    except urllib.error.HTTPError:
+        return ""
+    except (OSError, ValueError) as error:
+        return str(getattr(error, "reason", error))
+    return ""

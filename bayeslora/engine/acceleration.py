@@ -10,17 +10,14 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from torch import nn
 
 from bayeslora.cache import cache_folder
+from bayeslora.experiment import Experiment
 from bayeslora.settings import AUTO
-
-if TYPE_CHECKING:
-    from torch import nn
-
-    from bayeslora.experiment import Experiment
 
 REPEATS = 4
 """Steps timed of each candidate, after a first one; the fastest counts, since other processes only slow one down."""

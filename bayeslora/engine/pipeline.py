@@ -13,9 +13,8 @@ from bayeslora.engine.runner import ChainRunner
 from bayeslora.engine.trial import tried
 from bayeslora.engine.tuning import adopted, settled
 from bayeslora.errors import DivergedError, WorkerError
-from bayeslora.evaluation.rechecks import check_draws
 from bayeslora.evaluation.results import Results
-from bayeslora.evaluation.run import evaluate, not_converged
+from bayeslora.evaluation.run import check_draws, evaluate, not_converged
 from bayeslora.experiment import Experiment
 from bayeslora.report.words import duration
 from bayeslora.runs.directory import RunDirectory

@@ -9,24 +9,20 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from multiprocessing.connection import wait
-from typing import TYPE_CHECKING, Any
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
+from typing import Any
 
 import torch
 
 from bayeslora.engine.signals import hand_on, listening
 from bayeslora.errors import BayesloraError, DivergedError, InterruptedRunError, WorkerError
+from bayeslora.experiment import Experiment
+from bayeslora.runs.directory import RunDirectory
 
-if TYPE_CHECKING:
-    from multiprocessing.connection import Connection
-    from multiprocessing.context import SpawnProcess
-
-    from bayeslora.experiment import Experiment
-    from bayeslora.runs.directory import RunDirectory
-
-RunChain = Callable[["Experiment", "RunDirectory", int], Mapping[int, str]]
+RunChain = Callable[[Experiment, RunDirectory, int], Mapping[int, str]]
 """Runs a chain in a process of its own: experiment, run, chain -> the chain, if it diverged, and what happened."""
-RunRank = Callable[["Experiment", "RunDirectory", int, int], None]
+RunRank = Callable[[Experiment, RunDirectory, int, int], None]
 """Takes a rank's part in a chain: experiment, run, chain, rank."""
 
 POLL = 0.2

@@ -7,6 +7,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from torch import Tensor
+
 from bayeslora.atomic import remove_leftovers
 from bayeslora.chain.batches import Batches, SharedBatches
 from bayeslora.chain.snapshot import Extra, Snapshot
@@ -15,16 +17,14 @@ from bayeslora.engine.callbacks.resume import KeepResumePoints, Restore, ResumeP
 from bayeslora.engine.processes import run_processes, run_ranks
 from bayeslora.engine.writing import Writer
 from bayeslora.errors import DataError, DivergedError, InterruptedRunError
+from bayeslora.experiment import BatchAt, Experiment
 from bayeslora.factories import offer
+from bayeslora.loggers import ChainLoggers
 from bayeslora.posterior.store import MAP_FILE, read_baseline
+from bayeslora.runs.directory import RunDirectory
 
 if TYPE_CHECKING:
     from lightning import Callback
-    from torch import Tensor
-
-    from bayeslora.experiment import BatchAt, Experiment
-    from bayeslora.loggers import ChainLoggers
-    from bayeslora.runs.directory import RunDirectory
 
 SMALLEST_SCALE = 1 / 64
 """Retries halve the step size down to this factor; then the chain is given up."""
@@ -141,8 +141,7 @@ class ChainRunner:
         from lightning.pytorch.plugins.environments import LightningEnvironment
         from lightning.pytorch.strategies import DDPStrategy
 
-        from bayeslora.engine.loop import StepLoop
-        from bayeslora.engine.module import SamplingModule
+        from bayeslora.engine.module import SamplingModule, StepLoop
         from bayeslora.loggers import make_loggers, quiet_lightning
 
         experiment, settings = self.experiment, self.experiment.trainer

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from itertools import product
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,12 +23,10 @@ from bayeslora.chain.modes import (
 from bayeslora.chain.padding import PaddingRows
 from bayeslora.chain.stack import Stack
 from bayeslora.errors import ConfigError, require
+from bayeslora.experiment import Experiment
 from bayeslora.factories import first_line
 from bayeslora.rng import generator
 from bayeslora.settings import AUTO
-
-if TYPE_CHECKING:
-    from bayeslora.experiment import Experiment
 
 EXAMPLES = 4
 """Of each chain."""

@@ -4,24 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from bayeslora.chain.modes import set_sampling_mode
 from bayeslora.diagnostics.thermometer import block_sizes, readings, temperatures
 from bayeslora.diagnostics.values import ALL, TOLERANCE, MeasuredTemperature
-from bayeslora.evaluation.progress import told
+from bayeslora.evaluation.predictions import told
 from bayeslora.evaluation.results import Diagnostics
 from bayeslora.evaluation.series import Series, by_scalar
+from bayeslora.experiment import Experiment
+from bayeslora.posterior import Posterior
 from bayeslora.posterior.store import load_into
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from bayeslora.experiment import Experiment
-    from bayeslora.posterior import Posterior
 
 READINGS, KINETIC = "temperature/", "kinetic/"
 """First parts of the names of the draws' scalars."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import combinations
-from typing import TYPE_CHECKING
 
 import numpy as np
 from torch import Tensor
@@ -14,7 +13,6 @@ from bayeslora.diagnostics.metrics import metrics
 from bayeslora.diagnostics.uncertainty import ONE_DRAW, predictive_entropy, risk_coverage
 from bayeslora.diagnostics.values import Difference
 from bayeslora.evaluation import shift
-from bayeslora.evaluation.baselines import differences, map_ensemble
 from bayeslora.evaluation.examples import evaluated_split, precision, validation_set
 from bayeslora.evaluation.labels import with_several
 from bayeslora.evaluation.predictions import Pass, Predictions, predict
@@ -28,12 +26,10 @@ from bayeslora.evaluation.results import (
     Selective,
     Uncertainty,
 )
-from bayeslora.evaluation.scores import ChainScores, ClassificationScores, Curve, TemperedMap
+from bayeslora.evaluation.scores import ChainScores, ClassificationScores, Curve, TemperedMap, differences, map_ensemble
 from bayeslora.evaluation.series import Series, diagnose, single_draws
+from bayeslora.experiment import Experiment
 from bayeslora.posterior import Posterior
-
-if TYPE_CHECKING:
-    from bayeslora.experiment import Experiment
 
 
 def evaluate_classes(posterior: Posterior, experiment: Experiment, series: Series) -> tuple[Predictions, Results]:

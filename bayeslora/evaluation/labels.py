@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from torch import Tensor
 
@@ -13,9 +12,7 @@ from bayeslora.evaluation.examples import evaluated_split
 from bayeslora.evaluation.predictions import Predictions
 from bayeslora.evaluation.results import ReferenceFidelity, Results
 from bayeslora.evaluation.scores import ClassificationScores, LabelScores, PredictionCount
-
-if TYPE_CHECKING:
-    from bayeslora.experiment import Experiment
+from bayeslora.experiment import Experiment
 
 SEVERAL = "each example has several predictions, and this needs one"
 """Why some results are not there."""

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TypeVar
 
 import numpy as np
 import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
 from bayeslora.diagnostics.fidelity import Fidelity, MeanFidelity, Reference, fidelity
 from bayeslora.diagnostics.metrics import metrics, parts
 from bayeslora.diagnostics.paired import by_group, to_bytes
 from bayeslora.diagnostics.uncertainty import Entropy, EntropySplit
-from bayeslora.evaluation.progress import told
 from bayeslora.likelihood import Categorical, Likelihood, OfClasses
 from bayeslora.posterior import Mixture, Posterior
 from bayeslora.posterior.predictive import reading
@@ -115,8 +117,60 @@ class Predictions:
         return single if self.owners is None else by_group(single, self.owners[:, 0].numpy())
 
 
-class Pass:
-    """Takes in draws one at a time.
+class Rounds:
+    """Takes in draws round by round; memory does not grow with their number, but for what is kept of each.
+
+    Attributes:
+        read: what is kept of a model's outputs.
+        loaders: passes over all that a draw is asked about.
+        singles: scores of each chain's single draws, by name.
+        probes: predictions of each chain's draws on the probe set.
+        curve: scores of the ensemble of the first `draws` draws.
+    """
+
+    def __init__(self, read: Read, loaders: Sequence[Loader]) -> None:
+        self.read, self.loaders = read, list(loaders)
+        self.singles: dict[int, dict[str, list[float]]] = {}
+        self.probes: dict[int, list[np.ndarray]] = {}
+        self.curve: dict[str, list[float]] = defaultdict(list)
+
+    @property
+    def chains(self) -> list[int]:
+        """Numbers of the chains that have draws."""
+        return sorted(self.probes)
+
+    @property
+    def draw_scores(self) -> list[dict[str, list[float]]]:
+        """Scores of the single draws of each chain, by name: [draws]."""
+        return [dict(self.singles[chain]) for chain in self.chains]
+
+    @property
+    def probe_arrays(self) -> list[np.ndarray]:
+        """Predictions of each chain's draws on the probe set, [draws, P, …]."""
+        return [np.stack(self.probes[chain]) for chain in self.chains]
+
+    def note(self, chain: int, scores: Mapping[str, float], probe: Tensor) -> None:
+        """Keep a single draw's scores, and its predictions on the probe set."""
+        for name, value in scores.items():
+            self.singles.setdefault(chain, defaultdict(list))[name].append(value)
+        self.probes.setdefault(chain, []).append(probe.numpy())
+
+    def note_ensemble(self, draws: int, scores: Mapping[str, float]) -> None:
+        """Keep the scores of the ensemble so far."""
+        for name, value in {"draws": draws, **scores}.items():
+            self.curve[name].append(value)
+
+    def add(self, chain: int, answers: Sequence[Tensor]) -> None:
+        """Take in a draw, by what is read of its outputs for each of the `loaders`."""
+        raise NotImplementedError
+
+    def end_round(self) -> None:
+        """Note the ensemble so far, when every chain has given another draw."""
+        raise NotImplementedError
+
+
+class Pass(Rounds):
+    """Takes in the draws of a classifier.
 
     Args:
         targets: true classes [N] of the evaluated split.
@@ -139,36 +193,25 @@ class Pass:
     ) -> None:
         self.likelihood = likelihood or Categorical()
         self.targets, self.owners = known(targets, self.likelihood)
-        self.read = reading(self.likelihood, observed=self.owners is not None)
-        self.loader, self.probe = loader, probe
-        self.views, self.reference = list(views), reference
+        loaders = [loader, probe, *(view.loader for view in views)]
+        super().__init__(reading(self.likelihood, observed=self.owners is not None), loaders)
+        self.loader, self.views, self.reference = loader, list(views), reference
         self.whole, self.entropy = Mixture(), EntropySplit()
-        self.chains: dict[int, Mixture] = {}
-        self.singles: dict[int, dict[str, list[float]]] = {}
-        self.probes: dict[int, list[np.ndarray]] = {}
-        self.curve: dict[str, list[float]] = defaultdict(list)
+        self.by_chain: dict[int, Mixture] = {}
         self.fidelity_curve: dict[str, list[float]] = defaultdict(list)
         self.draw_fidelity = None if reference is None else MeanFidelity(reference)
         self.by_view = {view.name: (Mixture(), EntropySplit()) for view in self.views}
-
-    @property
-    def loaders(self) -> list[Loader]:
-        """Passes over all that a draw is asked about."""
-        return [self.loader, self.probe, *(view.loader for view in self.views)]
 
     def log_probs(self, model: nn.Module, loader: Loader) -> Tensor:
         """log p [N, C] of all predictions whose targets are known."""
         return outputs(model, loader(), self.read)
 
     def add(self, chain: int, answers: Sequence[Tensor]) -> None:
-        """Take in a draw, by what is read of its outputs for each of the `loaders`: log p [N, C]."""
         predicted, probe, *viewed = answers
         self.whole.add(predicted)
         self.entropy.add(predicted)
-        self.chains.setdefault(chain, Mixture()).add(predicted)
-        for name, value in metrics(predicted, self.targets).items():
-            self.singles.setdefault(chain, defaultdict(list))[name].append(value)
-        self.probes.setdefault(chain, []).append(probe.numpy())
+        self.by_chain.setdefault(chain, Mixture()).add(predicted)
+        self.note(chain, metrics(predicted, self.targets), probe)
         if self.draw_fidelity is not None:
             self.draw_fidelity.add(predicted)
         for view, log_p in zip(self.views, viewed, strict=True):
@@ -177,10 +220,7 @@ class Pass:
             entropy.add(log_p)
 
     def end_round(self) -> None:
-        """Note the ensemble so far, when every chain has given another draw."""
-        point: dict[str, float] = {"draws": self.whole.count} | metrics(self.whole.log_probs, self.targets)
-        for name, value in point.items():
-            self.curve[name].append(value)
+        self.note_ensemble(self.whole.count, metrics(self.whole.log_probs, self.targets))
         if self.reference is not None:
             close = fidelity(self.whole.log_probs, self.reference)
             for name, value in (("draws", self.whole.count), *vars(close).items()):
@@ -196,16 +236,15 @@ class Pass:
     ) -> Predictions:
         """What all draws together leave, beside the predictions of MAP and of all chains' warm-up ends, `members`."""
         ends = members.log_probs if members.count > 1 else None
-        chains = sorted(self.chains)
-        mixtures = [self.chains[chain].log_probs for chain in chains]
+        chains = self.chains
+        mixtures = [self.by_chain[chain].log_probs for chain in chains]
         views = {
             name: ViewPredictions(views_by_map.get(name), mixture.log_probs, entropy.entropy)
             for name, (mixture, entropy) in self.by_view.items()
         }
         return Predictions(
             chains, self.targets, baseline, ends, members.count, validation, self.whole.log_probs, mixtures,
-            [dict(self.singles[chain]) for chain in chains], dict(self.curve),
-            [np.stack(self.probes[chain]) for chain in chains], self.entropy.entropy, views,
+            self.draw_scores, dict(self.curve), self.probe_arrays, self.entropy.entropy, views,
             self._fidelities({"map": baseline, "map_ensemble": ends}, chains, mixtures), dict(self.fidelity_curve),
             self.owners,
         )  # fmt: skip
@@ -222,22 +261,6 @@ class Pass:
         return {name: fidelity(predicted, self.reference) for name, predicted in named.items()} | {
             "draw": self.draw_fidelity.fidelity
         }
-
-
-class Rounds(Protocol):
-    """What takes in the draws of a posterior, round by round."""
-
-    read: Read
-
-    @property
-    def loaders(self) -> list[Loader]:
-        """Passes over all that a draw is asked about."""
-
-    def add(self, chain: int, answers: Sequence[Tensor]) -> None:
-        """Take in a draw, by what is read of its outputs for each of the `loaders`."""
-
-    def end_round(self) -> None:
-        """Every chain has given another draw."""
 
 
 @torch.inference_mode()
@@ -285,3 +308,24 @@ def known(targets: Tensor, likelihood: Likelihood) -> tuple[Tensor, Tensor | Non
         return targets, None
     observed = likelihood.observed(targets)
     return targets[observed], observed.nonzero()
+
+
+T = TypeVar("T")
+EVERY = 5.0
+"""Seconds between lines where there is no terminal; what takes less is not told."""
+
+
+def told(items: Iterable[T], total: int, what: str) -> Iterator[T]:
+    """The items, of which there are `total`, told as they come: `what` is done with them."""
+    console = Console(stderr=True)
+    if console.is_terminal:
+        columns = (TextColumn("{task.description}"), BarColumn(24), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=console, transient=True) as bar:
+            yield from bar.track(items, total=total, description=what)
+        return
+    shown = time.monotonic()
+    for done, item in enumerate(items):
+        if done and time.monotonic() - shown > EVERY:
+            shown = time.monotonic()
+            print(f"{what}: {done:,} of {total:,}", flush=True)  # noqa: T201
+        yield item

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from itertools import combinations
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -13,9 +11,8 @@ from torch import Tensor, nn
 
 from bayeslora.diagnostics.paired import QUANTILES, to_bytes, value_of
 from bayeslora.errors import DivergedError
-from bayeslora.evaluation.baselines import differences, map_ensemble
 from bayeslora.evaluation.examples import evaluated_split, precision
-from bayeslora.evaluation.predictions import take_in
+from bayeslora.evaluation.predictions import Rounds, take_in
 from bayeslora.evaluation.results import (
     Agreement,
     Corruptions,
@@ -25,15 +22,13 @@ from bayeslora.evaluation.results import (
     Uncertainty,
     Variance,
 )
-from bayeslora.evaluation.scores import ChainScores, Curve, RegressionScores, TemperedMap
+from bayeslora.evaluation.scores import ChainScores, Curve, RegressionScores, TemperedMap, differences, map_ensemble
 from bayeslora.evaluation.series import Series, diagnose, single_draws
+from bayeslora.experiment import Experiment
 from bayeslora.likelihood import Gaussian
 from bayeslora.posterior.density import NormalMixture, Normals
 from bayeslora.posterior.predictive import Posterior, normals
-from bayeslora.posterior.stacked import Loader, Read, as_they_are, outputs
-
-if TYPE_CHECKING:
-    from bayeslora.experiment import Experiment
+from bayeslora.posterior.stacked import Loader, as_they_are, outputs
 
 LEVELS = (50, 90, 95)
 """Central predictive intervals whose coverage is told, in percent."""
@@ -97,8 +92,8 @@ def parts(mixture: NormalMixture, targets: Tensor) -> dict[str, np.ndarray]:
     }
 
 
-class RegressionPass:
-    """Takes in draws one at a time; memory does not grow with their number.
+class RegressionPass(Rounds):
+    """Takes in the draws of a regression; what is kept of the probe set are predictive means.
 
     Args:
         experiment: the run's parts.
@@ -108,17 +103,14 @@ class RegressionPass:
     Attributes:
         targets: in their own units.
         whole, by_chain: predictive densities of all draws, and of each chain's.
-        singles: scores of each chain's single draws, by name.
-        probes: predictive means of each chain's draws on the probe set, [P, D].
-        curve: scores of the ensemble of the first `draws` draws.
         point: the MAP baseline's density, once it was asked.
     """
 
     def __init__(self, experiment: Experiment, loader: Loader, probe: Loader, targets: Tensor) -> None:
         assert isinstance(experiment.likelihood, Gaussian)
         assert experiment.data.real is not None
-        self.read: Read = as_they_are
-        self.likelihood, self.loader, self.probe = experiment.likelihood, loader, probe
+        super().__init__(as_they_are, [loader, probe])
+        self.likelihood, self.loader = experiment.likelihood, loader
         self.mean, self.std = (
             torch.tensor(v, dtype=torch.float64) for v in (experiment.data.real.mean, experiment.data.real.std)
         )
@@ -126,33 +118,10 @@ class RegressionPass:
         self.whole = NormalMixture(self.targets)
         self.point: NormalMixture | None = None
         self.by_chain: dict[int, NormalMixture] = {}
-        self.singles: dict[int, dict[str, list[float]]] = {}
-        self.probes: dict[int, list[np.ndarray]] = {}
-        self.curve: dict[str, list[float]] = defaultdict(list)
-
-    @property
-    def chains(self) -> list[int]:
-        """Numbers of the chains that have draws."""
-        return sorted(self.by_chain)
-
-    @property
-    def draw_scores(self) -> list[dict[str, list[float]]]:
-        """Scores of the single draws of each chain, by name: [draws]."""
-        return [dict(self.singles[chain]) for chain in self.chains]
-
-    @property
-    def probe_arrays(self) -> list[np.ndarray]:
-        """Predictive means of each chain's draws on the probe set, [draws, P, D]."""
-        return [np.stack(self.probes[chain]) for chain in self.chains]
 
     def examples(self) -> bytes:
         """What each example adds to the ensemble's scores, as a file."""
         return to_bytes(parts(self.whole, self.targets), self.targets.numpy())
-
-    @property
-    def loaders(self) -> list[Loader]:
-        """Passes over all that a draw is asked about."""
-        return [self.loader, self.probe]
 
     def density(self, outputs: Tensor) -> tuple[Tensor, Tensor]:
         """Means and variances that a model's outputs tell, in the targets' own units."""
@@ -167,20 +136,15 @@ class RegressionPass:
         return mixture
 
     def add(self, chain: int, answers: Sequence[Tensor]) -> None:
-        """Take in a draw, by its outputs for each of the `loaders`."""
         predicted, probe = answers
         density = self.density(predicted)
         one = NormalMixture(self.targets)
         for mixture in (one, self.whole, self.by_chain.setdefault(chain, NormalMixture(self.targets))):
             mixture.add(*density)
-        for name, value in vars(scores(one, self.targets)).items():
-            self.singles.setdefault(chain, defaultdict(list))[name].append(value)
-        self.probes.setdefault(chain, []).append(normals(probe, self.likelihood)[0].numpy())
+        self.note(chain, vars(scores(one, self.targets)), normals(probe, self.likelihood)[0])
 
     def end_round(self) -> None:
-        """Note the ensemble so far."""
-        for name, value in {"draws": self.whole.count, **vars(scores(self.whole, self.targets))}.items():
-            self.curve[name].append(value)
+        self.note_ensemble(self.whole.count, vars(scores(self.whole, self.targets)))
 
 
 def evaluate_reals(posterior: Posterior, experiment: Experiment, series: Series) -> tuple[RegressionPass, Results]:

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from bayeslora.codec import FLAT, OPTIONAL
+from bayeslora.diagnostics.paired import Parts, paired
+from bayeslora.diagnostics.values import Difference
 
 Number = float | None
 
@@ -136,3 +138,20 @@ class Curve:
     def of(cls, lists: Mapping[str, list[float]]) -> Curve:
         """From lists by name, `draws` among them."""
         return cls(lists["draws"], {name: [*values] for name, values in lists.items() if name != "draws"})
+
+
+def map_ensemble(members: int, scores: Scores | None) -> MapEnsemble:
+    """MAP × K with its scores, or why there are none."""
+    available = "is only one" if members == 1 else "is none"
+    reason = None if scores else f"it takes different warm-up ends of several chains, and there {available}"
+    return MapEnsemble(members, reason, scores)
+
+
+def differences(of: Mapping[str, Parts | None]) -> dict[str, dict[str, Difference]]:
+    """Scores of `ensemble` less those of each other, and of `map_ensemble` less those of `map`; of what is there."""
+    parts_of = {name: parts for name, parts in of.items() if parts}
+    ensemble = parts_of.pop("ensemble")
+    differing = {name: paired(ensemble, baseline) for name, baseline in parts_of.items()}
+    if {"map", "map_ensemble"} <= set(parts_of):
+        differing["map_ensemble_less_map"] = paired(parts_of["map_ensemble"], parts_of["map"])
+    return differing

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -20,9 +19,7 @@ from bayeslora.evaluation.labels import SEVERAL
 from bayeslora.evaluation.predictions import Predictions, View, ViewPredictions
 from bayeslora.evaluation.results import Corruption, Corruptions, Detection, OutOfDistribution, Results
 from bayeslora.evaluation.scores import ClassificationScores
-
-if TYPE_CHECKING:
-    from bayeslora.experiment import Experiment
+from bayeslora.experiment import Experiment
 
 OTHER = "out of distribution"
 

@@ -1,7 +1,6 @@
 """Loggers, each chain's apart: csv by default, TensorBoard, or W&B (offline where there is no account)."""
 
-from bayeslora.loggers.hosted import comet, mlflow
-from bayeslora.loggers.others import ChainLoggers, log_evaluation, make_loggers, quiet_lightning
+from bayeslora.loggers.others import ChainLoggers, comet, log_evaluation, make_loggers, mlflow, quiet_lightning
 from bayeslora.loggers.wandb import WandbRun, has_wandb_account
 
 __all__ = [

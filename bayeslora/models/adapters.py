@@ -1,11 +1,11 @@
-"""Draws as ordinary PEFT adapters: a folder each, which `PeftModel.from_pretrained` loads onto the base model."""
+"""Draws as ordinary PEFT adapters: a folder each, which `PeftModel.from_pretrained` loads; and on the hub."""
 
 from __future__ import annotations
 
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from bayeslora.atomic import write_atomically
 from bayeslora.datasets.text import local_folder
-from bayeslora.errors import DataError, require
+from bayeslora.errors import DataError, Problems, require
 from bayeslora.models.bi_encoder import BiEncoder
 from bayeslora.models.fingerprint import base_fingerprint, frozen_tensors, is_saved
 from bayeslora.posterior.store import Draw, load_into, read_tensors
@@ -47,14 +47,12 @@ def _is_text(value: Any) -> bool:
     return isinstance(value, str)
 
 
-def _is_full_names(value: Any) -> bool:
-    return isinstance(value, str) and FULL_NAMES.fullmatch(value) is not None
-
-
 SETTINGS: dict[str, Callable[[Any], bool]] = {
     "r": lambda value: _is_count(value) and value > 0,
     "lora_alpha": lambda value: isinstance(value, int | float) and 0 < value < float("inf"),
-    "target_modules": lambda value: bool(value) and (_is_full_names(value) or _are(_is_text)(value)),
+    "target_modules": lambda value: (
+        bool(value) and (_are(_is_text)(value) if not _is_text(value) else FULL_NAMES.fullmatch(value) is not None)
+    ),
     "layers_to_transform": _are(_is_count),
     "modules_to_save": _are(_is_text),
     "fan_in_fan_out": lambda value: isinstance(value, bool),
@@ -316,3 +314,65 @@ def _card(model: Any, draw: Draw, folder: str, facts: dict[str, str]) -> str:
         loads=loads.format(**words),
         facts="\n".join(f"| {label} | {text.replace('|', '/')} |" for label, text in rows.items()),
     )
+
+
+def check_upload(repo: str) -> None:
+    """Raise `ConfigError` where an upload to `repo` cannot succeed: before anything is written.
+
+    Args:
+        repo: `OWNER/NAME`, of a model of the hub.
+    """
+    from huggingface_hub import constants, get_token
+
+    problems = Problems()
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(repo)):
+        problems.add(f"push_to_hub={repo} must be OWNER/NAME of a model of the hub, e.g. push_to_hub=me/mrpc-posterior")
+    if constants.HF_HUB_OFFLINE:
+        problems.add("push_to_hub needs the network, and HF_HUB_OFFLINE (or TRANSFORMERS_OFFLINE) forbids it; unset it")
+    if get_token() is None:
+        problems.add("push_to_hub needs a token of the hub that may write: run `hf auth login`, or set HF_TOKEN")
+    problems.raise_if_any()
+
+
+def upload(folders: Sequence[Path], repo: str, title: str) -> str:
+    """Commit adapter folders to a model repository of the hub, under their names; returns its address.
+
+    The repository is made if there is none, as a private one. A README.md that it has is left as it is.
+
+    Raises:
+        DataError: the hub cannot be reached, or refuses; nothing of it is there then.
+    """
+    from huggingface_hub import CommitOperationAdd, HfApi
+    from huggingface_hub.errors import HTTPError  # of the hub's HTTP library, whichever that is
+
+    files = [(file, f"{folder.name}/{file.name}") for folder in folders for file in sorted(folder.iterdir())]
+    try:
+        api = HfApi()
+        url = api.create_repo(repo, private=True, exist_ok=True)
+        additions = [CommitOperationAdd(path, str(file)) for file, path in files]
+        if not api.file_exists(repo, "README.md"):
+            additions.append(CommitOperationAdd("README.md", _repository_card(repo, folders, title).encode()))
+        api.create_commit(repo, additions, commit_message=f"{len(folders)} draws of {title}")
+    except (OSError, ValueError, HTTPError) as error:
+        reason = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+        raise DataError(
+            f"{repo} could not be written on the hub ({reason}); the adapters are in {folders[0].parent}: repeat the"
+            f" command, or run `hf upload {repo} {folders[0].parent}`"
+        ) from error
+    return str(url)
+
+
+def _repository_card(repo: str, folders: Sequence[Path], title: str) -> str:
+    """The page of a repository that has none yet."""
+    return f"""---
+library_name: peft
+tags: [lora, bayesian, bayeslora]
+---
+
+# {title}
+
+{len(folders)} draws from a posterior over LoRA adapters, a PEFT adapter each. Every folder has a model card that says
+what was sampled, how, and how to load it; with the base of that card,
+`PeftModel.from_pretrained(base, "{repo}", subfolder="{folders[0].name}")` loads one.
+Average the *probabilities* of many.
+"""

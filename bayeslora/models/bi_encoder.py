@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bayeslora.datasets.text import ATTENTION_MASK
+from bayeslora.datasets.text import ATTENTION_MASK, FIELDS
 from bayeslora.errors import require
-from bayeslora.models.fields import model_fields
 
 
 class BiEncoder(nn.Module):
@@ -56,3 +56,11 @@ def mean_pool(hidden: Tensor, mask: Tensor) -> Tensor:
     """Mean over the tokens that are no padding: hidden [B, L, H], mask [B, L] -> [B, H]."""
     weight = mask[..., None].to(hidden.dtype)
     return (hidden * weight).sum(1) / weight.sum(1).clamp(min=1)
+
+
+def model_fields(model: Any, sequences: Tensor) -> dict[str, Tensor]:
+    """A batch of sequences int64 [B, F, L] as the inputs that the model takes, by name."""
+    taken = set(inspect.signature(type(model).forward).parameters)
+    if getattr(model.config, "type_vocab_size", 0) < 2:
+        taken.discard("token_type_ids")
+    return {name: sequences[:, place] for place, name in enumerate(FIELDS) if name in taken}

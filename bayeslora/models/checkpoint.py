@@ -52,13 +52,13 @@ class Checkpoint:
         broken = [name for name, t in tensors.items() if t.is_floating_point() and not t.isfinite().all()]
         if broken:
             raise DataError(f"{named}: {', '.join(broken[:3])} holds NaN or infinite numbers")
-        if self.digest is not None and self.digest != _digest(tensors):
+        if self.digest is not None and self.digest != digest(tensors)[:16]:
             raise DataError(f"{named} has other contents than when the run began; put the file of then there")
         return tensors
 
     def with_digest(self) -> Checkpoint:
         """The same with the digest of what the file holds now; raises as `read`."""
-        return Checkpoint(self.path, _digest(self.read()))
+        return Checkpoint(self.path, digest(self.read())[:16])
 
     def fitting(self, model: nn.Module) -> dict[str, Tensor]:
         """Its tensors by their names in a model, which may be one without memory.
@@ -112,20 +112,14 @@ def _unpickled(file: Path) -> dict[str, Tensor]:
         if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
             state = state[key]
     strange = [] if isinstance(state, Mapping) else [type(state).__name__]
-    strange = strange or [f"{key}: {type(entry).__name__}" for key, entry in state.items() if not _is_tensor(entry)]
+    strange = strange or [
+        f"{key}: {type(entry).__name__}" for key, entry in state.items() if not isinstance(entry, Tensor)
+    ]
     if strange:
         raise DataError(
             f"model.checkpoint={file} is no state dict: it holds {_listed(strange)}; save model.state_dict()"
         )
     return {str(name): tensor.detach() for name, tensor in state.items()}
-
-
-def _is_tensor(value: Any) -> bool:
-    return isinstance(value, Tensor)
-
-
-def _digest(tensors: Mapping[str, Tensor]) -> str:
-    return digest(tensors)[:16]
 
 
 def _listed(names: list[str]) -> str:

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from bayeslora.datasets.text import ATTENTION_MASK, LAYOUTS, hub_folder, local_folder
 from bayeslora.errors import ConfigError, DataError, Problems, require
-from bayeslora.models.bi_encoder import BiEncoder
-from bayeslora.models.fields import model_fields
+from bayeslora.models.bi_encoder import BiEncoder, model_fields
 from bayeslora.models.fingerprint import is_saved
 from bayeslora.models.prefix import Prefix
 from bayeslora.rng import seeded

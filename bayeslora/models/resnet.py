@@ -120,13 +120,7 @@ def resnet20(num_classes: int, in_channels: int = 3, norm: str = "frn", activati
     (arXiv:2104.14421) ran Hamiltonian Monte Carlo: every FRN has its threshold, and the activation follows it. One
     difference in alignment: strided convolutions pad one pixel on each side here, on the far side only there.
 
-    Args:
-        num_classes, in_channels: outputs and inputs.
-        norm: batch, group or frn.
-        activation: relu or swish.
-
-    Raises:
-        ConfigError: an unknown norm or activation.
+    Arguments and errors: see `resnet_small`.
     """
     return ResNet(num_classes, in_channels, _stages(16, 3, 3), Layers.named(norm, activation, bias=True))
 
@@ -134,12 +128,6 @@ def resnet20(num_classes: int, in_channels: int = 3, norm: str = "frn", activati
 def resnet18(num_classes: int, in_channels: int = 3, norm: str = "batch", activation: str = "relu") -> ResNet:
     """ResNet-18 with a CIFAR stem (3x3, stride 1, no pooling): 11,173,962 parameters for 10 classes with batch norm.
 
-    Args:
-        num_classes, in_channels: outputs and inputs.
-        norm: batch, group or frn.
-        activation: relu or swish.
-
-    Raises:
-        ConfigError: an unknown norm or activation.
+    Arguments and errors: see `resnet_small`.
     """
     return ResNet(num_classes, in_channels, _stages(64, 4, 2), Layers.named(norm, activation, bias=False))

@@ -91,12 +91,6 @@ def wide_resnet(
 def wrn28_10(num_classes: int, in_channels: int = 3, norm: str = "batch", activation: str = "relu") -> WideResNet:
     """WRN-28-10: 36,536,884 parameters for 100 classes with batch norm.
 
-    Args:
-        num_classes, in_channels: outputs and inputs.
-        norm: batch, group or frn.
-        activation: relu or swish.
-
-    Raises:
-        ConfigError: an unknown norm or activation.
+    Arguments and errors: see `wide_resnet`.
     """
     return wide_resnet(28, 10, num_classes, in_channels=in_channels, norm=norm, activation=activation)

@@ -339,7 +339,7 @@ class Posterior:
         series = {
             name: [np.array([r.scalars.get(name, np.nan) for r in chain]) for chain in records] for name in shared
         }
-        return {name: convergence(chains).to_json() for name, chains in series.items()}
+        return {name: vars(convergence(chains)) for name, chains in series.items()}
 
     def adapters(self, out_dir: Path | str, facts: Mapping[str, str] | None = None) -> list[Path]:
         """Write every draw of a LoRA model as a PEFT adapter folder; returns the folders (see `export_adapters`)."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -17,15 +16,13 @@ from bayeslora.evaluation.regression import ABSENT, RegressionPass
 from bayeslora.evaluation.results import Results
 from bayeslora.evaluation.scores import TemperedMap
 from bayeslora.evaluation.series import Series, by_scalar
+from bayeslora.experiment import Experiment
 from bayeslora.report.classes import ClassRow, class_rows
 from bayeslora.report.gallery import Gallery, Shown, confident_errors, most_uncertain
 from bayeslora.report.next_step import Step, next_step
 from bayeslora.report.reals import Reals
 from bayeslora.report.words import run_notes, run_settings, run_title
-
-if TYPE_CHECKING:
-    from bayeslora.experiment import Experiment
-    from bayeslora.runs.directory import RunDirectory
+from bayeslora.runs.directory import RunDirectory
 
 
 @dataclass

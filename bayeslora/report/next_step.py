@@ -6,16 +6,13 @@ import math
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from bayeslora.evaluation.criteria import AGAINST_MAP
 from bayeslora.evaluation.results import Criterion, Results
+from bayeslora.experiment import Experiment
 from bayeslora.report.words import listed, percent
-from bayeslora.runs.directory import SCHEDULES_WITHOUT_END
-
-if TYPE_CHECKING:
-    from bayeslora.experiment import Experiment
-    from bayeslora.runs.directory import RunDirectory
+from bayeslora.runs.directory import SCHEDULES_WITHOUT_END, RunDirectory
 
 LONGEST = 8.0
 """Factor on a run's length, or on its step size, beyond which another cure is looked for."""

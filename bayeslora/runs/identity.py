@@ -42,7 +42,7 @@ class Fingerprint:
         """The fingerprint of a model, on any device."""
         addresses = re.compile(r" at 0x[0-9a-f]+")  # of functions, where a layer's repr shows one
         sampled = {n: list(p.shape) for n, p in model.named_parameters() if p.requires_grad and n != NOISE}
-        fixed = {name: _digest(name, tensor) for name, tensor in fixed_tensors(model).items()}
+        fixed = {name: digest({name: tensor})[:16] for name, tensor in fixed_tensors(model).items()}
         return cls([addresses.sub("", line) for line in repr(model).splitlines()], sampled, fixed)
 
     @classmethod
@@ -60,7 +60,7 @@ class Fingerprint:
 
     def with_fixed(self, tensors: Mapping[str, Tensor]) -> Fingerprint:
         """The fingerprint that the model would have with other values of what is not sampled."""
-        replaced = {name: _digest(name, tensor) for name, tensor in tensors.items() if name in self.fixed}
+        replaced = {name: digest({name: tensor})[:16] for name, tensor in tensors.items() if name in self.fixed}
         return replace(self, fixed=self.fixed | replaced)
 
     def to_json(self) -> dict[str, Any]:
@@ -94,10 +94,6 @@ class Fingerprint:
                 yield f"only {'the run' if name in other.fixed else 'this model'} has {name}, which is not sampled"
             elif self.fixed[name] != other.fixed[name]:
                 yield f"{name}, which is not sampled, has other values"
-
-
-def _digest(name: str, tensor: Tensor) -> str:
-    return digest({name: tensor})[:16]
 
 
 def named(differences: list[str]) -> str:

@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from bayeslora import rng
 from bayeslora.errors import DivergedError, Problems, require
 from bayeslora.samplers.checks import BITS, bits, chains_not_finite, check_params, choose, dense_gradients
+from bayeslora.samplers.tunable import Tunable
 
 Closure = Callable[[], Tensor]
 Tensors = list[Tensor]
@@ -23,7 +24,7 @@ Evaluate = Callable[[], tuple[Tensor, Tensors]]
 """`evaluate()` -> (Ũ, g) on the step's minibatch, at the parameters as they are now."""
 
 
-class Sampler(Optimizer):
+class Sampler(Tunable, Optimizer):
     """Base of the samplers: a `torch.optim.Optimizer` whose `step(closure)` moves θ by one step.
 
     A subclass writes one method, `update(evaluate)`, which changes the parameters in place by `torch._foreach`
@@ -55,35 +56,6 @@ class Sampler(Optimizer):
         On a CPU every step checks that Ũ and its gradient are finite. On a GPU that would make the host wait, so a flag
         is kept there: from the first step that is not finite θ stays where it was, and `check_finite` says so.
     """
-
-    gradients_per_step = 1
-    scales_itself = False
-    """Whether the rule has step sizes by coordinate of its own, so that curvatures do not tell ε."""
-
-    @property
-    def stiffness(self) -> float:
-        """By how much the rule multiplies the largest curvature of Ũ."""
-        return 1.0
-
-    @property
-    def own_curvature(self) -> float:
-        """What the rule adds to the curvature of Ũ."""
-        return 0.0
-
-    @property
-    def curvature_limit(self) -> float:
-        """ε·λmax up to which the discretised law of a quadratic is within a few percent of the posterior."""
-        return 0.1
-
-    @property
-    def heat_limit(self) -> float:
-        """εV·s/(2kT) up to which the noise of minibatches, of variance V, is allowed to heat."""
-        return 0.05
-
-    @property
-    def speed(self) -> float:
-        """How far a weak, lasting force moves θ in a step, in units of ε × the force."""
-        return 1.0
 
     def __init__(
         self,

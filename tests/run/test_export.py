@@ -17,7 +17,7 @@ import pytest
 from huggingface_hub import constants
 
 from bayeslora.errors import DataError
-from bayeslora.models.upload import upload
+from bayeslora.models.adapters import upload
 from tests.data.text_models import tiny_model
 from tests.data.text_tools import mrpc
 from tests.run.tools import Command, run

@@ -127,7 +127,7 @@ def test_what_cannot_be_fitted_is_a_reason_and_no_number(
     assert (found.temperature, found.nll_before, found.nll_after) == (None, None, None)
     assert found.reason is not None
     assert reason in found.reason
-    assert found.to_json() == {"temperature": None, "nll_before": None, "nll_after": None, "reason": found.reason}
+    assert vars(found) == {"temperature": None, "nll_before": None, "nll_after": None, "reason": found.reason}
     with pytest.raises(ConfigError, match=f"no temperature to apply: .*{reason}"):
         found.apply(torch.zeros(1, 2))
 

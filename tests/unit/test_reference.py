@@ -83,7 +83,7 @@ def test_rows_are_found_by_their_index() -> None:
 
 def test_one_example_has_no_standard_error() -> None:
     found = fidelity(_log((0.6, 0.4)), _reference((0.9, 0.1)))
-    assert found.to_json() == {
+    assert vars(found) == {
         "agreement": 1.0,
         "agreement_se": None,
         "total_variation": pytest.approx(0.3),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from lightning import Callback, Trainer
 from torch import Tensor
@@ -11,9 +10,7 @@ from torch import Tensor
 from bayeslora.diagnostics.thermometer import readings
 from bayeslora.engine.callbacks.draws import DrawScalars
 from bayeslora.engine.module import SamplingModule
-
-if TYPE_CHECKING:
-    from bayeslora.experiment import BatchAt
+from bayeslora.experiment import BatchAt
 
 
 class Thermometer(Callback, DrawScalars):
