@@ -8,7 +8,7 @@ import torch
 
 from bayeslora.chain.modes import set_sampling_mode
 from bayeslora.diagnostics.acceptance import accepted, log_ratio, proposal
-from bayeslora.evaluation.progress import told
+from bayeslora.evaluation.predictions import told
 from bayeslora.evaluation.results import Acceptance
 from bayeslora.posterior.store import load_into
 from bayeslora.potential import last_match
