@@ -46,7 +46,9 @@ def workspace() -> dict[str, Any]:
     sections: dict[str, list[dict[str, Any]]] = {name: [] for name in SECTIONS}
     for panel, keys in panels().items():
         named = [key for key in keys if "*" not in key]
-        shown: dict[str, Any] = {"keys": named} if named else {"regex": _regex(keys[0])}
+        shown: dict[str, Any] = (
+            {"keys": named} if named else {"regex": f"^{re.escape(keys[0]).replace(re.escape('*'), '.*')}$"}
+        )
         axis = {"x": "step"} if panel.kind == "line" else {}
         sections[panel.section].append({"kind": panel.kind, "title": panel.title, **axis, **shown})
     return {"name": "bayeslora", "sections": [{"name": name, "panels": plots} for name, plots in sections.items()]}
@@ -87,11 +89,6 @@ def _view_panel(kind: Kind, title: str, keys: list[str] | None = None, regex: st
     if kind == "table":
         return wr.WeavePanelSummaryTable(table_name=(keys or [""])[0])
     return wr.MediaBrowser(title=title, media_keys=keys)
-
-
-def _regex(pattern: str) -> str:
-    """The regular expression of a key with `*`."""
-    return f"^{re.escape(pattern).replace(re.escape('*'), '.*')}$"
 
 
 def main(arguments: list[str] | None = None) -> int:

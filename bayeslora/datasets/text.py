@@ -159,7 +159,12 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
 
     folder = local_folder(name)
     if folder is None:
-        folder = hub_folder(name, "model", TOKENIZER_FILES, holds_vocabulary, _tokenizer_advice(name))
+        advice = (
+            "Fetch tokenizer.json, tokenizer_config.json and config.json (and vocab.txt, or vocab.json and merges.txt)"
+            f" of https://huggingface.co/{name} by other means, put them into a folder, beside the model's weights, and"
+            " set model.name_or_path=FOLDER (or dataset.tokenizer=FOLDER)"
+        )
+        folder = hub_folder(name, "model", TOKENIZER_FILES, holds_vocabulary, advice)
     check_tokenizer_folder(folder)
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, local_files_only=True)
@@ -201,14 +206,6 @@ def check_tokenizer_folder(folder: Path) -> None:
             f"{folder} holds no tokenizer, only {present}: put tokenizer.json and tokenizer_config.json into it"
             " (or vocab.txt, or vocab.json and merges.txt)"
         )
-
-
-def _tokenizer_advice(name: str) -> str:
-    return (
-        f"Fetch tokenizer.json, tokenizer_config.json and config.json (and vocab.txt, or vocab.json and merges.txt) of"
-        f" https://huggingface.co/{name} by other means, put them into a folder, beside the model's weights, and set"
-        " model.name_or_path=FOLDER (or dataset.tokenizer=FOLDER)"
-    )
 
 
 def hub_folder(

@@ -68,7 +68,10 @@ def law_findings(*, short: bool = True) -> Iterator[Finding]:
     fine: list[str] = []
     for name, group in groupby(sorted(all_checks(), key=sampler), key=sampler):
         checks = list(group)
-        moments = [(check, _worst(_short(check) if short else check.run())) for check in checks]
+        moments = [
+            (check, _worst(check.run(chains=max(64, check.chains // 4), steps=SHORT) if short else check.run()))
+            for check in checks
+        ]
         check, worst = max(moments, key=lambda one: abs(one[1].z))
         if worst.agrees:
             fine.append(name)
@@ -76,10 +79,6 @@ def law_findings(*, short: bool = True) -> Iterator[Finding]:
             yield failure(f"law {name}", f"{check.target}: {worst}", "see `law` in docs/troubleshooting.md")
     if fine:
         yield ok("law", f"{', '.join(fine)}: as their exact laws say")
-
-
-def _short(check: Check) -> list[Moment]:
-    return check.run(chains=max(64, check.chains // 4), steps=SHORT)
 
 
 def _worst(moments: list[Moment]) -> Moment:

@@ -67,7 +67,10 @@ class ChainRunner:
             while waiting:
                 group = waiting.pop(0)
                 try:
-                    self._run_group(group)
+                    if self.experiment.trainer.devices == 1:
+                        self.fit(group)
+                    else:
+                        run_ranks(self.experiment, self.run, group[0], _run_rank)
                 except DivergedError as error:
                     failed = [chain for chain in group if chain in error.chains] or group
                     healthy = [chain for chain in group if chain not in failed]
@@ -127,13 +130,6 @@ class ChainRunner:
         return ResumePoints(
             self.run.chain(chain) / "resume", lambda step: self.experiment.plan.draw_after(step) is not None
         )
-
-    def _run_group(self, chains: list[int]) -> None:
-        """Run one chain, or several stacked, from where they are to their last draw, on as many devices as asked."""
-        if self.experiment.trainer.devices == 1:
-            self.fit(chains)
-        else:
-            run_ranks(self.experiment, self.run, chains[0], _run_rank)
 
     def fit(self, chains: list[int]) -> None:
         """Run one chain, or several stacked, in this process, alone or as one of the ranks."""

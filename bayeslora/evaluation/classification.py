@@ -9,13 +9,12 @@ import numpy as np
 from torch import Tensor
 
 from bayeslora.diagnostics.calibration import fit_temperature, scaled
-from bayeslora.diagnostics.metrics import metrics
 from bayeslora.diagnostics.uncertainty import ONE_DRAW, predictive_entropy, risk_coverage
 from bayeslora.diagnostics.values import Difference
 from bayeslora.evaluation import shift
 from bayeslora.evaluation.examples import evaluated_split, precision, validation_set
 from bayeslora.evaluation.labels import with_several
-from bayeslora.evaluation.predictions import Pass, Predictions, predict
+from bayeslora.evaluation.predictions import Pass, Predictions, class_scores, predict
 from bayeslora.evaluation.results import (
     Agreement,
     EnsembleEntropy,
@@ -26,7 +25,7 @@ from bayeslora.evaluation.results import (
     Selective,
     Uncertainty,
 )
-from bayeslora.evaluation.scores import ChainScores, ClassificationScores, Curve, TemperedMap, differences, map_ensemble
+from bayeslora.evaluation.scores import ChainScores, Curve, TemperedMap, differences, map_ensemble
 from bayeslora.evaluation.series import Series, diagnose, single_draws
 from bayeslora.experiment import Experiment
 from bayeslora.posterior import Posterior
@@ -62,14 +61,14 @@ def summarise(predictions: Predictions, series: Series, gradients: int) -> Resul
     targets, baseline, ends = predictions.targets, predictions.map, predictions.map_ensemble
     tempered = None if baseline is None else _tempered(baseline, predictions)
     return Results(
-        map=None if baseline is None else scores(baseline, targets),
+        map=None if baseline is None else class_scores(baseline, targets),
         map_tempered=tempered,
-        map_ensemble=map_ensemble(predictions.map_members, None if ends is None else scores(ends, targets)),
+        map_ensemble=map_ensemble(predictions.map_members, None if ends is None else class_scores(ends, targets)),
         draw=single_draws(predictions.draw_scores),
-        ensemble=scores(predictions.ensemble, targets),
+        ensemble=class_scores(predictions.ensemble, targets),
         differences=_differences(predictions, None if tempered is None else tempered.temperature),
         chains=[
-            ChainScores(chain, scores(log_probs, targets))
+            ChainScores(chain, class_scores(log_probs, targets))
             for chain, log_probs in zip(predictions.chains, predictions.by_chain, strict=True)
         ],
         cumulative=Curve.of(predictions.cumulative),
@@ -81,11 +80,6 @@ def summarise(predictions: Predictions, series: Series, gradients: int) -> Resul
         diagnostics=diagnose(predictions.probe_arrays, series, agreement(predictions.by_chain), gradients),
         reference=_fidelity(predictions) if predictions.fidelity else None,
     )
-
-
-def scores(log_probs: Tensor, targets: Tensor) -> ClassificationScores:
-    """Scores of log p [N, C], given the true classes [N]."""
-    return ClassificationScores(**metrics(log_probs, targets))
 
 
 def agreement(ensembles: Sequence[Tensor]) -> Agreement:
@@ -109,7 +103,7 @@ def agreement(ensembles: Sequence[Tensor]) -> Agreement:
 def _tempered(baseline: Tensor, predictions: Predictions) -> TemperedMap:
     """MAP with one temperature fitted to the validation set: the baseline that calibration must beat."""
     scaling = fit_temperature(*(predictions.map_validation or (None, None)))
-    scaled = None if scaling.temperature is None else scores(scaling.apply(baseline), predictions.targets)
+    scaled = None if scaling.temperature is None else class_scores(scaling.apply(baseline), predictions.targets)
     return TemperedMap(**vars(scaling), scores=scaled)
 
 

@@ -5,11 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from torch import Tensor
-
-from bayeslora.diagnostics.metrics import metrics
 from bayeslora.evaluation.examples import evaluated_split
-from bayeslora.evaluation.predictions import Predictions
+from bayeslora.evaluation.predictions import Predictions, class_scores
 from bayeslora.evaluation.results import ReferenceFidelity, Results
 from bayeslora.evaluation.scores import ClassificationScores, LabelScores, PredictionCount
 from bayeslora.experiment import Experiment
@@ -41,13 +38,9 @@ def _label_scores(predictions: Predictions, label: int) -> LabelScores:
     targets = predictions.targets[rows]
     if not len(targets):
         return LabelScores()
-    baseline = None if predictions.map is None else _scores(predictions.map[rows], targets)
+    baseline = None if predictions.map is None else class_scores(predictions.map[rows], targets)
     share = targets.double().mean().item()
-    return LabelScores(len(targets), share, baseline, _scores(predictions.ensemble[rows], targets))
-
-
-def _scores(log_probs: Tensor, targets: Tensor) -> ClassificationScores:
-    return ClassificationScores(**metrics(log_probs, targets))
+    return LabelScores(len(targets), share, baseline, class_scores(predictions.ensemble[rows], targets))
 
 
 def _average(labels: Sequence[LabelScores]) -> LabelScores:

@@ -18,6 +18,7 @@ from bayeslora.diagnostics.fidelity import Fidelity, MeanFidelity, Reference, fi
 from bayeslora.diagnostics.metrics import metrics, parts
 from bayeslora.diagnostics.paired import by_group, to_bytes
 from bayeslora.diagnostics.uncertainty import Entropy, EntropySplit
+from bayeslora.evaluation.scores import ClassificationScores
 from bayeslora.likelihood import Categorical, Likelihood, OfClasses
 from bayeslora.posterior import Mixture, Posterior
 from bayeslora.posterior.predictive import reading
@@ -261,6 +262,11 @@ class Pass(Rounds):
         return {name: fidelity(predicted, self.reference) for name, predicted in named.items()} | {
             "draw": self.draw_fidelity.fidelity
         }
+
+
+def class_scores(log_probs: Tensor, targets: Tensor) -> ClassificationScores:
+    """Scores of log p [N, C], given the true classes [N]."""
+    return ClassificationScores(**metrics(log_probs, targets))
 
 
 @torch.inference_mode()

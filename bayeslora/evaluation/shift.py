@@ -11,14 +11,12 @@ from torch import Tensor
 from bayeslora.datasets.base import Data, Split
 from bayeslora.datasets.corruptions import CORRUPTIONS, SEVERITIES
 from bayeslora.diagnostics.fidelity import Reference, load_reference
-from bayeslora.diagnostics.metrics import metrics
 from bayeslora.diagnostics.uncertainty import ONE_DRAW, detection, predictive_entropy
 from bayeslora.errors import require
 from bayeslora.evaluation.examples import evaluated_split, is_whole_test_set
 from bayeslora.evaluation.labels import SEVERAL
-from bayeslora.evaluation.predictions import Predictions, View, ViewPredictions
+from bayeslora.evaluation.predictions import Predictions, View, ViewPredictions, class_scores
 from bayeslora.evaluation.results import Corruption, Corruptions, Detection, OutOfDistribution, Results
-from bayeslora.evaluation.scores import ClassificationScores
 from bayeslora.experiment import Experiment
 
 OTHER = "out of distribution"
@@ -121,8 +119,8 @@ def corruptions(views: Mapping[str, ViewPredictions], targets: Tensor) -> Corrup
         _, kind, severity = name.split("/")
         row = kinds.setdefault(kind, Corruption())
         row.severity.append(int(severity))
-        row.map.append(None if view.map is None else ClassificationScores(**metrics(view.map, targets)))
-        row.ensemble.append(ClassificationScores(**metrics(view.ensemble, targets)))
+        row.map.append(None if view.map is None else class_scores(view.map, targets))
+        row.ensemble.append(class_scores(view.ensemble, targets))
     return Corruptions(len(targets), kinds=kinds)
 
 

@@ -254,7 +254,8 @@ class Posterior:
 
     def map_model(self) -> nn.Module | None:
         """The model with the MAP baseline's tensors; None where the run kept none."""
-        return self._at_baseline(0) if 0 in self.baselines else None
+        file = self.baselines.get(0)
+        return None if file is None else self._model_with(read_baseline(file), str(file))
 
     def map_models(self) -> Iterator[nn.Module]:
         """The model with the warm-up's end point of each chain in turn, a deep ensemble; of equal ones the first."""
@@ -346,9 +347,6 @@ class Posterior:
         from bayeslora.models.adapters import export_adapters  # with the names of peft
 
         return export_adapters(self.model, self.draws(), out_dir, facts)
-
-    def _at_baseline(self, chain: int) -> nn.Module:
-        return self._model_with(read_baseline(self.baselines[chain]), str(self.baselines[chain]))
 
     def _model_with(self, tensors: Mapping[str, Tensor], source: str) -> nn.Module:
         """The model with these tensors; a sampled noise becomes its parameter."""

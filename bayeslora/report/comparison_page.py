@@ -20,9 +20,9 @@ from bayeslora.report.style import (
     STYLE,
     color_of,
     finite,
+    grid,
     legend,
     line,
-    new_figure,
     scale,
     whole_numbers,
 )  # fmt: skip
@@ -95,12 +95,8 @@ def growth_figure(runs: Sequence[Compared]) -> Figure | None:
 def _panels(runs: Sequence[Compared], height: float) -> tuple[Figure, dict[Column, Any]]:
     """A figure with a panel for each score, two in a row, `height` inches each."""
     shown = shown_columns(runs)
-    count = -(-len(shown) // 2)
-    figure = new_figure(count * height + 0.6)
-    panels = list(figure.subplots(count, 2, squeeze=False).ravel())
-    for spare in panels[len(shown) :]:
-        spare.remove()
-    return figure, dict(zip(shown, panels, strict=False))
+    figure, panels = grid(len(shown), -(-len(shown) // 2) * height + 0.6)
+    return figure, dict(zip(shown, panels, strict=True))
 
 
 def _across(axis: Any, percent: bool) -> None:

@@ -22,6 +22,7 @@ from bayeslora.report.style import (
     chain_legend,
     color_of,
     finite,
+    grid,
     legend,
     line,
     new_figure,
@@ -84,9 +85,7 @@ def ranks(series: Sequence[np.ndarray], chains: Sequence[int]) -> Figure | None:
         return None
     counts, bins = counts[:MAX_RANKED], counts.shape[1]
     expected = counts.sum(1).mean() / bins
-    rows = -(-len(counts) // 2)
-    figure = new_figure(0.9 + 1.3 * rows)
-    panels = figure.subplots(rows, 2, sharex=True, sharey=True, squeeze=False).ravel()
+    figure, panels = grid(len(counts), 0.9 + 1.3 * -(-len(counts) // 2), sharex=True, sharey=True)
     for at, (panel, row) in enumerate(zip(panels, counts, strict=False)):
         middles = (np.arange(bins) + 0.5) / bins
         panel.bar(middles, row, 1 / bins, color=color_of(at), edgecolor=BACKGROUND, linewidth=0.5)
@@ -95,8 +94,6 @@ def ranks(series: Sequence[np.ndarray], chains: Sequence[int]) -> Figure | None:
         panel.set(xlim=(0, 1), xlabel="rank among all draws" if at >= len(counts) - 2 else "")
         panel.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])
         panel.yaxis.set_major_locator(whole_numbers(3))
-    for spare in panels[len(counts) :]:
-        spare.remove()
     figure.supylabel("draws", fontsize=10.5)
     legend(figure, [Line2D([], [], color=INK, linestyle="--", linewidth=1, label="as expected of equal chains")])
     return figure
@@ -158,8 +155,7 @@ def autocorrelations(series: Series, chains: Sequence[int]) -> Figure | None:
 
 def _side_by_side(titles: Sequence[str], height: float) -> tuple[Figure, list[Axes]]:
     """A figure of a panel a title."""
-    figure = new_figure(height)
-    panels = list(figure.subplots(1, len(titles), squeeze=False)[0])
+    figure, panels = grid(len(titles), height, len(titles))
     for panel, title in zip(panels, titles, strict=True):
         panel.set_title(title)
     return figure, panels

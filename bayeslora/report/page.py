@@ -116,7 +116,7 @@ def _page(data: ReportData, plots: Mapping[str, list[Plot]]) -> str:
         "corruptions": shift_rows.corruption_rows(results),
         "reference": shift_rows.reference_rows(results),
         "missing": shift_rows.missing(results),
-        "provenance": provenance_pairs(results.provenance),
+        "provenance": list(provenance_pairs(results.provenance)),
         "command": results.provenance.command,
     }
     return environment().get_template("page.html.j2").render(data=data, plots=plots, **shown)

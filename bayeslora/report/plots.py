@@ -26,6 +26,7 @@ from bayeslora.report.style import (
     STYLE,
     Curve,
     finite,
+    grid,
     legend,
     line,
     new_figure,
@@ -59,8 +60,7 @@ def cumulative(
     curves = {column: curve for column, curve in curves.items() if len(curve[0])}
     if not curves:
         return None
-    figure = new_figure(4.9)
-    panels = figure.subplots(-(-len(curves) // 2), 2, squeeze=False).ravel()
+    figure, panels = grid(len(curves), 4.9)
     banded = False
     for panel, (column, curve) in zip(panels, curves.items(), strict=False):
         banded |= _band(panel, curve, errors.get(column.key))
@@ -72,8 +72,6 @@ def cumulative(
         panel.set(title=column.title, xlabel="draws")
         panel.xaxis.set_major_locator(whole_numbers())
         scale(panel, column.percent)
-    for spare in panels[len(curves) :]:
-        spare.remove()
     legend(figure, _growth_handles(results, banded, bool(chains)), 3)
     return figure
 
@@ -131,8 +129,7 @@ def corruptions(curves: Mapping[str, Mapping[str, Sequence[float | None]]]) -> F
     columns = [column for column in COLUMNS if column.key in curves]
     if not columns:
         return None
-    figure = new_figure(2.9)
-    panels = figure.subplots(1, len(columns), squeeze=False)[0]
+    figure, panels = grid(len(columns), 2.9, len(columns))
     sources = set()
     for panel, column in zip(panels, columns, strict=True):
         for name, values in curves[column.key].items():

@@ -12,7 +12,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import PercentFormatter
 
 from bayeslora.evaluation.regression import RegressionPass
-from bayeslora.report.style import INK, PALETTE, QUIET, STYLE, legend, line, new_figure
+from bayeslora.report.style import INK, PALETTE, QUIET, STYLE, grid, legend, line, new_figure
 from bayeslora.report.words import number
 
 MAX_SHOWN = 1_000
@@ -69,18 +69,14 @@ class Reals:
 def predicted(reals: Reals) -> Figure:
     """True values against predicted ones with ± 2 predictive standard deviations, a panel a target."""
     targets = min(reals.truth.shape[1], MAX_TARGETS)
-    rows = -(-targets // 2)
-    figure = new_figure(0.8 + 3.4 * rows)
-    panels = figure.subplots(rows, min(targets, 2), squeeze=False).ravel()
-    for at, panel in enumerate(panels[:targets]):
+    figure, panels = grid(targets, 0.8 + 3.4 * -(-targets // 2), min(targets, 2))
+    for at, panel in enumerate(panels):
         mean, truth, sd = (values[:MAX_SHOWN, at] for values in (reals.mean, reals.truth, reals.sd))
         panel.hlines(truth, mean - 2 * sd, mean + 2 * sd, color=PALETTE[5], linewidth=0.8, alpha=0.5)
         panel.plot(mean, truth, "o", color=PALETTE[0], ms=3)
         ends = [min(mean.min(), truth.min()), max(mean.max(), truth.max())]
         panel.axline((ends[0], ends[0]), slope=1, color=INK, linestyle="--", linewidth=1)
         panel.set(xlabel="predicted", ylabel="true", title=f"target {at}" if targets > 1 else "")
-    for spare in panels[targets:]:
-        spare.remove()
     handles = [
         Line2D([], [], color=PALETTE[0], marker="o", linestyle="", ms=4, label="an example"),
         Line2D([], [], color=PALETTE[5], linewidth=1, label="± 2 predictive sd"),

@@ -58,6 +58,15 @@ def new_figure(height: float) -> Figure:
     return Figure(figsize=(WIDTH, height), layout=ConstrainedLayoutEngine(wspace=0.06, hspace=0.06))
 
 
+def grid(count: int, height: float, columns: int = 2, **shared: Any) -> tuple[Figure, list[Axes]]:
+    """A figure so many inches high of `count` panels, some in a row; `shared` as `Figure.subplots` has it."""
+    figure = new_figure(height)
+    panels = list(figure.subplots(-(-count // columns), columns, squeeze=False, **shared).ravel())
+    for spare in panels[count:]:
+        spare.remove()
+    return figure, panels[:count]
+
+
 def color_of(chain: int) -> str:
     """A chain's colour."""
     return PALETTE[chain % len(PALETTE)]

@@ -121,12 +121,8 @@ def run_notes(run: RunDirectory, experiment: Experiment) -> list[str]:
     return [*notes, *experiment.data.notes]
 
 
-def provenance_pairs(recorded: Provenance) -> list[tuple[str, str]]:
+def provenance_pairs(recorded: Provenance) -> Iterator[tuple[str, str]]:
     """(label, value) pairs on where the numbers come from, but for the command; what is not known here as it is."""
-    return list(_provenance_pairs(recorded))
-
-
-def _provenance_pairs(recorded: Provenance) -> Iterator[tuple[str, str]]:
     yield "Commit", recorded.commit or f"{MISSING} not a checkout of the repository"
     if recorded.hardware:
         yield "Hardware", recorded.hardware
