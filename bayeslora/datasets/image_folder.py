@@ -13,6 +13,7 @@ from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 
 import torch
+from PIL import Image
 
 from bayeslora.cache import cached
 from bayeslora.datasets.base import Data, Sizes
@@ -190,8 +191,6 @@ def files_in(root: Path) -> Iterator[tuple[Path, bool]]:
 
 def images_in(root: Path) -> Iterator[Path]:
     """The image files below a folder, in order, by their ending."""
-    from PIL import Image
-
     endings = {ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN}
     return (file for file, hidden in files_in(root) if not hidden and file.suffix.lower() in endings)
 

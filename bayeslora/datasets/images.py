@@ -10,17 +10,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from bayeslora.errors import DataError
-
-if TYPE_CHECKING:
-    from PIL import Image
 
 GREY_MODES = ("1", "L", "LA", "F")
 """Pillow's modes of grey images, once levels of more than 8 bits are `"F"`."""
@@ -129,8 +126,6 @@ def open_picture(source: Path | bytes, where: str, fix: str = "remove or mend it
     Raises:
         DataError: it cannot be read, or holds NaN.
     """
-    from PIL import Image, ImageOps
-
     try:
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as file:
             frames = getattr(file, "n_frames", 1)
@@ -183,8 +178,6 @@ def decode_images(
     Raises:
         DataError: one cannot be read.
     """
-    from PIL import Image, ImageOps
-
     arrays: list[np.ndarray] = []
     kinds: dict[str, list[int]] = {"whole": [], "real": []}
     transparent = several = 0

@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
+from torch import Tensor
 
+from bayeslora.chain.chain import Chain
 from bayeslora.chain.modes import set_sampling_mode
 from bayeslora.diagnostics.acceptance import accepted, log_ratio, proposal
 from bayeslora.evaluation.predictions import told
 from bayeslora.evaluation.results import Acceptance
+from bayeslora.experiment import Experiment
+from bayeslora.posterior import Posterior
 from bayeslora.posterior.store import load_into
 from bayeslora.potential import last_match
 from bayeslora.rng import generator
 from bayeslora.samplers import Sampler
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from bayeslora.chain.chain import Chain
-    from bayeslora.experiment import Experiment
-    from bayeslora.posterior import Posterior
 
 MOST_EXAMPLES = 2000
 """Training examples up to which steps on all of them are tried."""

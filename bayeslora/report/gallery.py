@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from bayeslora.diagnostics.uncertainty import ONE_DRAW, Entropy
@@ -126,8 +127,6 @@ def _example(shown: Shown, row: int) -> Example:
 
 def data_address(image: np.ndarray) -> str:
     """A uint8 image [C, H, W], C 1 or 3, as the data address of a PNG, enlarged by a whole factor without smoothing."""
-    from PIL import Image
-
     factor = max(1, -(-SIDE // max(image.shape[1:])))
     pixels = image.repeat(factor, axis=1).repeat(factor, axis=2).transpose(1, 2, 0)
     buffer = io.BytesIO()
