@@ -34,8 +34,8 @@ STACKED = 2
 """Chains that are compared: each row of a stack is treated like every other."""
 STACKED_UP_TO = 2_000_000
 """Parameters up to which `chain.parallel=auto` stacks chains: beyond, arithmetic and memory are the limits."""
-DOUBLE_UP_TO = 50_000_000
-"""Parameters up to which models are compared in double precision: beyond, the copy would need too much memory."""
+DOUBLE_UP_TO = 30_000_000
+"""Parameters up to which models are compared in double precision: beyond, the copy takes too much time and memory."""
 FAILURES = (RuntimeError, TypeError, IndexError, AttributeError, ValueError, KeyError, AssertionError)
 """What a model raises that cannot do what is asked of it."""
 
