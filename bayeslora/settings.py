@@ -274,7 +274,8 @@ class Component:
         return cls(str(node["_target_"]).rsplit(".", 1)[-1], arguments)
 
     def __str__(self) -> str:
-        return ", ".join([self.name, *(f"{name} {short(value)}" for name, value in self.arguments.items())])
+        given = {name: value for name, value in self.arguments.items() if value is not None}
+        return ", ".join([self.name, *(f"{name} {short(value)}" for name, value in given.items())])
 
 
 def short(value: Any) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import floor, log10
 from pathlib import Path
 from typing import Any, Literal
 
@@ -223,7 +224,8 @@ class Criterion:
         if self.se is None:
             return f"{self.value:.4g}"
         tie = " (a tie)" if Difference(self.value, self.se).tie else ""
-        return f"{self.value:.3g} ± {self.se:.1g}{tie}"
+        digits = max(0, 1 - floor(log10(self.se))) if self.se > 0 else 4  # two of the standard error
+        return f"{self.value:z.{digits}f} ± {self.se:.{digits}f}{tie}"
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ def measured_temperature_verdict(results: Results) -> str | None:
         more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
         return f"The temperature of {first}{more} is not shown to be right ({reason or 'no reason was recorded'})."
     worst = max(off, key=lambda block: abs(off[block] - 1))
-    return f"Every block samples within {limit} of its temperature (at most {_by(off[worst])}, {_name(worst)})."
+    return f"Every block samples within {limit} of its temperature (at most {_by(off[worst], 1)}, {_name(worst)})."
 
 
 def temperature_figure(results: Results) -> Figure | None:
@@ -67,7 +67,7 @@ def temperature_figure(results: Results) -> Figure | None:
         ]
         if kinetic:
             handles.insert(1, Line2D([], [], color=PALETTE[1], marker="D", linestyle="", ms=3, label="from momenta"))
-        legend(figure, handles)
+        legend(figure, handles, columns=2)  # four do not fit beside each other
     return figure
 
 
@@ -97,11 +97,11 @@ def _tolerance(results: Results) -> float:
     return TOLERANCE if limit is None else limit
 
 
-def _by(ratio: float) -> str:
-    """How far a temperature is off."""
+def _by(ratio: float, digits: int = 0) -> str:
+    """How far a temperature is off, with digits after the point of the percentage."""
     if ratio >= 3:
         return f"{ratio:.2g} times too hot"
-    return f"{percent(abs(ratio - 1), 0)} too {'hot' if ratio > 1 else 'cold'}"
+    return f"{percent(abs(ratio - 1), digits)} too {'hot' if ratio > 1 else 'cold'}"
 
 
 def _name(block: str) -> str:

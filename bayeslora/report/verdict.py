@@ -133,7 +133,7 @@ def _compare(column: Column, results: Results, name: str) -> tuple[str, str]:
     against = finite_or_none(score(_baseline(results, name), column.key))
     if value is None or against is None:
         return "cannot be compared", "a value is missing"
-    shown, other = column.show(value, 3), column.show(against, 3)
+    shown, other = _digits(column, value), _digits(column, against)
     if tie(results, column, "ensemble", name):
         return "ties", shown if shown == other else f"{shown} vs {other}"
     return "beats" if (value > against) == column.higher_is_better else "is worse", f"{shown} vs {other}"
@@ -141,7 +141,12 @@ def _compare(column: Column, results: Results, name: str) -> tuple[str, str]:
 
 def _shown(column: Column, scores: Scores) -> str:
     value = finite_or_none(score(scores, column.key))
-    return "unknown" if value is None else column.show(value, 3)
+    return "unknown" if value is None else _digits(column, value)
+
+
+def _digits(column: Column, value: float) -> str:
+    """A score in three digits that do not break across lines."""
+    return column.show(value, 3).replace(" ", "\N{NO-BREAK SPACE}")
 
 
 def _of(name: str) -> str:

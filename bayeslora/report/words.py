@@ -136,7 +136,7 @@ def provenance_pairs(recorded: Provenance) -> Iterator[tuple[str, str]]:
     if recorded.versions:
         python = f"Python {recorded.python}, " if recorded.python else ""
         yield "Versions", python + ", ".join(f"{name} {value}" for name, value in recorded.versions.items())
-    yield from _flat(recorded.other)
+    yield from _flat({name: value for name, value in recorded.other.items() if name != "layout"})
 
 
 def _time(seconds: Mapping[str, float]) -> str:

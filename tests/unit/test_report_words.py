@@ -109,16 +109,18 @@ def test_the_terminal_table_has_the_rows_of_the_page() -> None:
         (
             GOOD,
             "The ensemble of 200 draws beats MAP on NLL (0.150 vs 0.210), ECE (0.010 vs 0.040) and "
-            "Brier score (0.070 vs 0.080), and ties on accuracy (95.2 %).",
+            "Brier score (0.070 vs 0.080), and ties on accuracy (95.2\N{NO-BREAK SPACE}%).",
         ),
         (
             {"accuracy": 0.9, "nll": 0.2, "ece": 0.05, "brier": 0.0801},
-            "The ensemble of 200 draws beats MAP on NLL (0.200 vs 0.210), is worse on accuracy (90.0 % vs 95.2 %) and "
+            "The ensemble of 200 draws beats MAP on NLL (0.200 vs 0.210), is worse on accuracy "
+            "(90.0\N{NO-BREAK SPACE}% vs 95.2\N{NO-BREAK SPACE}%) and "
             "ECE (0.050 vs 0.040), and ties on Brier score (0.080).",
         ),
         (
             {**POOR, "ece": 0.05, "nll": float("nan")},
-            "The ensemble of 200 draws is worse than MAP on ECE (0.050 vs 0.040), ties on accuracy (95.2 %) and "
+            "The ensemble of 200 draws is worse than MAP on ECE (0.050 vs 0.040), ties on accuracy "
+            "(95.2\N{NO-BREAK SPACE}%) and "
             "Brier score (0.080), and cannot be compared on NLL (a value is missing).",
         ),
     ],
@@ -171,7 +173,8 @@ def test_a_difference_within_two_standard_errors_is_a_tie_in_text_and_bold() -> 
     sure, unsure = (of(run() | differing(se, "map")) for se in (0.001, 0.02))
     assert "beats MAP on NLL (0.150 vs 0.210), ECE (0.010 vs 0.040) and Brier" in verdict.verdict(sure, 9)
     assert verdict.verdict(unsure, 9) == (
-        "The ensemble of 9 draws beats MAP on NLL (0.150 vs 0.210), and ties on accuracy (95.2 %), ECE (0.010 vs 0.040)"
+        "The ensemble of 9 draws beats MAP on NLL (0.150 vs 0.210), and ties on accuracy "
+        "(95.2\N{NO-BREAK SPACE}%), ECE (0.010 vs 0.040)"
         " and Brier score (0.070 vs 0.080)."
     )
     bold = {row.label: [cell.best for cell in row.cells] for row in table.rows(unsure)}
