@@ -245,6 +245,11 @@ class TrainerSettings:
 def check_precision(precision: str) -> None:
     """Raise `ConfigError` for a precision in which Langevin steps are lost or closures are not called."""
     require(
+        precision not in ("64", "64-true"),
+        f"trainer.precision={precision} is not offered on the command line, where inputs are float32; from Python, "
+        "bayeslora.sample(model.double(), (inputs.double(), targets)) samples in double precision from end to end",
+    )
+    require(
         precision in PRECISIONS,
         f"trainer.precision={precision} cannot be used for sampling: fp16 loss scaling skips and rescales steps, and "
         f"half-precision parameters lose steps of size √(2ε·kT). Choose one of {', '.join(PRECISIONS)}",

@@ -124,11 +124,13 @@ def forced(argument: str) -> str:
     """`key=value` as `++key=value`, so that unknown keys reach our own check, which reports all of them at once.
 
     Choices of a config group (`model=resnet18`), Hydra's own keys, flags and explicit `+`, `++`, `~` stay as they are.
-    In a path `~` becomes the home.
+    In a path `~` becomes the home, and a value of one mark (`dataset.separator=;`) gets the quotes that Hydra wants.
     """
     key, equals, value = argument.partition("=")
     if key.endswith(("_dir", "path")):  # a shell leaves `~` alone here, and Hydra makes folders of that name
         argument = key + equals + re.sub(r"^(['\"]?)(~)(?=/|$)", lambda match: match[1] + str(user_path("~")), value)
+    elif re.fullmatch(r"[^\w\s\[\]{}'\"]|\t|\\t", value):  # such as a separator of columns: Hydra cannot read it
+        argument = f'{key}="{value}"'
     plain = re.fullmatch(r"[A-Za-z_][\w.]*", key) is not None and "=" in argument
     group = (Path(CONF_DIR) / key).is_dir()
     return f"++{argument}" if plain and not group and not key.startswith("hydra.") else argument
@@ -179,7 +181,14 @@ def readable(error: Exception) -> str:
     if isinstance(error, OverrideParseException):
         return (
             f"cannot read {error.override.removeprefix('++')!r} on the command line: write KEY=VALUE, for example "
-            "experiment=quickstart, with quotes around a value that holds spaces, commas, brackets or equal signs"
+            "experiment=quickstart; a value that holds commas, brackets or other marks takes quotes of its own: "
+            "'KEY=\"a, b\"'"
+        )
+    if several := re.match(r"Ambiguous value for argument '([^=']+)=(.*)'", str(error)):
+        key, values = several[1].removeprefix("++"), several[2]
+        return (
+            f"{key}={values} names several values: for a run of each add -m (python -m bayeslora.train -m … "
+            f"{key}={values}); a list is written '{key}=[{values}]'"
         )
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     kept = [line for line in lines if not re.match(r"(full_key|object_type|reference_type|Set the environment)", line)]

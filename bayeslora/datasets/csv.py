@@ -42,7 +42,7 @@ class Csv(Sizes):
         target: the column to predict, or several: labels of 0 and 1, or numbers; None: the last.
         test_path: a second file of the same columns for the test set; None: a share of the rows is held out.
         test_share: that share.
-        separator: between columns.
+        separator: between columns; `\\t`, a backslash and a t, is a tab.
         decimal: the mark before a number's fraction: `"."` or `","`.
         encoding: of the text, as Python calls it.
         leave_out: columns that are not used, e.g. an id.
@@ -76,6 +76,7 @@ class Csv(Sizes):
                 problems.add(*file_problems(key, value, "a CSV file with a header line"))
         if self.missing not in MISSING:
             problems.add(f"dataset.missing={self.missing} is unknown; choose {' or '.join(MISSING)}")
+        self.separator = "\t" if self.separator == r"\t" else self.separator
         if len(self.separator) != 1 or not self.separator.isascii():
             problems.add(f"dataset.separator={self.separator!r} must be one character of ASCII")
         if self.decimal not in DECIMALS:

@@ -108,15 +108,17 @@ def function_space(log_probs: Sequence[np.ndarray], limit: int = MAX_ENTRIES) ->
     with np.errstate(divide="ignore", invalid="ignore"):
         rhat, ess = _per_entry(draws)
     ess, rhat = np.where(np.isfinite(rhat), ess, 0), np.nan_to_num(rhat, nan=np.inf)
+    worst = _finite(float(np.quantile(rhat, 0.95, method="higher")))
+    constant = None if worst is not None else "more than 5 % of the predictions do not vary"
     return FunctionSpace(
         entries=draws.shape[2],
         rhat_median=_finite(float(np.median(rhat))),
-        rhat_q95=_finite(float(np.quantile(rhat, 0.95, method="higher"))),
+        rhat_q95=worst,
         fraction_below_1_01=float(np.mean(rhat <= 1.01)),
         fraction_below_1_05=float(np.mean(rhat <= 1.05)),
         ess_median=float(np.median(ess)),
         ess_q05=float(np.quantile(ess, 0.05, method="lower")),
-        reason=_remarks(chains, {}),
+        reason="; ".join(filter(None, (constant, _remarks(chains, {})))) or None,
     )
 
 

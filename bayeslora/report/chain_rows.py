@@ -76,8 +76,7 @@ def deciding(results: Results) -> dict[str, tuple[float | None, str | None]]:
     rhats = {name: (finite_or_none(one.rhat), one.reason) for name, one in results.diagnostics.scalars.items()}
     predictions = results.diagnostics.function_space
     if predictions is not None:
-        constant = "more than 5 % of the predictions do not vary" if finite_or_none(predictions.rhat_median) else None
-        rhats["function_space"] = finite_or_none(predictions.rhat_q95), predictions.reason or constant
+        rhats["function_space"] = finite_or_none(predictions.rhat_q95), predictions.reason
     return {name: rhats[name] for name in LIMITED_BY if name in rhats}
 
 
@@ -105,7 +104,8 @@ def _probe_pairs(results: Results) -> Iterator[tuple[str, str]]:
     probes = results.diagnostics.function_space or FunctionSpace()
     if probes.rhat_median is not None:
         yield "R-hat of predictions", f"{number(probes.rhat_median, '.3f')} in the median"
-        yield "Worst 5 %", f"R-hat above {number(probes.rhat_q95, '.3f')}"
+        worst_rhat = probes.rhat_q95
+        yield "Worst 5 %", "do not vary" if worst_rhat is None else f"R-hat above {number(worst_rhat, '.3f')}"
         shares = {"1.01": probes.fraction_below_1_01, "1.05": probes.fraction_below_1_05}
         words = [f"{percent(share, 0)} of them at most {limit}" for limit, share in shares.items()]
         yield "R-hat within limits", ", ".join(words)

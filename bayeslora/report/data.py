@@ -10,7 +10,6 @@ import numpy as np
 from bayeslora.diagnostics.calibration import scaled
 from bayeslora.diagnostics.metrics import Reliability, reliability
 from bayeslora.evaluation.examples import evaluated_order
-from bayeslora.evaluation.labels import SEVERAL
 from bayeslora.evaluation.predictions import Predictions
 from bayeslora.evaluation.regression import ABSENT, RegressionPass
 from bayeslora.evaluation.results import Results
@@ -110,7 +109,6 @@ def report_data(
             0,
             f"Scores are means over the {count.predictions:,} {what} of {count.examples:,} examples.",
         )
-        data.uncertain = data.errors = Gallery(missing=SEVERAL)
         if count.of == "positions":
             data.classes = class_rows(predictions.ensemble, predictions.targets, experiment.data.class_names)
         return data

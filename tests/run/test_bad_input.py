@@ -53,6 +53,12 @@ def test_an_unknown_experiment_is_answered_by_the_list_of_them(command: Command)
     before_work(no_setting, "cannot read 'quickstart' on the command line: write KEY=VALUE")
 
 
+@each(("mark", "shown"), [(";", ";"), (",", "','"), ("\t", '"\\t"'), (r"\t", r"\t")])
+def test_a_value_of_one_mark_needs_no_quotes_within_quotes(mark: str, shown: str, command: Command) -> None:
+    result = command("train", "dataset=csv", f"dataset.separator={mark}", "--cfg", "job", "-p", "dataset")
+    assert f"separator: {shown}\n" in result.out
+
+
 def test_all_problems_are_told_at_once_by_the_real_command(tmp_path: Path) -> None:
     """Every kind of value; a process of its own, since what is at stake is what a user sees."""
     wrong = {
@@ -168,7 +174,8 @@ def test_mistyped_keys_in_an_experiment_file_are_named(command: Command, tmp_pat
         (["sampler=hmc"], ["there is no sampler called hmc; choose one of ", " map, "]),
         (["~seed"], ["seed"]),
         (["seed=${nothing}"], ["Interpolation key 'nothing' not found"]),
-        (["seed=1,2"], ["Ambiguous value for argument 'seed=1,2'", "--multirun"]),
+        (["seed=1,2"], ["seed=1,2 names several values", "add -m", "'seed=[1,2]'"]),
+        (["trainer.precision=64-true"], ["is not offered on the command line", "model.double()"]),
         (["run_dir=/proc/version"], ["run_dir=/proc/version is a file; choose a folder"]),
         (["run_dir=/proc/version/x", "size=smoke"], ["run_dir=/proc/version/x cannot be written to"]),
         (["chain.num_draws=[1,2]"], ["chain.num_draws: Value"]),

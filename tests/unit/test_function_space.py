@@ -62,6 +62,7 @@ def test_predictions_that_never_move_do_not_count_as_agreeing() -> None:
     found = function_space(chains(stuck=10))
     assert found.fraction_below_1_05 == pytest.approx(0.9)
     assert found.rhat_q95 is None
+    assert found.reason == "more than 5 % of the predictions do not vary"
     assert found.ess_q05 == 0
 
 
