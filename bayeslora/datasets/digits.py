@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 import torch
 
+from bayeslora.cache import cached
 from bayeslora.datasets.base import Data, Sizes, Split
 from bayeslora.datasets.images import Normalise, RandomShift
 from bayeslora.errors import ConfigError
@@ -42,14 +45,8 @@ class Digits(Sizes):
         Raises:
             ConfigError: the validation set takes all.
         """
-        from sklearn.datasets import load_digits
-        from sklearn.model_selection import train_test_split
-
-        pixels, labels = load_digits(return_X_y=True)
-        images = np.rint(pixels * (255 / 16)).astype(np.uint8).reshape(-1, 1, 8, 8)
-        rows = train_test_split(np.arange(len(labels)), test_size=TEST_SIZE, stratify=labels, random_state=0)
-        examples = Split(torch.from_numpy(images), torch.from_numpy(labels))
-        train, test = (examples.take(torch.from_numpy(part)) for part in rows)
+        parts = cached("digits", _sources(), _decode)
+        train, test = (Split(parts[f"{part}_images"], parts[f"{part}_labels"]) for part in ("train", "test"))
         shift = RandomShift(padding=1, flip=False) if self.augment else None
         data = Data(
             name="digits",
@@ -62,3 +59,25 @@ class Digits(Sizes):
             augmentation=str(shift or "none"),
         )
         return self.carve(data)
+
+
+def _sources() -> list[Path]:
+    """The file in scikit-learn, found without importing it, which takes most of a second."""
+    package = find_spec("sklearn")
+    folders = package.submodule_search_locations if package else None
+    return [file for folder in folders or [] if (file := Path(folder) / "datasets/data/digits.csv.gz").is_file()]
+
+
+def _decode() -> dict[str, torch.Tensor]:
+    """Images uint8 [N, 1, 8, 8] and labels int64 [N] of both splits."""
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    pixels, labels = load_digits(return_X_y=True)
+    images = np.rint(pixels * (255 / 16)).astype(np.uint8).reshape(-1, 1, 8, 8)
+    rows = train_test_split(np.arange(len(labels)), test_size=TEST_SIZE, stratify=labels, random_state=0)
+    return {
+        f"{name}_{kind}": torch.from_numpy(values[part])
+        for name, part in zip(("train", "test"), rows, strict=True)
+        for kind, values in (("images", images), ("labels", labels))
+    }
