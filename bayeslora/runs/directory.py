@@ -71,7 +71,9 @@ class RunDirectory:
     def evaluating(self) -> Iterator[None]:
         """Hold the evaluation, waiting for another process that evaluates the same run."""
         with locked(self.root / "evaluate.lock", busy="", wait=True):
-            remove_leftovers(self.root, self.metrics_file.name)
+            for file in (self.metrics_file, self.examples_file, self.diagnostics_file):
+                remove_leftovers(self.root, file.name)
+            remove_leftovers(self.report)
             yield
 
     @property

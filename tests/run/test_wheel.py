@@ -64,7 +64,7 @@ def test_the_command_composes_and_runs_from_another_folder(installed: Path, tmp_
     composed = python("-m", "bayeslora.train", "--cfg", "job", "experiment=quickstart", cwd=tmp_path, path=installed)
     assert yaml.safe_load(composed)["name"] == "quickstart"
     assert list(tmp_path.iterdir()) == []
-    out = python("-m", "bayeslora.train", *TINY, "run_dir=here", cwd=tmp_path, path=installed)
+    out = python("-m", "bayeslora.train", *TINY, "evaluate.report=true", "run_dir=here", cwd=tmp_path, path=installed)
     assert "report: here/report/index.html" in out
     recorded = yaml.safe_load((tmp_path / "here" / "config.yaml").read_text())
     assert recorded["provenance"]["commit"] is None  # not of a checkout
