@@ -82,7 +82,7 @@ def test_a_run_killed_at_any_time_by_another_process_ends_with_the_same_draws(
     assert kills >= 3
 
 
-@pytest.mark.parametrize("part", [0.05, 0.35, 0.65, 0.9])
+@pytest.mark.parametrize("part", [0.05, 0.35, 0.65, 0.95])
 def test_an_evaluation_that_is_killed_is_made_again(
     part: float, zygote: Zygote, reference: Reference, tmp_path: Path
 ) -> None:
