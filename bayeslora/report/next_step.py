@@ -142,8 +142,8 @@ def _cure_of_temperature(results: Results, unmet: Mapping[str, Criterion], setti
     batch, count = settings.experiment.chain.batch_size, settings.experiment.potential.num_data
     if "tuning" in settings.experiment.record and isinstance(batch, int) and batch < count:
         return Step(
-            f"A block is {percent(worst, 0)} too hot: its step sizes were found for a potential without minibatch"
-            f" noise. On batches of {factor:.2g} times the examples, with less of it:",
+            f"A block is {percent(worst, 0)} too hot: minibatch noise brings more than the pilot saw. On batches of"
+            f" {factor:.2g} times the examples, with less of it:",
             settings.command({"chain.batch_size": min(count, _count(factor * batch))}),
         )
     smaller = {
