@@ -209,3 +209,14 @@ def test_a_new_run_of_an_experiment_with_steps_of_its_own_may_ask_for_them(tmp_p
     )
     training.train(cfg)
     assert recorded(tmp_path / "run")["tuning"]["blocks"]
+
+
+CYCLES = ("sampler=sghmc", "sampler.momentum=0.9", "chain.cycles=2", "chain.burn_in=0", "chain.schedule=cyclical")
+
+
+@each("settings", [CYCLES, ("sampler=sam_sgld_r1",), ("sampler=asgld",), ("sampler=sglrw", "chain.batch_size=12")])
+def test_any_sampler_with_a_step_size_may_ask_for_it(settings: tuple[str, ...], tmp_path: Path) -> None:
+    run(tmp_path / "run", *settings, "sampler.lr=auto", base=(*TRIAL, "chain.num_chains=1"))
+    config = recorded(tmp_path / "run")
+    assert config["sampler"]["lr"] > 0
+    assert config["tuning"]["blocks"]
