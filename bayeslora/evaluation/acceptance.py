@@ -19,8 +19,8 @@ from bayeslora.samplers import Sampler
 
 MOST_EXAMPLES = 2000
 """Training examples up to which steps on all of them are tried."""
-MOST_DRAWS = 50
-"""Draws of a chain from which a step is tried."""
+MOST_DRAWS, SHARE = 50, 0.05
+"""Draws of a chain from which a step is tried: so many, as far as they take that share of the run's own gradients."""
 
 
 def full_data_acceptance(posterior: Posterior, experiment: Experiment) -> Acceptance:
@@ -28,7 +28,9 @@ def full_data_acceptance(posterior: Posterior, experiment: Experiment) -> Accept
     sampler = experiment.sampler_of_one()
     if (reason := _missing(sampler, experiment)) is not None:
         return Acceptance(reason=reason)
-    values = []
+    count, steps = len(experiment.data.train), experiment.plan.total - experiment.plan.warmup
+    affordable = SHARE * steps * (experiment.chain.batch or count) / (2 * count)
+    most, values = min(MOST_DRAWS, max(1, int(affordable))), []
     for store in posterior.stores:
         moving = experiment.new_chain(store.chain)
         set_sampling_mode(moving.network)
@@ -36,7 +38,7 @@ def full_data_acceptance(posterior: Posterior, experiment: Experiment) -> Accept
             name: sampler.param_groups[0]["lr"] * last_match(name, experiment.chain.lr_factors, 1.0)
             for name in moving.params
         }
-        every = -(-len(store) // MOST_DRAWS)
+        every = -(-len(store) // most)
         for draw in told(posterior.draws(store.chain), len(store), f"steps on all data, chain {store.chain}, draws"):
             if draw.index % every == 0:
                 load_into(moving.network, draw.tensors, f"draw {draw.index} of chain {store.chain}")

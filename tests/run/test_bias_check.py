@@ -73,7 +73,7 @@ def test_the_changes_are_those_of_the_two_metrics_files(checked: Path, finished:
     runs = before["diagnostics"]["acceptance"], after["diagnostics"]["acceptance"]
     assert found["acceptance"] == [run["mean"] for run in runs]
     assert all(0 < run["mean"] <= 1 for run in runs)
-    assert {run["draws"] for run in runs} == {10}
+    assert [run["draws"] for run in runs] == [2, 2]  # one a chain: so short a run affords no more
     errors = between(*(read(folder / "examples.npz") for folder in (finished, half(checked))))
     assert {name: found[name]["test_se"] for name in LIMITS} == {name: errors[name].se for name in LIMITS}
     assert found["lr"] == [0.01, 0.005]
