@@ -9,7 +9,7 @@ sampler's own force, at the distance √(kT/λ) to which heat moves a chain:
 with the maximum over chains and over the last `REMEMBERED` estimates. What the data do not constrain moves slowest:
 r = min_b ε_b/(Nσ_b²) is the rate of the slowest prior mode a step. From it follow
 
-    1 − μ = clip(2√r, 0.02, 0.3),     τ = max(1/(r·s), 2s) steps, s = Sampler.speed (1/(1 − μ) with momentum),
+    1 − μ = clip(2√r, 0.005, 0.3),     τ = max(1/(r·s), 2s) steps, s = Sampler.speed (1/(1 − μ) with momentum),
 
 burn-in 5τ in [300, 8000] and thin ⌈τ/3⌉ ≤ 150. The run's chains begin anew with these settings and keep them.
 
@@ -51,7 +51,7 @@ BURN_IN, THIN = (300, 8000), (1, 150)
 """Limits of the lengths, in steps."""
 TIMES = 5.0
 """Relaxation times in a burn-in that is chosen."""
-FRICTION = (0.02, 0.3)
+FRICTION = (0.005, 0.3)
 """Limits of 1 − μ."""
 PAIRS = 4
 """Pairs of minibatches from which the variance of the gradient is estimated."""

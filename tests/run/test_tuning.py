@@ -41,7 +41,7 @@ def test_what_is_found_is_recorded_kept_and_shown(tmp_path: Path, capsys: pytest
     assert chain["batch_size"] is None
     assert 300 <= chain["burn_in"] <= 8000
     assert 1 <= chain["thin"] <= 150
-    assert 0.7 <= sampler["momentum"] <= 0.98
+    assert 0.7 <= sampler["momentum"] <= 0.995
     for block, names in {"body.0": "body.0.weight", "head vectors": "head.bias"}.items():
         assert sampler["lr"] * chain["lr_factors"][names] == pytest.approx(
             tuning["blocks"][block]["step_size"], rel=1e-3

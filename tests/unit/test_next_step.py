@@ -87,7 +87,7 @@ def test_step_sizes_that_were_found_ask_for_a_larger_batch_where_minibatches_hea
     experiment: Experiment, tmp_path: Path
 ) -> None:
     found = step(experiment.settled({"chain.batch_size": 128}, {"blocks": []}), tmp_path, temperature=0.15)
-    assert "noise. On batches of 3 times" in found.why
+    assert "minibatch noise brings more than the pilot saw. On batches of 3 times" in found.why
     assert "chain.batch_size=390" in shlex.split(found.command)
 
 

@@ -111,7 +111,7 @@ def test_a_tuner_is_deterministic() -> None:
 
 
 def test_lengths_follow_the_slowest_mode_within_limits() -> None:
-    assert momentum(1e-9) == pytest.approx(0.98)
+    assert momentum(1e-9) == pytest.approx(0.995)
     assert momentum(0.5) == pytest.approx(0.7)
     assert momentum(0.0025) == pytest.approx(0.9)
     assert relaxation(0.0025, 10) == pytest.approx(40)
