@@ -19,9 +19,8 @@ pytestmark = pytest.mark.realdata
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A run directory and a cache of its own, removed afterwards: draws of these nets are large."""
-    monkeypatch.setenv("BAYESLORA_CACHE", str(tmp_path / "cache"))
+def folder(tmp_path: Path) -> Iterator[Path]:
+    """A run directory, removed afterwards: draws of these nets are large."""
     yield tmp_path / "run"
     shutil.rmtree(tmp_path)
 

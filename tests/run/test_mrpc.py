@@ -113,8 +113,8 @@ def test_minilm_runs_on_real_pairs(real_data: Path, minilm: str, tmp_path: Path)
     run_dir = tmp_path / "run"
     sizes = tuple(size for size in SIZES if "max_length" not in size)
     run(
-        run_dir, f"dataset.path={real_data / 'mrpc'}", *sizes, "dataset.limit_train=512", "dataset.limit_test=200",
-        "chain.batch_size=16", "chain.warmup.steps=60", base=("experiment=mrpc_minilm_sgld",),
+        run_dir, f"dataset.path={real_data / 'mrpc'}", *sizes, "dataset.limit_train=96", "dataset.limit_test=80",
+        "chain.batch_size=16", "chain.warmup.steps=20", base=("experiment=mrpc_minilm_sgld",),
     )  # fmt: skip
     metrics = json.loads((run_dir / "metrics.json").read_text())
     assert 0.5 < metrics["map"]["accuracy"] <= 1.0
