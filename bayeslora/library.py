@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import inspect
+import re
 import tempfile
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,7 @@ from bayeslora.engine.callbacks.milestones import Online
 from bayeslora.engine.callbacks.progress import Progress
 from bayeslora.engine.callbacks.thermometer import Thermometer
 from bayeslora.engine.pipeline import prepared, sampled
-from bayeslora.errors import DivergedError, Problems, require
+from bayeslora.errors import ConfigError, DivergedError, Problems, require
 from bayeslora.evaluation.run import check_recorded_nll, evaluate
 from bayeslora.experiment import Experiment
 from bayeslora.factories import check_arguments, described, of_instance, settings_of, target_of
@@ -39,8 +41,36 @@ from bayeslora.settings import AUTO, ChainSettings, Evaluation, TrainerSettings
 DEFAULT_PRIOR: dict[str, Any] = {"variance": 2.0, "scaling": "fan_in"}
 """The prior of `sample`, that of conf/prior/fan_in.yaml; docs/step-size.md says what others gave."""
 DEVICES = ("cpu", "cuda", "cuda:0")
+ARGUMENTS = {
+    "chain.warmup.optimizer.lr": "warmup_lr", "chain.warmup.steps": "warmup", "chain.burn_in": "burn_in",
+    "chain.thin": "thin", "chain.num_draws": "draws", "chain.num_chains": "chains", "chain.batch_size": "batch_size",
+    "chain.parallel": "parallel", "sampler.lr": "lr", "prior.variance": "prior",
+    "chain.lr_factors": "chain_settings['lr_factors']",
+}  # fmt: skip
+"""What `sample` calls the settings that messages name."""
 
 
+@contextmanager
+def _told_by_argument() -> Iterator[None]:
+    """Errors raised within name arguments of `sample`, not settings; also a decorator."""
+    try:
+        yield
+    except ConfigError as error:
+        error.problems = [_own_names(problem) for problem in error.problems]
+        error.args = ("\n".join(error.problems),)
+        raise
+    except DivergedError as error:
+        error.args = (_own_names(str(error)),)
+        raise
+
+
+def _own_names(message: str) -> str:
+    for setting, argument in ARGUMENTS.items():
+        message = re.sub(rf"\b{re.escape(setting)}\b(?!\.\w)", argument, message)
+    return message
+
+
+@_told_by_argument()
 def sample(
     model: nn.Module | Callable[[], nn.Module], dataset: Any, sampler: str | Callable[..., Sampler] = "baoab", *,
     likelihood: str | Likelihood | None = None, prior: Prior | float | None = None, temperature: float = 1.0,
@@ -142,7 +172,7 @@ def _run(run_dir: Path | str | None) -> tuple[RunDirectory, Any]:
 def _sampled(experiment: Experiment, run: RunDirectory, keeps: Any, evaluated: bool) -> Posterior:
     """The chains run, and their draws checked or evaluated."""
     if (short := experiment.short_burn_in()) is not None:
-        warnings.warn(short, stacklevel=3)
+        warnings.warn(_own_names(short), stacklevel=4)
     experiment, stopped = sampled(experiment, run)
     if stopped:
         raise DivergedError("; ".join(dict.fromkeys(stopped.values())), list(stopped))

@@ -113,7 +113,8 @@ def _resumed(cfg: DictConfig, named: bool) -> Path:
         ConfigError: there is none.
     """
     from bayeslora.app.compose import plain
-    from bayeslora.runs.directory import RunDirectory, as_asked, differences, fixed
+    from bayeslora.runs.directory import RunDirectory, differences, fixed
+    from bayeslora.runs.provenance import as_asked
 
     here = user_path(str(cfg.run_dir))
     if RunDirectory(here).config_file.exists():

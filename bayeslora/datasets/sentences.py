@@ -207,7 +207,7 @@ def _tokenised(data: Data, settings: TextSettings) -> Data:
     notes = {
         f"{encoded.cut:,} of {encoded.lengths.numel():,} sequences cut to {settings.max_length} tokens": encoded.cut,
         f"{empty:,} empty sentences": empty,
-        f"{encoded.padding:.0%} of the stored tokens are padding": encoded.padding >= 0.005,
+        f"{100 * encoded.padding:.0f} % of the stored tokens are padding": encoded.padding >= 0.005,
     }
     return replace(
         data,

@@ -178,10 +178,16 @@ def local_folder(name: str) -> Path | None:
     """The folder that a model's name means: itself, or `package:NAME/FOLDER` in an installed package; None: the hub's.
 
     Raises:
-        DataError: the package is not installed.
+        DataError: the package is not installed, or a path leads to no folder.
     """
     if not name.startswith("package:"):
         folder = Path(name).expanduser()
+        is_path = name.startswith(("/", "~", ".")) or name.count("/") > 1
+        if is_path and not folder.is_dir():
+            raise DataError(
+                f"model.name_or_path={name}: there is no such folder; name one with config.json, model.safetensors and"
+                " the tokenizer's files, or a model of the hub, e.g. roberta-base"
+            )
         return folder if folder.is_dir() else None
     package, _, inside = name.removeprefix("package:").partition("/")
     spec = importlib.util.find_spec(package)

@@ -222,10 +222,10 @@ class Criterion:
         if self.value is None:
             return "–"
         if self.se is None:
-            return f"{self.value:.4g}"
+            return f"{self.value:.4g}".replace("-", "−")
         tie = " (a tie)" if Difference(self.value, self.se).tie else ""
         digits = max(0, 1 - floor(log10(self.se))) if self.se > 0 else 4  # two of the standard error
-        return f"{self.value:z.{digits}f} ± {self.se:.{digits}f}{tie}"
+        return f"{self.value:z.{digits}f} ± {self.se:.{digits}f}{tie}".replace("-", "−")
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from bayeslora.evaluation.scores import DrawScore, MapEnsemble, TemperedMap
 from bayeslora.report.table import Cell, Column, columns, entry, score_cells
 from bayeslora.report.temperature import temperature_cell
 from bayeslora.report.words import MISSING, finite_or_none, listed, number
+from bayeslora.runs.provenance import as_asked
 
 SILENT = {"run_dir", "resume", "logger", "callbacks", "provenance", "fingerprint", "asked", "tuning", "name"}
 """Parts of a configuration whose differences change no number (the run's name is its title)."""
@@ -32,6 +33,8 @@ PREDICTIONS = {
     "map_ensemble": "MAP × K, the deep ensemble of the chains' warm-up ends",
     "map_tempered": "MAP, scaled by a temperature fitted on validation",
 }
+OWN_DATA = ("Csv", "Npz", "ImageFolder", "Hub")
+"""Datasets that are called by the file, folder or name of the hub that they read."""
 LONGEST_NAME = 16
 """Characters of a run's name in tables."""
 DIAGNOSTICS = {
@@ -77,16 +80,27 @@ class Compared:
     @property
     def title(self) -> str:
         """Name, sampler and data of the run."""
-        sampler, data = (
-            str((self.config.get(part) or {}).get("_target_", "?")).rsplit(".", 1)[-1]
-            for part in ("sampler", "dataset")
-        )
-        return f"{self.config.get('name')}: {sampler} on {data}, T = {self.config.get('temperature')}"
+        sampler = _kind(self.config.get("sampler"))
+        return f"{self.config.get('name')}: {sampler} on {self.data}, T = {self.config.get('temperature')}"
+
+    @property
+    def data(self) -> str:
+        """What its data are called: one's own by their file or folder, others by their kind and task."""
+        dataset = self.config.get("dataset") or {}
+        kind, path, task = _kind(dataset), dataset.get("path"), dataset.get("task")
+        if path and kind in OWN_DATA:
+            return Path(str(path)).stem if kind in ("Csv", "Npz") else Path(str(path)).name
+        return f"{kind} {task}" if task and kind not in OWN_DATA else kind
 
     def scores(self, source: str, column: Column) -> DrawScore:
         """A score of `map`, `map_tempered`, `map_ensemble`, `draw` or `ensemble`."""
         part = getattr(self.results, source)
         return entry(part.scores if isinstance(part, TemperedMap | MapEnsemble) else part, column.key)
+
+
+def _kind(node: Any) -> str:
+    """The name of the class that a part of a configuration names."""
+    return str((node or {}).get("_target_", "?")).rsplit(".", 1)[-1]
 
 
 @dataclass(frozen=True)
@@ -230,7 +244,7 @@ def settings_grid(runs: Sequence[Compared]) -> Grid:
 def caveats(runs: Sequence[Compared]) -> list[str]:
     """What makes the runs' numbers less comparable than they look."""
     sentences = []
-    data = {str((run.config.get("dataset") or {}).get("_target_")) for run in runs}
+    data = {run.data for run in runs}
     splits = {run.results.provenance.split for run in runs}
     if len(data) > 1:
         sentences.append("The runs are of different datasets: their scores cannot be compared.")
@@ -268,13 +282,12 @@ def text_tables(runs: Sequence[Compared], width: int = 80) -> Iterator[Table | T
         yield Text(f"Note: {note}", style="yellow")
     for grid in grids(runs):
         for part in _within(grid, width):
-            yield Text("")
+            yield Text(f"\n{part.title}", style="bold")
             yield _table(part)
 
 
 def _table(grid: Grid) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, title=grid.title, title_justify="left")
-    table.title_style = "bold"
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     table.add_column("", no_wrap=True)
     for column in grid.columns:
         table.add_column(column, justify="right", overflow="fold")
@@ -324,8 +337,11 @@ def _flat_run(run: Compared, differing: Grid) -> Iterator[tuple[str, Any]]:
 
 
 def _settings(run: Compared) -> dict[str, str]:
-    """Settings that may change a run's numbers, as text by dotted name, with the code and the machine it ran on."""
-    config = {key: value for key, value in run.config.items() if key not in SILENT}
+    """Settings that may change a run's numbers, as text by dotted name, with the code and the machine it ran on.
+
+    They are as they were asked for: the step sizes that a pilot found are `auto`.
+    """
+    config = {key: value for key, value in as_asked(run.config).items() if key not in SILENT}
     settings = {name: str(value) for name, value in _leaves(config, "")}
     for name in ("commit", "hardware"):
         settings[f"provenance.{name}"] = str((run.config.get("provenance") or {}).get(name))
@@ -345,7 +361,7 @@ def _verdict(criterion: Criterion | None) -> Cell:
     """A criterion's value and whether it is met; a dash where the run was not held to it."""
     if criterion is None:
         return Cell(MISSING)
-    return Cell(f"{number(criterion.value, '.3g')} {'✓' if criterion.passed else '✗'}")
+    return Cell(f"{number(criterion.value, '.3g').replace('-', '−')} {'✓' if criterion.passed else '✗'}")
 
 
 def shown_columns(runs: Sequence[Compared]) -> tuple[Column, ...]:

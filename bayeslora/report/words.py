@@ -132,7 +132,7 @@ def provenance_pairs(recorded: Provenance) -> Iterator[tuple[str, str]]:
     yield "Time", _time(recorded.seconds)
     if (tokens := recorded.tokens) is not None:
         rate = f"{tokens.per_second:,.0f} a second" if tokens.per_second else f"{MISSING} no times were noted"
-        yield "Tokens", f"{rate}; {tokens.per_batch:,.0f} a batch, {tokens.padding:.0%} of padding beside them"
+        yield "Tokens", f"{rate}; {tokens.per_batch:,.0f} a batch, {percent(tokens.padding, 0)} of padding beside them"
     if recorded.versions:
         python = f"Python {recorded.python}, " if recorded.python else ""
         yield "Versions", python + ", ".join(f"{name} {value}" for name, value in recorded.versions.items())

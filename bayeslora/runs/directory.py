@@ -16,7 +16,7 @@ from bayeslora.diagnostics.paired import EXAMPLES_FILE
 from bayeslora.errors import ConfigError, DataError, StorageError
 from bayeslora.posterior.store import MAP_FILE, DrawStore, read_tensors, serialise
 from bayeslora.runs.identity import Fingerprint, named
-from bayeslora.runs.provenance import provenance
+from bayeslora.runs.provenance import as_asked, provenance
 from bayeslora.runs.trust import check_contained, check_trusted, read_config
 from bayeslora.settings import SCHEDULES_WITHOUT_END
 
@@ -235,16 +235,6 @@ def fixed(config: dict[str, Any]) -> dict[str, Any]:
     kept = {key: value for key, value in config.items() if key not in FREE_TO_CHANGE}
     free = {key.removeprefix("chain.") for key in FREE_TO_CHANGE if key.startswith("chain.")} | {"num_draws"}
     return kept | {"chain": {key: value for key, value in config["chain"].items() if key not in free}}
-
-
-def as_asked(config: dict[str, Any]) -> dict[str, Any]:
-    """A configuration with the settings that a run has found as they were before: `auto`, mostly."""
-    before = {key: value for key, value in (config.get("asked") or {}).items() if key.count(".") == 1}
-    restored = dict(config)
-    for key, value in before.items():
-        part, _, name = key.partition(".")
-        restored[part] = restored[part] | {name: value}
-    return restored
 
 
 def differences(ours: dict[str, Any], theirs: dict[str, Any], prefix: str = "") -> Iterator[str]:

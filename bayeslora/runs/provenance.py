@@ -42,6 +42,16 @@ def check_layout(config: dict[str, Any], source: Path) -> None:
     raise DataError(f"{source} was written by {by}, whose parts had other names: only that version reads this run")
 
 
+def as_asked(config: dict[str, Any]) -> dict[str, Any]:
+    """A configuration with the settings that a run has found as they were before: `auto`, mostly."""
+    before = {key: value for key, value in (config.get("asked") or {}).items() if key.count(".") == 1}
+    restored = dict(config)
+    for key, value in before.items():
+        part, _, name = key.partition(".")
+        restored[part] = restored[part] | {name: value}
+    return restored
+
+
 def hardware() -> str:
     """Processor and accelerator, in words."""
     import torch  # which reading a configuration does not need

@@ -131,9 +131,14 @@ def test_a_task_that_the_hub_does_not_have_is_answered_with_those_it_has(hub: ty
 def test_a_repository_that_does_not_exist_is_named(hub: type[HubHandler], bert: str, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"nobody/glue is neither a folder nor in the hub's cache.*404"):
         Glue(tokenizer=bert, hub="nobody/glue").load()
-    for name in ("no/model", "./nowhere"):
-        with pytest.raises(DataError, match=rf"{name} is neither a folder nor in the hub's cache.*Fetch tokenizer"):
+    for name, fault in (
+        ("no/model", "no/model is neither a folder nor in the hub's cache.*Fetch tokenizer"),
+        ("./nowhere", "model.name_or_path=./nowhere: there is no such folder"),
+        ("/no/where/at/all", "model.name_or_path=/no/where/at/all: there is no such folder"),
+    ):
+        with pytest.raises(DataError, match=fault) as caught:
             Glue(mrpc(tmp_path / "mrpc"), tokenizer=name).load()
+        assert "https://huggingface.co//" not in str(caught.value)
 
 
 @pytest.mark.parametrize("offline", [False, True])

@@ -114,7 +114,7 @@ def test_tokens_and_padding_are_counted(tmp_path: Path, bert: str) -> None:
     assert counts.per_batch == 13
     assert counts.padding == pytest.approx(10 / 36)
     assert token_counts([Batches(data, 1, 0, 0)], range(3)).padding == 0
-    assert "28% of the stored tokens are padding" in data.notes
+    assert "28 % of the stored tokens are padding" in data.notes
 
 
 def test_lengths_are_those_of_the_longest_sequence_of_an_example(tmp_path: Path, bert: str) -> None:

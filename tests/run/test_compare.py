@@ -249,3 +249,32 @@ def test_wide_tables_are_printed_in_parts(pair: list[Path]) -> None:
     assert max(map(len, lines)) <= 80
     assert not any("…" in line for line in lines)
     assert sum("Potential R-hat" in line for line in lines) > 1
+
+
+def test_settings_that_a_pilot_found_are_compared_as_they_were_asked(
+    pair: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for at, folder in enumerate(pair):
+        found = {"sampler__lr": 0.1 + at, "chain__lr_factors": {"head.weight": 2.0 + at, "body.0.bias": 3.0 + at}}
+        changed(folder, "config.yaml", asked={"sampler.lr": "auto", "chain.lr_factors": {}}, seed=0, **found)
+    asked(f"run_dirs=[{pair[0]},{pair[1]}]")
+    assert table_of(capsys.readouterr().out, "Settings that differ") == {"temperature": ["1.0", "0.5"]}
+    changed(pair[1], "config.yaml", asked={}, temperature=1.0)
+    asked(f"run_dirs=[{pair[0]},{pair[1]}]")
+    rows = table_of(capsys.readouterr().out, "Settings that differ")
+    assert rows["sampler.lr"] == ["auto", "1.1"]
+
+
+@pytest.mark.parametrize(
+    ("dataset", "name"),
+    [
+        ({"_target_": "bayeslora.datasets.Csv", "path": "/data/wines.csv"}, "wines"),
+        ({"_target_": "bayeslora.datasets.ImageFolder", "path": "/data/cats.v2"}, "cats.v2"),
+        ({"_target_": "bayeslora.datasets.Glue", "path": "/data/x", "task": "rte"}, "Glue rte"),
+    ],
+)
+def test_runs_are_called_by_their_data(pair: list[Path], dataset: dict[str, str], name: str) -> None:
+    changed(pair[1], "config.yaml", dataset=dataset)
+    runs = asked(f"run_dirs=[{pair[0]},{pair[1]}]")
+    assert f" on {name}, T" in runs[1].title
+    assert any("different datasets" in note for note in caveats(runs))

@@ -185,8 +185,8 @@ BAD = {
     "unknown key sampler.rho": {"sampler_settings": {"rho": 0.1}},
     "unknown key sampler.moment": {"sampler": partial(SGHMC, moment=0.1)},
     "sampler must be a name or a class": {"sampler": 3},
-    "sampler.lr=-1": {"lr": -1.0},
-    "chain.num_draws=0 must be at least 1": {"draws": 0},
+    "^lr=-1": {"lr": -1.0},
+    "^draws=0 must be at least 1": {"draws": 0},
     "temperature=-1": {"temperature": -1.0},
     "gives \\[2, 2\\] for two examples of sample; it must give logits \\[2, 3\\]": {"model": net(2)},
     "does not take sample: .*mat1 and mat2": {"model": nn.Linear(5, 3)},
@@ -270,7 +270,10 @@ def test_a_device_is_what_runs_or_is_refused(device: str) -> None:
 def test_a_burn_in_too_short_is_warned_of_once_with_block_and_steps() -> None:
     with pytest.warns(UserWarning, match=r"block [02], it forgets its start in N·σ²/ε = 4,000 steps") as caught:
         sampled(sampler="sgld", prior=1.0, lr=0.01)
-    assert len([one for one in caught if "burn-in" in str(one.message)]) == 1
+    (message,) = [str(one.message) for one in caught if "burn-in" in str(one.message)]
+    assert "make burn_in 12,000, or lr (chain_settings['lr_factors'] of the block) larger" in message
+    assert message.endswith("or a smaller prior")
+    assert next(one for one in caught if "burn-in" in str(one.message)).filename == __file__
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         sampled(sampler="sgld", lr=0.1, prior=0.01, burn_in=13)

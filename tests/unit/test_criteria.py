@@ -142,4 +142,4 @@ def test_a_difference_to_map_within_two_standard_errors_counts_as_none(name: str
     sure, unsure = judged(0.001), judged(0.006)
     assert (sure.passed, unsure.passed) == (not passes, passes)
     assert (sure.value, unsure.value, unsure.se) == (pytest.approx(good), pytest.approx(good), 0.006)
-    assert unsure.shown == f"{good:.4f} ± 0.0060 (a tie)"
+    assert unsure.shown == f"{good:.4f} ± 0.0060 (a tie)".replace("-", "−")
