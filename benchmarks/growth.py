@@ -5,6 +5,7 @@ which the sizes of a table take turns:
 
 - parameters: an update of SGLD and of SGHMC, without the gradient, on 10⁴ to 10⁸ parameters;
 - chains: a step of 1 to 64 chains stacked over an MLP of 4,000 parameters, batch 32;
+- the application: a step through `bayeslora.sample`, whatever it does beside the gradient, of 1 to 16 stacked chains;
 - draws: predictions of 300 examples and the diagnostics of 10 to 1,000 draws of that MLP.
 """
 
@@ -44,6 +45,11 @@ def medians(works: Mapping[Any, Work], least: float = 0.05) -> dict[Any, float]:
     return {size: statistics.median(values) for size, values in seconds.items()}
 
 
+def mlp() -> nn.Module:
+    """3,760 parameters."""
+    return nn.Sequential(nn.Linear(64, 50), nn.Tanh(), nn.Linear(50, 10))
+
+
 def update(name: str, count: int) -> Work:
     """An update on so many parameters in matrices of at most 1,000 rows, with a gradient that is there already."""
     rows = min(1000, count // 100)
@@ -61,7 +67,7 @@ def update(name: str, count: int) -> Work:
 
 def stacked_step(chains: int) -> Work:
     """A step of SGLD of so many stacked chains."""
-    nets = [nn.Sequential(nn.Linear(64, 50), nn.Tanh(), nn.Linear(50, 10)) for _ in range(chains)]
+    nets = [mlp() for _ in range(chains)]
     stack = Stack(nets)
     x, y = torch.randn(chains, 32, 64), torch.randint(10, (chains, 32))
     potential, params = Potential(Prior(1.0), 10_000), stack.sampled()
@@ -75,16 +81,35 @@ def stacked_step(chains: int) -> Work:
     return lambda: sampler.step(closure)
 
 
+def application_seconds(steps: int, chains: int) -> float:
+    """CPU seconds of a run of so many steps."""
+    source = torch.Generator().manual_seed(0)
+    data = torch.randn(1000, 64, generator=source), torch.randint(10, (1000,), generator=source)
+    begin = time.process_time()
+    bayeslora.sample(
+        mlp(), data, "sgld", lr=1e-3, chains=chains, draws=2, thin=1, burn_in=steps, warmup=0, batch_size=32,
+        prior=0.01, parallel="stacked" if chains > 1 else "sequential", progress=False,
+    )  # fmt: skip
+    return time.process_time() - begin
+
+
+def application_step(chains: int) -> float:
+    """CPU seconds a step of all chains: what 5,000 more steps cost, the median of three."""
+    application_seconds(100, chains)
+    extra = [application_seconds(6000, chains) - application_seconds(1000, chains) for _ in range(3)]
+    return statistics.median(extra) / 5000
+
+
 def prediction(draws: int, folder: str) -> Work:
     """Prediction and diagnostics of two chains that have so many draws together."""
     source = torch.Generator().manual_seed(0)
     x, y = torch.randn(300, 64, generator=source), torch.randint(10, (300,), generator=source)
     run_dir = f"{folder}/{draws}"
     bayeslora.sample(
-        nn.Sequential(nn.Linear(64, 50), nn.Tanh(), nn.Linear(50, 10)), (x, y), "sgld", lr=1e-3, chains=2,
+        mlp(), (x, y), "sgld", lr=1e-3, chains=2,
         draws=draws // 2, thin=1, burn_in=2, warmup=2, batch_size=32, prior=0.01, run_dir=run_dir, progress=False,
     )  # fmt: skip
-    posterior = bayeslora.Posterior.load(run_dir, nn.Sequential(nn.Linear(64, 50), nn.Tanh(), nn.Linear(50, 10)))
+    posterior = bayeslora.Posterior.load(run_dir, mlp())
 
     def work() -> None:
         posterior.predict(x)
@@ -118,6 +143,8 @@ def main() -> None:
             1e9,
         )
     add("chains, stacked", "ms a step", "ms a chain", 1e3, medians({k: stacked_step(k) for k in (1, 4, 16, 64)}), 1e3)
+    add("chains, through the application", "ms a step", "ms a chain", 1e3,
+        {chains: application_step(chains) for chains in (1, 4, 16)}, 1e3)  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         works = {draws: prediction(draws, folder) for draws in (10, 100, 1000)}
         add("draws, predicted and diagnosed", "s", "ms a draw", 1.0, medians(works), 1e3)
