@@ -38,7 +38,9 @@ def data_folder() -> Path:
     return Path(os.environ.get("BAYESLORA_DATA") or home() / "data").expanduser()
 
 
-def cached(name: str, files: Sequence[Path], build: Callable[[], Tensors], folder: Path | None = None) -> Tensors:
+def cached(
+    name: str, files: Sequence[Path], build: Callable[[], Tensors], folder: Path | None = None, slow: bool = True
+) -> Tensors:
     """What `build()` makes of `files`: read from the cache if they were seen before, else built and kept.
 
     A damaged cache file is rebuilt, and a folder that cannot be written costs speed only.
@@ -48,6 +50,7 @@ def cached(name: str, files: Sequence[Path], build: Callable[[], Tensors], folde
         files: the sources; their names, sizes and contents (not their folder) are the key.
         build: makes the tensors from the sources.
         folder: of the cache; None for `cache_folder()`.
+        slow: whether building takes so long that it is told.
 
     Raises:
         DataError: a source cannot be read, or what `build` raises.
@@ -55,7 +58,8 @@ def cached(name: str, files: Sequence[Path], build: Callable[[], Tensors], folde
     path = (folder or cache_folder()) / f"{name}-{fingerprint(files)}.safetensors"
     tensors = _read(path)
     if tensors is None:
-        log.info("decoding %s once into %s", name, path)
+        if slow:
+            log.info("decoding %s once into %s", name, path)
         tensors = build()
         _write(tensors, path)
     return tensors

@@ -45,7 +45,7 @@ class Digits(Sizes):
         Raises:
             ConfigError: the validation set takes all.
         """
-        parts = cached("digits", _sources(), _decode)
+        parts = cached("digits", _sources(), _decode, slow=False)
         train, test = (Split(parts[f"{part}_images"], parts[f"{part}_labels"]) for part in ("train", "test"))
         shift = RandomShift(padding=1, flip=False) if self.augment else None
         data = Data(
