@@ -210,7 +210,10 @@ def comet(
             super().finalize(status)
             self.experiment.end()
 
+    folder = Path(run_dir, "comet")
+    folder.mkdir(parents=True, exist_ok=True)  # Comet does not make it
+    online = bool(os.environ.get("COMET_API_KEY")) or 0  # Lightning switches an experiment off whose `online` is False
     return CometRun(
-        project=project, workspace=workspace, mode="create", online=bool(os.environ.get("COMET_API_KEY")),
-        name=run_name, tags=[*(tags or ())], offline_directory=str(Path(run_dir, "comet")),
+        project=project, workspace=workspace, mode="create", online=online,
+        name=run_name, tags=[*(tags or ())], offline_directory=str(folder),
     )  # fmt: skip
