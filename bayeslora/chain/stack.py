@@ -14,6 +14,9 @@ from torch.utils._pytree import tree_map
 from bayeslora.chain.batches import Batches
 from bayeslora.chain.modes import normalise_by_batch
 
+LIBRARIES = {"torch", "bayeslora"}
+"""Packages whose modules treat every example of a batch by itself, but for BatchNorm."""
+
 
 class Stack(nn.Module):
     """K models of one architecture with their sampled tensors and buffers along a leading axis; the rest is shared.
@@ -27,7 +30,8 @@ class Stack(nn.Module):
 
     Args:
         models: K models, taken one at a time; the first lends its structure and its frozen parameters.
-        flat: whether all chains' examples go through the model as one batch; None: where `samples_linear` says so.
+        flat: whether all chains' examples go through the model as one batch; None: where it `is_adapter` or
+            `is_perceptron`.
 
     Note:
         Chain k's outputs and gradients depend on row k alone: they equal those of model k run by itself, up to the
@@ -48,7 +52,7 @@ class Stack(nn.Module):
         for name in self.buffer_names:
             self.register_buffer(_key(name), torch.stack([row[name] for row in rows]))
         self.places = _places(first)
-        self.flat = samples_linear(first) if flat is None else flat
+        self.flat = is_adapter(first) or is_perceptron(first) if flat is None else flat
         if self.flat:
             for path in {name.rpartition(".")[0] for name in self.names}:
                 self._stack_linear(path)
@@ -131,6 +135,15 @@ class StackedLinear(nn.Module):
 def is_adapter(model: nn.Module) -> bool:
     """Whether a model is frozen but for linear layers (`samples_linear`)."""
     return any(not p.requires_grad for p in model.parameters()) and samples_linear(model)
+
+
+def is_perceptron(model: nn.Module) -> bool:
+    """Whether a model is linear layers (`samples_linear`) between modules of `LIBRARIES`.
+
+    Code of one's own may treat a batch as a whole at values that no trial meets (`if logits.max().item() > 100`).
+    """
+    known = all(type(module).__module__.partition(".")[0] in LIBRARIES for module in model.modules())
+    return known and samples_linear(model)
 
 
 def samples_linear(model: nn.Module) -> bool:

@@ -221,7 +221,7 @@ class WritesInPlace(Net):
 )
 def test_what_runs_alone_only_is_refused_in_a_stack_before_it_starts(make, inputs, cause: str, tmp_path: Path):
     model, run_dir = make().requires_grad_(True), tmp_path / "run"
-    with pytest.raises(ConfigError, match=rf"{make.__name__}: .*{cause}.*; choose chain.parallel=sequential"):
+    with pytest.raises(ConfigError, match=rf"{make.__name__}: .*{cause}.*; choose parallel=sequential"):
         sample(model, inputs, parallel="stacked", run_dir=run_dir)
     assert not run_dir.exists()
     assert len(sample(model, inputs, run_dir=run_dir)) == 4
@@ -265,7 +265,7 @@ class FailsInTraining(Net):
         (Drops, ROWS, {}, "Drops gives two answers to one batch"),
         (Clipped, TOKENS, {}, "Clipped changes its parameter embed.weight"),
         (FailsInTraining, ROWS, {}, "FailsInTraining fails in a trial step: "),
-        (lambda: nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3)), ROWS, {"batch_size": 1}, "chain.batch_size=1"),
+        (lambda: nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3)), ROWS, {"batch_size": 1}, "batch_size=1"),
     ],
 )
 def test_what_has_no_potential_is_refused_in_either_mode(make, inputs, settings, cause: str, parallel: str, tmp_path):
