@@ -212,7 +212,7 @@ def comet(
 
     folder = Path(run_dir, "comet")
     folder.mkdir(parents=True, exist_ok=True)  # Comet does not make it
-    online = bool(os.environ.get("COMET_API_KEY")) or 0  # Lightning switches an experiment off whose `online` is False
+    online: Any = bool(os.environ.get("COMET_API_KEY")) or 0  # of False Lightning makes an experiment that logs nothing
     return CometRun(
         project=project, workspace=workspace, mode="create", online=online,
         name=run_name, tags=[*(tags or ())], offline_directory=str(folder),
