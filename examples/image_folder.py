@@ -1,6 +1,6 @@
 """A torchvision model on a folder of images, one folder a class. python examples/image_folder.py [FOLDER]
 
-Its last stage and head are sampled, what lies below stays as it is; without a folder it makes images up.
+Its last layer is sampled, what lies below stays as it is; without a folder it makes images up.
 """
 
 import argparse
@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 from torch import nn
-from torchvision.models import mobilenet_v3_small
+from torchvision.models.resnet import BasicBlock, ResNet
 
 import bayeslora
 from bayeslora.datasets import ImageFolder, Split
@@ -30,9 +30,10 @@ def made_up(each: int = 30) -> Path:
 
 
 def network(classes: int) -> nn.Module:
-    """MobileNetV3 of which the classifier is sampled (weights="DEFAULT" takes those trained on ImageNet)."""
-    model = mobilenet_v3_small(weights=None, num_classes=classes, norm_layer=lambda c: nn.GroupNorm(1, c))
-    model.features.requires_grad_(False)
+    """A small ResNet of which the last layer is sampled; load trained weights into it before it is frozen."""
+    model = ResNet(BasicBlock, [1, 1, 1, 1], num_classes=classes, norm_layer=lambda c: nn.GroupNorm(8, c))
+    model.requires_grad_(False)
+    model.fc.requires_grad_(True)
     return model
 
 
@@ -46,9 +47,8 @@ def main() -> bayeslora.Posterior:
     data = ImageFolder(options.path or made_up(), size=32).load()
     train, test = (Split(data.transform(part.inputs), part.targets) for part in (data.train, data.test))
     posterior = bayeslora.sample(
-        network(data.num_classes), train, "sgld", test_dataset=test, class_names=data.class_names, lr=0.003, chains=2,
-        prior=bayeslora.Prior(1.0, "fan_in"), draws=options.draws, thin=5, burn_in=options.burn_in, batch_size=16,
-        warmup=options.burn_in,
+        network(data.num_classes), train, "sgld", test_dataset=test, class_names=data.class_names, lr=0.01, chains=2,
+        prior=0.1, draws=options.draws, thin=5, burn_in=options.burn_in, batch_size=16, warmup=options.burn_in,
     )  # fmt: skip
     for p, truth in zip(posterior.predict(test.inputs[-3:]).exp(), test.targets[-3:], strict=True):
         print(f"{data.class_names[p.argmax()]} ({p.max():.0%}), true {data.class_names[truth]}")

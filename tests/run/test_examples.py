@@ -73,7 +73,7 @@ def test_a_network_on_a_table_of_its_own(main: Callable[..., Posterior], tmp_pat
 def test_a_network_on_images_that_are_made_up(main: Callable[..., Posterior], capsys: pytest.CaptureFixture) -> None:
     posterior = main("image_folder")
     check(posterior, chains=2)
-    assert all(name.startswith("classifier.") for draw in posterior.draws() for name in draw.tensors)
+    assert all(name.startswith("fc.") for draw in posterior.draws() for name in draw.tensors)
     assert "true square" in capsys.readouterr().out
 
 
