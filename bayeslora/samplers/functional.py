@@ -125,7 +125,7 @@ def rank_one_langevin(
         lr, kT: ε and kT.
         direction: û, [..., D], of norm one or zero.
         sigma: σ.
-        plain: leave the drift E g as it is (another law: that of the predecessor's rule).
+        plain: leave the drift E g as it is (another law, kept for comparison).
     """
     root = lr**0.5
     drift = root * rank_one(root * gradient, direction, 2 * sigma + sigma**2)  # (I + σûûᵀ)² = I + (2σ + σ²) ûûᵀ

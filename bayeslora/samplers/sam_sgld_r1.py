@@ -23,7 +23,7 @@ class SAMSGLDR1(SAMSGLD):
     preconditioned together, so the law is SAM-SGLD's: exp(−(Ũ + ρ‖∇Ũ‖)/kT) to first order in ρ, whatever σ; at ρ = 0
     SGLD's. Along û the chain moves (1 + σ)² times as fast, and ε must be stable for that: ε (1 + σ)² a < 2.
 
-    `direction="adaptive", drift="plain"` is the rule of this project's predecessor, for comparison: û is the direction
+    `direction="adaptive", drift="plain"` is an earlier rule, kept for comparison: û is the direction
     of the present gradient and the drift is not preconditioned. It has no known invariant law; with a fixed û the
     variance along it is (1 + σ)² too large, and on the reference target (`bayeslora.laws.Quadratic`, σ = 1, ρ = 0) the
     adaptive rule's is 2.48 of the posterior's at ε = 0.05. An adaptive û with the preconditioned drift is biased too

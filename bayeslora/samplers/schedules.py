@@ -47,7 +47,7 @@ def polynomial(steps: int, power: float = 0.55, offset: float = 1.0) -> Schedule
 
 
 def exponential(steps: int, end: float = 0.1, decay_steps: int | None = None) -> Schedule:
-    """From 1 exponentially down to `end` over `decay_steps` (the burn-in), constant from there: the predecessor's."""
+    """From 1 exponentially down to `end` over `decay_steps` (the burn-in), constant from there."""
     require(0 < end <= 1, f"schedule end={end} must lie in (0, 1]")
     over = steps if decay_steps is None else decay_steps
     return lambda step: end ** min(1.0, step / max(1, over))
