@@ -239,6 +239,7 @@ class Experiment:
         """
         with seeded(self.seed, chain, 0, "init"):
             model = self._begun(self.make())
+            self.likelihood.extend(self.prior).for_model(model).draw_into(model, self.chain.from_prior)
         put_fixed(model, self.fixed)
         if differences := Fingerprint.of(model).differences(self.fingerprint) if self.fingerprint else []:
             raise ConfigError(f"model: chain {chain} differs from the run's: {named(differences)}")

@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import fnmatch
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 import torch
@@ -96,6 +96,24 @@ class Prior:
         if self._known[0] != (chain_axes, key):  # every step asks for the same ones
             self._known = (chain_axes, key), [self.precision(name, p.shape[chain_axes:]) for name, p in params.items()]
         return self._known[1]
+
+    @torch.no_grad()
+    def draw_into(self, model: nn.Module, patterns: Iterable[str]) -> None:
+        """Put draws from the prior in the place of parameters of a model, with torch's own generator.
+
+        Args:
+            model: changed in place; frozen parameters stay as they are.
+            patterns: which parameters, by name (see `matches`).
+
+        Raises:
+            ConfigError: a pattern names no sampled parameter.
+        """
+        sampled = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        for pattern in patterns:
+            chosen = [name for name in sampled if matches(name, pattern)]
+            require(bool(chosen), f"chain.from_prior: {pattern} names no sampled parameter of {', '.join(sampled)}")
+            for name in chosen:
+                sampled[name].normal_(std=self.precision(name, sampled[name].shape) ** -0.5)
 
     def _weights(self, precisions: list[float], like: Tensor) -> Tensor:
         """The precisions as a tensor, made once."""

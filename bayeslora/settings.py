@@ -92,6 +92,7 @@ class ChainSettings:
     index: Any = None
     batch_size: int | str | None = 128
     bucket: int = 1
+    from_prior: tuple[str, ...] = ()
     warmup: WarmupSettings = field(default_factory=WarmupSettings)
     burn_in: int | str = 2000
     num_draws: int = 100
@@ -118,6 +119,8 @@ class ChainSettings:
             problems.add(f"chain.parallel={self.parallel} is unknown; choose one of {', '.join(PARALLEL)}")
         if self.on_divergence not in ON_DIVERGENCE:
             problems.add(f"chain.on_divergence={self.on_divergence} is unknown; choose {' or '.join(ON_DIVERGENCE)}")
+        if isinstance(self.from_prior, str):
+            problems.add(f"chain.from_prior={self.from_prior} must be a list of names or patterns")
         if not self.max_potential > 0:
             problems.add(f"chain.max_potential={self.max_potential} must be positive")
         if not self.resume_every >= 0:

@@ -5,6 +5,8 @@
     python benchmarks/reproduce.py 'digits-*' --seeds 0   # rows by pattern, some seeds
     python benchmarks/reproduce.py --again digits-sghmc   # run it anew and compare with what is written, digit by digit
     python benchmarks/reproduce.py --tables               # write the tables of docs/results.md from docs/results/*.json
+    python benchmarks/reproduce.py 'mrpc-*' --data FOLDER # CIFAR-10, its HMC reference, MRPC: FOLDER/cifar10, …
+    python benchmarks/reproduce.py 'fidelity-*' --data FOLDER --also trainer=gpu trainer.compile=true # recorded too
 
 Runs go to outputs/results/ROW/SEED, their numbers to docs/results/ROW.SEED.json. No row without such a file.
 """
@@ -55,7 +57,7 @@ class Row:
     seeds: tuple[int, ...] = (0,)
 
     def command(self, name: str, seed: int, folder: Path | None = None) -> list[str]:
-        """What runs one seed, as a command line."""
+        """What runs one seed, as a command line; data lie in DATA."""
         where = folder or RUNS / name / str(seed)
         settings = [f"experiment={self.experiment}", f"name={name}", f"seed={seed}", f"run_dir={where}", "logger=none"]
         return ["python", "-m", "bayeslora.train", *settings, *self.settings]
@@ -71,46 +73,79 @@ def digits() -> Iterator[tuple[str, Row]]:
 
 
 def mrpc() -> Iterator[tuple[str, Row]]:
-    """Paraphrases, LoRA on MiniLM."""
-    for sampler in ("sgld", "samsgld_r1", "map"):
-        yield f"mrpc-{sampler}", Row(f"mrpc_minilm_{sampler}")
-    for cold in ("0.3", "0.1"):
-        yield f"mrpc-sgld-T{cold}", Row("mrpc_minilm_sgld", (f"temperature={cold}",))
+    """Paraphrases, LoRA on MiniLM, N = 3,302: samplers at T = 1, SGLD colder, the earlier rank-one rule."""
+    own: dict[str, tuple[str, ...]] = {
+        "map": (),
+        "sgld": (),
+        "sglrw": ("sampler=sglrw", "sampler.lr=0.5"),
+        "sghmc": ("sampler=sghmc", "sampler.lr=0.05"),
+        "samsgld_r1": (),
+        "samsgld_r1-rule": ("sampler.direction=adaptive", "sampler.drift=plain"),
+        "sgld-online": ("chain.num_chains=1", "chain.num_draws=240", "callbacks.online.milestones=[1000,3000,9600]"),
+        "sgld-T0.3": ("temperature=0.3",),
+        "sgld-T0.1": ("temperature=0.1",),
+    }
+    for name, settings in own.items():
+        base = next((e for e in ("map", "samsgld_r1") if name.startswith(e)), "sgld")
+        yield f"mrpc-{name}", Row(f"mrpc_minilm_{base}", ("dataset.path=DATA/mrpc", *settings))
+
+
+EPOCH = 98
+"""Steps of 512 of 50,000 images."""
 
 
 def fidelity() -> Iterator[tuple[str, Row]]:
-    """CIFAR-10, ResNet-20-FRN at T = 1 against the HMC reference: 30 epochs of gradients a chain, batch 256."""
-    epoch = 195
-    short = (
-        "trainer.precision=auto", "trainer.compile=auto", f"chain.warmup.steps={10 * epoch}",
-        "chain.warmup.optimizer.lr=0.1", f"chain.burn_in={5 * epoch}", "chain.num_draws=10",
-        f"chain.thin={3 * epoch // 2}",
-        "chain.batch_size=256",
+    """CIFAR-10, ResNet-20-FRN at T = 1 against the HMC reference: 30 epochs of gradients a chain, four chains."""
+    data = (
+        "dataset.path=DATA/cifar10", "evaluate.reference=DATA/cifar10_hmc/predictive.npz",
+        "chain.batch_size=512", "trainer.precision=bf16-mixed",
     )  # fmt: skip
+    wide = "chain.from_prior=[stem.0.weight,*conv?.weight,*shortcut.0.weight]"
+    start = (wide, f"chain.warmup.steps={10 * EPOCH}", "chain.warmup.optimizer.lr=1.0")
+    draws = ("chain.num_draws=15", f"chain.burn_in={5 * EPOCH}", f"chain.thin={EPOCH}")
     own: dict[str, tuple[str, ...]] = {
-        "sghmc": ("sampler=sghmc", "sampler.lr=0.02"),
-        "sgld": ("sampler=sgld", "sampler.lr=0.1"),
-        "sglrw": ("sampler=sglrw", "sampler.lr=0.1"),
-        "sam_sgld": ("sampler=sam_sgld", "sampler.lr=0.1"),
-        "cyclical": ("sampler=sghmc", "sampler.lr=0.05", "chain.cycles=5", "chain.schedule=cyclical"),
-    }
+        "map": (
+            "sampler=map", "sampler.lr=0.1", "temperature=0", "chain.warmup.steps=0",
+            f"chain.burn_in={30 * EPOCH - 1}", "chain.num_draws=1", "chain.thin=1", "chain.schedule=cosine",
+        ),
+        "sgld": (*start, *draws, "sampler.lr=1.0"),
+        "sglrw": (*start, *draws, "sampler=sglrw", "sampler.lr=1.0"),
+        "sghmc": (*start, *draws, "sampler=sghmc", "sampler.lr=0.1"),
+        "cyclical": (
+            wide, "chain.warmup.steps=0", "chain.burn_in=0", "sampler=sghmc", "sampler.lr=0.5", "chain.cycles=5",
+            "chain.exploration=0.6", "chain.schedule=cyclical", "chain.num_draws=15", "chain.thin=78",
+        ),
+        "sam_sgld": (  # two gradients a step
+            *start, "sampler=sam_sgld", "sampler.lr=1.0", "chain.num_draws=15", f"chain.burn_in={5 * EPOCH // 2}",
+            f"chain.thin={EPOCH // 2}",
+        ),
+    }  # fmt: skip
     for name, settings in own.items():
-        yield f"fidelity-{name}", Row("cifar10_resnet20frn_sgld", (*short, *settings))
+        yield f"fidelity-{name}", Row("cifar10_resnet20frn_sgld", (*data, *settings))
 
 
 ROWS: dict[str, Row] = {**dict(digits()), **dict(mrpc()), **dict(fidelity())}
 
 
-def run(name: str, seed: int, folder: Path | None = None) -> dict[str, Any]:
+def run(
+    name: str, seed: int, folder: Path | None = None, data: Path | None = None, also: Sequence[str] = ()
+) -> dict[str, Any]:
     """Run a row's seed, or what is left of it.
+
+    Args:
+        name, seed: which.
+        folder: of the run; None: the row's own.
+        data: folder of the data sets that rows call DATA.
+        also: further settings, which stand in the command that is written down.
 
     Returns:
         Its numbers: of `metrics.json` what tables show, command, temperature asked for, CPU time (of all calls).
     """
-    command = ROWS[name].command(name, seed, folder)
+    command = [*ROWS[name].command(name, seed, folder), *also]
     where = folder or RUNS / name / str(seed)
     before = _cpu_seconds()
-    subprocess.run([sys.executable, *command[1:]], check=True)
+    here = [part.replace("=DATA/", f"={data}/") if data else part for part in command[1:]]
+    subprocess.run([sys.executable, *here], check=True)
     times = where / "cpu_seconds.json"
     spent = (json.loads(times.read_text()) if times.exists() else 0.0) + _cpu_seconds() - before
     times.write_text(json.dumps(spent))
@@ -118,7 +153,7 @@ def run(name: str, seed: int, folder: Path | None = None) -> dict[str, Any]:
     kept = {key: metrics[key] for key in KEPT if metrics.get(key) is not None}
     kept["diagnostics"] = {key: metrics["diagnostics"].get(key) for key in SCALARS}
     temperature = next((s.partition("=")[2] for s in ROWS[name].settings if s.startswith("temperature=")), "1")
-    return {"row": name, "seed": seed, "command": shlex.join(ROWS[name].command(name, seed)),
+    return {"row": name, "seed": seed, "command": shlex.join([*ROWS[name].command(name, seed), *also]),
             "temperature": float(temperature), "cpu_seconds": round(spent, 1), **kept}  # fmt: skip
 
 
@@ -141,11 +176,11 @@ def differences(ours: Any, written: Any, path: str = "") -> Iterator[str]:
         yield f"{path[1:]}: {ours} here, {written} written"
 
 
-def again(name: str, seed: int) -> list[str]:
+def again(name: str, seed: int, data: Path | None = None, also: Sequence[str] = ()) -> list[str]:
     """Run a row's seed anew, elsewhere; returns the numbers that differ from what is written."""
     written = json.loads((NUMBERS / f"{name}.{seed}.json").read_text())
     with tempfile.TemporaryDirectory() as folder:
-        return list(differences(run(name, seed, Path(folder, "run")), written))
+        return list(differences(run(name, seed, Path(folder, "run"), data, also), written))
 
 
 def over_seeds(values: Sequence[float], digits: int) -> str:
@@ -212,6 +247,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("rows", nargs="*", help="names, or patterns with *")
     parser.add_argument("--seeds", type=int, nargs="+")
+    parser.add_argument("--data", type=Path, help="folder of the data sets")
+    parser.add_argument("--also", nargs="+", default=[], help="further settings of the runs")
     parser.add_argument("--list", action="store_true")
     parser.add_argument("--again", action="store_true")
     parser.add_argument("--tables", action="store_true")
@@ -225,14 +262,19 @@ def main() -> int:
                 print(f"{name}\t{shlex.join(row.command(name, seed))}")
         return 0
     if asked.again:
-        found = [f"{n} {d}" for n, row in chosen.items() for s in asked.seeds or row.seeds[:1] for d in again(n, s)]
+        found = [
+            f"{n} {d}"
+            for n, row in chosen.items()
+            for s in asked.seeds or row.seeds[:1]
+            for d in again(n, s, asked.data, asked.also)
+        ]
         print("\n".join(found) or "the same numbers, to the last digit")
         return bool(found)
     if not asked.tables:
         NUMBERS.mkdir(exist_ok=True)
         for name, row in chosen.items():
             for seed in asked.seeds or row.seeds:
-                text = json.dumps(run(name, seed), indent=1, ensure_ascii=False)
+                text = json.dumps(run(name, seed, None, asked.data, asked.also), indent=1, ensure_ascii=False)
                 (NUMBERS / f"{name}.{seed}.json").write_text(text + "\n")
     if PAGE.exists():
         write_tables()

@@ -282,4 +282,5 @@ def _remarks(chains: Sequence[np.ndarray], values: Mapping[str, float | None]) -
 
 
 def _finite(value: float) -> float | None:
-    return float(value) if np.isfinite(value) else None
+    number = np.asarray(value).item()  # of numpy 2.5 on, arrays of one element are no numbers
+    return number if np.isfinite(number) else None

@@ -155,3 +155,23 @@ def test_each_noise_parameter_has_the_curvature_of_a_mean_loss():
     at_mode = y.square().mean(0).log()
     hessian = torch.autograd.functional.hessian(mean_nll, at_mode)
     torch.testing.assert_close(hessian, 0.5 * torch.eye(3, dtype=torch.float64))
+
+
+def test_chosen_parameters_begin_as_draws_from_the_prior_and_others_as_they_were() -> None:
+    net = torch.nn.Sequential(torch.nn.Linear(200, 200), torch.nn.Linear(200, 200))
+    net[1].weight.requires_grad_(requires_grad=False)
+    before = {name: p.clone() for name, p in net.named_parameters()}
+    Prior(3.0, "fan_in").draw_into(net, ["*.weight"])
+    after = dict(net.named_parameters())
+    variance, count = after["0.weight"].var().item(), 200 * 200
+    assert abs(variance / (3.0 / 200) - 1) < 4 * math.sqrt(2 / count)
+    assert abs(after["0.weight"].mean().item()) < 4 * math.sqrt(3.0 / 200 / count)
+    assert all(torch.equal(after[name], before[name]) for name in before if name != "0.weight")
+
+
+@each("pattern", ["head", "1.weight", "1"])
+def test_a_start_from_the_prior_of_what_is_not_sampled_is_refused(pattern: str) -> None:
+    net = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Linear(3, 2))
+    net[1].requires_grad_(requires_grad=False)
+    with pytest.raises(ConfigError, match=rf"{pattern} names no sampled parameter of 0.weight, 0.bias"):
+        Prior().draw_into(net, [pattern])
