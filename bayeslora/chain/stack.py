@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_map
 from bayeslora.chain.batches import Batches
 from bayeslora.chain.modes import normalise_by_batch
 
-LIBRARIES = {"torch", "bayeslora"}
+LIBRARIES = {"torch", "bayeslora", "transformers", "peft"}
 """Packages whose modules treat every example of a batch by itself, but for BatchNorm."""
 
 
@@ -24,14 +24,13 @@ class Stack(nn.Module):
     What is sampled are the parameters that require a gradient. Frozen parameters, and buffers that are not saved with
     a model, are those of the first model and must be equal in all.
 
-    Where all that is sampled are linear layers (adapters in a frozen model, a multilayer perceptron) all chains'
+    Where all that is sampled are linear layers of known code (PEFT's adapters, a multilayer perceptron) all chains'
     examples go through the model as one large batch, and only those layers tell chains apart (`StackedLinear`). Other
     models run under `torch.func.vmap`.
 
     Args:
         models: K models, taken one at a time; the first lends its structure and its frozen parameters.
-        flat: whether all chains' examples go through the model as one batch; None: where it `is_adapter` or
-            `is_perceptron`.
+        flat: whether all chains' examples go through the model as one batch; None: where it `keeps_examples_apart`.
 
     Note:
         Chain k's outputs and gradients depend on row k alone: they equal those of model k run by itself, up to the
@@ -52,7 +51,7 @@ class Stack(nn.Module):
         for name in self.buffer_names:
             self.register_buffer(_key(name), torch.stack([row[name] for row in rows]))
         self.places = _places(first)
-        self.flat = is_adapter(first) or is_perceptron(first) if flat is None else flat
+        self.flat = keeps_examples_apart(first) if flat is None else flat
         if self.flat:
             for path in {name.rpartition(".")[0] for name in self.names}:
                 self._stack_linear(path)
@@ -132,18 +131,18 @@ class StackedLinear(nn.Module):
         return y.view(*x.shape[:-1], -1)
 
 
-def is_adapter(model: nn.Module) -> bool:
-    """Whether a model is frozen but for linear layers (`samples_linear`)."""
-    return any(not p.requires_grad for p in model.parameters()) and samples_linear(model)
-
-
-def is_perceptron(model: nn.Module) -> bool:
-    """Whether a model is linear layers (`samples_linear`) between modules of `LIBRARIES`.
+def keeps_examples_apart(model: nn.Module) -> bool:
+    """Whether what a model samples are linear layers (`samples_linear`) between modules of `LIBRARIES` alone.
 
     Code of one's own may treat a batch as a whole at values that no trial meets (`if logits.max().item() > 100`).
     """
     known = all(type(module).__module__.partition(".")[0] in LIBRARIES for module in model.modules())
     return known and samples_linear(model)
+
+
+def is_adapter(model: nn.Module) -> bool:
+    """Whether a model that `keeps_examples_apart` is frozen in part."""
+    return any(not p.requires_grad for p in model.parameters()) and keeps_examples_apart(model)
 
 
 def samples_linear(model: nn.Module) -> bool:

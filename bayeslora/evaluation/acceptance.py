@@ -25,12 +25,11 @@ MOST_DRAWS, SHARE = 50, 0.05
 
 def full_data_acceptance(posterior: Posterior, experiment: Experiment) -> Acceptance:
     """Mean acceptance over equally spaced draws of all chains, or why there is none."""
-    sampler = experiment.sampler_of_one()
-    if (reason := _missing(sampler, experiment)) is not None:
-        return Acceptance(reason=reason)
+    sampler, values = experiment.sampler_of_one(), []
     count, steps = len(experiment.data.train), experiment.plan.total - experiment.plan.warmup
-    affordable = SHARE * steps * (experiment.chain.batch or count) / (2 * count)
-    most, values = min(MOST_DRAWS, max(1, int(affordable))), []
+    most = min(MOST_DRAWS, int(SHARE * steps * (experiment.chain.batch or count) / (2 * count)))
+    if (reason := _missing(sampler, experiment, most)) is not None:
+        return Acceptance(reason=reason)
     for store in posterior.stores:
         moving = experiment.new_chain(store.chain)
         set_sampling_mode(moving.network)
@@ -48,8 +47,8 @@ def full_data_acceptance(posterior: Posterior, experiment: Experiment) -> Accept
     return Acceptance(float(found.mean()), se, len(values))
 
 
-def _missing(sampler: Sampler, experiment: Experiment) -> str | None:
-    """Why no step can be tried."""
+def _missing(sampler: Sampler, experiment: Experiment, affordable: int) -> str | None:
+    """Why no step can be tried, from so many draws of a chain."""
     if sampler.kT == 0:
         return "the run samples at T = 0"
     if type(sampler).force is not Sampler.force or sampler.scales_itself:
@@ -58,7 +57,9 @@ def _missing(sampler: Sampler, experiment: Experiment) -> str | None:
         return "the step size changes from draw to draw"
     if len(experiment.data.train) > MOST_EXAMPLES:
         return f"more than {MOST_EXAMPLES:,} training examples"
-    return "training examples are augmented" if experiment.data.augment is not None else None
+    if experiment.data.augment is not None:
+        return "training examples are augmented"
+    return None if affordable else f"one step would take more than {100 * SHARE:g} % of the run's gradients"
 
 
 @torch.no_grad()

@@ -319,3 +319,12 @@ def test_chains_that_begin_with_the_same_weights_are_no_deep_ensemble() -> None:
     assert "there is only one" in trained.metrics.map_ensemble.reason
     apart = bayeslora.sample(lambda: nn.Linear(3, 2), (x, y), "sgld", warmup=1, test_dataset=(x, y), **short)
     assert apart.metrics.map_ensemble.members == 2
+
+
+def test_acceptance_of_full_data_steps_falls_with_the_step() -> None:
+    """100 steps on all data afford two tries a chain; at a step of half the stability limit some are rejected."""
+    longer = {"draws": 50, "thin": 2, "burn_in": 10, "batch_size": None, "sampler": "sgld", "test_dataset": (X, CLASSES)}
+    small, large = (sampled(nn.Linear(3, 3), lr=lr, **longer).metrics for lr in (1e-4, 3.0))
+    assert small is not None and large is not None  # noqa: PT018
+    assert [m["diagnostics"]["acceptance"]["draws"] for m in (small, large)] == [4, 4]
+    assert 0 < large["diagnostics"]["acceptance"]["mean"] < small["diagnostics"]["acceptance"]["mean"] <= 1

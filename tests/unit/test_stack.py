@@ -94,6 +94,8 @@ def test_nll_keeps_the_leading_axes():
 class Adapted(nn.Module):
     """A frozen layer with a low-rank update, and a head: what an adapter looks like."""
 
+    __module__ = "bayeslora.models"  # known to keep examples apart, as the package's own are
+
     def __init__(self) -> None:
         super().__init__()
         self.base = nn.Linear(6, 5).requires_grad_(False)
@@ -143,7 +145,15 @@ def test_a_perceptron_goes_through_as_one_batch():
             torch.testing.assert_close(stack.sampled()[name].grad[chain], p.grad)
 
 
-def test_what_couples_examples_or_is_no_layer_in_a_model_runs_under_vmap():
+class OfOnesOwn(Adapted):
+    """The same, of which nobody knows what it does with a batch."""
+
+    __module__ = "mine"
+
+
+def test_what_couples_examples_or_is_no_layer_in_a_model_or_of_ones_own_runs_under_vmap():
+    own = OfOnesOwn().double()
+    assert not Stack([own, copy.deepcopy(own)]).flat
     assert not Stack(models(lambda: nn.Linear(2, 2))).flat
     frozen_norm = nn.Sequential(nn.BatchNorm1d(3).requires_grad_(False), nn.Linear(3, 2))
     assert not Stack([frozen_norm, copy.deepcopy(frozen_norm)]).flat

@@ -67,6 +67,8 @@ def tokens(seed: int) -> Tensor:
 class Adapter(nn.Module):
     """A frozen layer and a sampled head; `uses_weight` reads its weight past calling the layer."""
 
+    __module__ = "bayeslora.models"  # known to keep examples apart, as the package's own are
+
     def __init__(self, uses_weight: bool = False) -> None:
         super().__init__()
         self.base, self.head = nn.Linear(4, 5).requires_grad_(False), nn.Linear(5, 3)
