@@ -323,8 +323,8 @@ def test_chains_that_begin_with_the_same_weights_are_no_deep_ensemble() -> None:
 
 def test_acceptance_of_full_data_steps_falls_with_the_step() -> None:
     """100 steps on all data afford two tries a chain; at a step of half the stability limit some are rejected."""
-    longer = {"draws": 50, "thin": 2, "burn_in": 10, "batch_size": None, "sampler": "sgld", "test_dataset": (X, CLASSES)}
-    small, large = (sampled(nn.Linear(3, 3), lr=lr, **longer).metrics for lr in (1e-4, 3.0))
+    longer = {"draws": 50, "thin": 2, "burn_in": 10, "batch_size": None, "test_dataset": (X, CLASSES)}
+    small, large = (sampled(nn.Linear(3, 3), sampler="sgld", lr=lr, **longer).metrics for lr in (1e-4, 3.0))
     assert small is not None and large is not None  # noqa: PT018
     assert [m["diagnostics"]["acceptance"]["draws"] for m in (small, large)] == [4, 4]
     assert 0 < large["diagnostics"]["acceptance"]["mean"] < small["diagnostics"]["acceptance"]["mean"] <= 1
