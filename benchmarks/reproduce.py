@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import result_figures
+import yaml
 from peers.results import table
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -105,28 +106,31 @@ def fidelity() -> Iterator[tuple[str, Row]]:
     )  # fmt: skip
     adam = ("optimizer@chain.warmup.optimizer=adamw", "chain.warmup.optimizer.lr=0.01", "chain.warmup.schedule=linear",
             "chain.warmup.schedule_settings={rise: 0.1}")  # fmt: skip
-    wide = "chain.from_prior=[stem.0.weight,*conv?.weight,*shortcut.0.weight]"
-    start = (*adam, wide, f"chain.warmup.steps={12 * EPOCH}")
+    wide = (  # AdamW would shrink them again, by the prior's gradient alone
+        "chain.from_prior=[stem.0.weight,*conv?.weight,*shortcut.0.weight]", "chain.warmup.optimizer.lr=0.5",
+        "chain.warmup.schedule=linear", "chain.warmup.schedule_settings={rise: 0.1}",
+    )  # fmt: skip
+    start = (*wide, f"chain.warmup.steps={12 * EPOCH}")
     draws = ("chain.num_draws=14", f"chain.burn_in={4 * EPOCH}", f"chain.thin={EPOCH}")
     own: dict[str, tuple[str, ...]] = {
         "map": (
             *adam, f"chain.warmup.steps={30 * EPOCH - 1}", "sampler=map", "sampler.lr=1e-4", "temperature=0",
             "chain.burn_in=0", "chain.num_draws=1", "chain.thin=1",
         ),
-        "sgld": (*start, *draws, "sampler.lr=1.0"),
-        "sglrw": (*start, *draws, "sampler=sglrw", "sampler.lr=1.0"),
-        "sghmc": (*start, *draws, "sampler=sghmc", "sampler.lr=0.1"),
+        "sgld": (*start, *draws, "sampler.lr=2.0"),
+        "sglrw": (*start, *draws, "sampler=sglrw", "sampler.lr=2.0"),
+        "sghmc": (*start, *draws, "sampler=sghmc", "sampler.lr=0.2"),
         "cyclical": (
-            wide, "chain.warmup.steps=0", "chain.burn_in=0", "sampler=sghmc", "sampler.lr=0.1", "chain.cycles=5",
+            wide[0], "chain.warmup.steps=0", "chain.burn_in=0", "sampler=sghmc", "sampler.lr=0.1", "chain.cycles=5",
             "chain.exploration=0.6", "chain.schedule=cyclical", "chain.num_draws=15", "chain.thin=156",
         ),
         "sam_sgld": (  # two gradients a step
-            *start, "sampler=sam_sgld", "sampler.lr=1.0", "chain.num_draws=14", f"chain.burn_in={2 * EPOCH}",
+            *start, "sampler=sam_sgld", "sampler.lr=2.0", "chain.num_draws=14", f"chain.burn_in={2 * EPOCH}",
             f"chain.thin={EPOCH // 2}",
         ),
         "sghmc-short": (
-            *adam, wide, f"chain.warmup.steps={9 * EPOCH}", f"chain.burn_in={3 * EPOCH}", "chain.num_draws=12",
-            f"chain.thin={EPOCH}", "sampler=sghmc", "sampler.lr=0.1", "chain.num_chains=2", "chain.parallel=processes",
+            *wide, f"chain.warmup.steps={9 * EPOCH}", f"chain.burn_in={3 * EPOCH}", "chain.num_draws=10",
+            f"chain.thin={EPOCH}", "sampler=sghmc", "sampler.lr=0.2", "chain.num_chains=2", "chain.parallel=processes",
         ),
     }  # fmt: skip
     for name, settings in own.items():
@@ -161,9 +165,9 @@ def run(
     metrics = json.loads((where / "metrics.json").read_text())
     kept = {key: metrics[key] for key in KEPT if metrics.get(key) is not None}
     kept["diagnostics"] = {key: metrics["diagnostics"].get(key) for key in SCALARS}
-    temperature = next((s.partition("=")[2] for s in ROWS[name].settings if s.startswith("temperature=")), "1")
+    temperature = yaml.safe_load((where / "config.yaml").read_text())["temperature"]
     return {"row": name, "seed": seed, "command": shlex.join([*ROWS[name].command(name, seed), *also]),
-            "temperature": float(temperature), "cpu_seconds": round(spent, 1), **kept}  # fmt: skip
+            "temperature": temperature, "cpu_seconds": round(spent, 1), **kept}  # fmt: skip
 
 
 def _cpu_seconds() -> float:
