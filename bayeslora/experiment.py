@@ -381,10 +381,9 @@ class Experiment:
 
     def relaxations(self) -> list[Relaxation]:
         """How long each block takes to forget its start, and how long it has; nothing where nothing is sampled."""
-        sampler = self.sampler_of_one()
+        sampler, model = self.sampler_of_one(), self.structure()
         if sampler.kT == 0 or "sampler.lr" in self.open_settings:
             return []
-        model = self.structure()
         prior = self.potential.prior.for_model(model)
         shapes = {n: p.shape for n, p in model.named_parameters() if p.requires_grad and not n.endswith(NOISE)}
         return relaxations(
