@@ -11,6 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from bayeslora.chain.batches import Batches
 from bayeslora.chain.modes import evaluation_mode
+from bayeslora.counts import counted
 from bayeslora.datasets.base import Data
 from bayeslora.errors import ConfigError, Problems, require
 from bayeslora.experiment import Experiment
@@ -141,7 +142,7 @@ def _check_shares(experiment: Experiment, model: nn.Module) -> None:
     devices, batch_size, num_data = experiment.trainer.devices, experiment.chain.batch_size, len(experiment.data.train)
     problems = Problems()
     if (batch_size or num_data) % devices:
-        what = f"chain.batch_size={batch_size}" if batch_size else f"the {num_data} examples"
+        what = f"chain.batch_size={batch_size}" if batch_size else f"the {counted(num_data, 'example')}"
         problems.add(f"{what} cannot be shared out among trainer.devices={devices}; choose a multiple")
     if devices > 1 and any(isinstance(module, _BatchNorm) for module in model.modules()):
         problems.add(

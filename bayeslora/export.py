@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from bayeslora.app.cli import run_command
 from bayeslora.app.commands import OfRun
+from bayeslora.counts import counted
 from bayeslora.errors import DataError, Problems
 
 if TYPE_CHECKING:
@@ -84,7 +85,9 @@ def export(settings: ExportSettings) -> list[Path]:
     described = facts(run, experiment)
     folders = export_adapters(posterior.model, draws, user_path(settings.out_dir), described)
     onto = "AutoModel" if (folders[0] / HEAD).is_file() else "AutoModelForSequenceClassification"
-    message = f"{len(folders)} adapters for {onto} in {settings.out_dir}; each one's README.md says how to load it"
+    message = (
+        f"{counted(len(folders), 'adapter')} for {onto} in {settings.out_dir}; each one's README.md says how to load it"
+    )
     print(message, flush=True)  # noqa: T201
     if settings.push_to_hub is not None:
         print(f"pushed to {upload(folders, settings.push_to_hub, described['title'])}", flush=True)  # noqa: T201

@@ -30,6 +30,7 @@ from bayeslora.chain.noise_limit import LARGEST, NoisyBlock, cheapest_batch, rem
 from bayeslora.chain.pilot import Curvature, Pilot
 from bayeslora.chain.plan import Plan
 from bayeslora.chain.snapshot import Snapshot, capture, restore
+from bayeslora.counts import counted
 from bayeslora.diagnostics.projections import block_of
 from bayeslora.diagnostics.values import BlockTuning, Tuning
 from bayeslora.errors import DivergedError
@@ -316,7 +317,10 @@ def table(found: Tuning) -> str:
     noisy = any(one.heat is not None for one in found.blocks.values())
     width = max(5, *map(len, found.blocks))
     head = f"{'block':{width}}  coordinates  curvature  step size  relaxation" + noisy * "  heat at most"
-    lines = [f"step sizes from a pilot of {found.steps:,} steps; every chain of this run keeps them:", f"  {head}"]
+    lines = [
+        f"step sizes from a pilot of {counted(found.steps, 'step')}; every chain of this run keeps them:",
+        f"  {head}",
+    ]
     for block, one in found.blocks.items():
         relaxed = "-" if one.relaxation is None else f"{one.relaxation:,.0f}"
         heat = "" if one.heat is None else f"  {100 * one.heat:10.1f} %"
@@ -324,7 +328,8 @@ def table(found: Tuning) -> str:
             f"  {block:{width}}  {one.size:11,}  {one.curvature:9.3g}  {one.step_size:9.3g}  {relaxed:>10}{heat}"
         )
     mu = "" if found.momentum is None else f"momentum {found.momentum:.3f}, "
-    tau = f"slowest relaxation {found.relaxation:,.0f} steps, {TIMES:g} times that {TIMES * found.relaxation:,.0f}"
+    slowest = counted(round(found.relaxation), "step")
+    tau = f"slowest relaxation {slowest}, {TIMES:g} times that {TIMES * found.relaxation:,.0f}"
     lines.append(f"  {mu}{tau}")
     if noisy:
         lines.append(f"  heat is that of independent batches of {found.batch_size:,}; reshuffled epochs bring less")

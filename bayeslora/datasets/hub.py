@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from bayeslora.counts import counted
 from bayeslora.datasets.base import Data
 from bayeslora.datasets.image_folder import ImageFolder, holds_classes_of_images
 from bayeslora.datasets.images import decode_images, decoding_notes, shared_notes
@@ -124,7 +125,7 @@ class Hub(TextSettings):
             first = labelled[0]
             return train, splits[first], [f"tested on {first}"] * (first != "test") + hidden
         ours, theirs = held_out(len(train), self.test_share)
-        notes = [f"{len(theirs):,} examples held out for the test set", *hidden]
+        notes = [f"{counted(len(theirs), 'example')} held out for the test set", *hidden]
         return train.select(ours), train.select(theirs), notes
 
     def _label(self, split: datasets.Dataset) -> str:

@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 
 from bayeslora.cache import cached
+from bayeslora.counts import counted
 from bayeslora.datasets.base import Data, Sizes
 from bayeslora.datasets.images import decode_images, decoding_notes, shared_notes
 from bayeslora.datasets.tabular import Targets, assemble, held_out, setting_problems
@@ -78,7 +79,7 @@ class ImageFolder(Sizes):
             raise DataError(f"{layout.train / names[empty[0]]} holds no images; add some or remove the folder")
         if layout.test is None:
             train, test = self._hold_out(train)
-            notes = [f"{len(test):,} images held out for the test set"]
+            notes = [f"{counted(len(test), 'image')} held out for the test set"]
         else:
             if new := sorted(set(subfolders(layout.test)) - set(names)):
                 raise DataError(f"{layout.test} has a class {new[0]}, which {layout.train} lacks")

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bayeslora.counts import counted
 from bayeslora.datasets.base import Data, Sizes
 from bayeslora.datasets.images import shared_notes
 from bayeslora.datasets.tabular import assemble, file_problems, held_out, read_targets, setting_problems
@@ -103,7 +104,7 @@ class Npz(Sizes):
         train, test = held_out(len(present["y_train"]), self.test_share)
         rows = {"train": train, "test": test}
         parts = {f"{axis}_{split}": present[f"{axis}_train"][rows[split]] for axis in "xy" for split in rows}
-        return parts, [f"{len(test):,} examples held out for the test set"]
+        return parts, [f"{counted(len(test), 'example')} held out for the test set"]
 
 
 def read_arrays(file: Path) -> dict[str, np.ndarray]:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from bayeslora.chain.plan import Plan
+from bayeslora.counts import counted
 from bayeslora.diagnostics.projections import block_of
 
 ENOUGH = 3.0
@@ -86,9 +87,10 @@ def too_short(times: list[Relaxation], cycles: bool = False) -> str | None:
     worst = short[0]
     others = f", and {len(short) - 1} further of {len(times)} blocks are too slow" if len(short) > 1 else ""
     steps, key = ("sampling steps before a cycle's first draw", "thin") if cycles else ("steps of burn-in", "burn_in")
+    time = counted(round(worst.steps), "step")
     return (
         f"{worst.burn_in:,.0f} {steps} are too few: where the data do not constrain block {worst.block}, it forgets its"
-        f" start in N·σ²/ε = {worst.steps:,.0f} steps, and needs {ENOUGH:g} times that{others}. Until then draws are"
+        f" start in N·σ²/ε = {time}, and needs {ENOUGH:g} times that{others}. Until then draws are"
         f" colder than the posterior; make chain.{key} {ENOUGH * worst.steps:,.0f}, or sampler.lr (chain.lr_factors of"
         " the block) larger, or choose a sampler with momentum, or a smaller prior.variance"
     )

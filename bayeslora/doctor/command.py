@@ -15,6 +15,7 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
+from bayeslora.counts import counted
 from bayeslora.doctor.finding import Check, Finding, Status
 
 DESCRIPTION = """\
@@ -114,7 +115,7 @@ def summary(findings: list[Finding], seconds: float) -> str:
     """The last line."""
     counts = Counter(finding.status for finding in findings)
     parts = [f"{counts[status]} {word}" for status, word in WORDS.items() if counts[status]]
-    return f"{len(findings)} lines in {seconds:.0f} s: {', '.join(parts)}"
+    return f"{counted(len(findings), 'line')} in {seconds:.0f} s: {', '.join(parts)}"
 
 
 WORDS = {Status.OK: "ok", Status.WARNING: "with a warning", Status.FAILURE: "failed"}

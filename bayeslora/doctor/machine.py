@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
+from bayeslora.counts import counted
 from bayeslora.doctor.finding import Finding, failure, ok, warning
 from bayeslora.loggers import has_wandb_account
 
@@ -49,7 +50,7 @@ def torch_works() -> Iterator[Finding]:
         yield failure("torch", f"{torch.__version__} multiplies matrices wrongly", REINSTALL)
         return
     capability = torch.backends.cpu.get_cpu_capability()
-    cores = f"{torch.get_num_threads()} threads, {capability}"
+    cores = f"{counted(torch.get_num_threads(), 'thread')}, {capability}"
     yield ok("torch", f"{torch.__version__} with torchvision {torchvision.__version__}; {cores}")
 
 

@@ -7,6 +7,7 @@ from dataclasses import asdict
 
 import torch
 
+from bayeslora.counts import counted
 from bayeslora.diagnostics.relaxation import listed
 from bayeslora.engine.acceleration import accelerate, forecast
 from bayeslora.engine.runner import ChainRunner
@@ -82,7 +83,7 @@ def sampled(experiment: Experiment, run: RunDirectory) -> tuple[Experiment, dict
         missing = not_converged(run, experiment)
         plan, most = experiment.plan, experiment.chain.max_steps
         if not missing:
-            print(f"converged after {plan.num_draws:,} draws a chain", flush=True)  # noqa: T201
+            print(f"converged after {counted(plan.num_draws, 'draw')} a chain", flush=True)  # noqa: T201
             return experiment, {}
         draws = min(math.ceil(GROWTH * plan.num_draws), (most - plan.burnt_in) // plan.thin)
         message = f"{plan.num_draws:,} draws a chain are not enough: {'; '.join(missing)}"
@@ -97,10 +98,10 @@ def sampled(experiment: Experiment, run: RunDirectory) -> tuple[Experiment, dict
 def announcement(experiment: Experiment, chains: list[int], run: RunDirectory) -> str:
     """What is about to run, for how long, and where it goes."""
     plan, sampler, model = experiment.plan, experiment.component("sampler").name, experiment.component("model").name
-    many = f"chain{'s' * (len(chains) > 1)} {', '.join(map(str, chains))} of {plan.total:,} steps"
+    many = f"chain{'s' * (len(chains) > 1)} {', '.join(map(str, chains))} of {counted(plan.total, 'step')}"
     what = f"{sampler} at T = {experiment.effective_temperature:g}, {model} on {experiment.data.name}"
     time = f"about {duration(forecast(experiment, chains))}, and the evaluation"
-    return f"{experiment.name}: {what}; {many}, {plan.num_draws} draws each; {time}; {run.root}"
+    return f"{experiment.name}: {what}; {many}, {counted(plan.num_draws, 'draw')} each; {time}; {run.root}"
 
 
 def prepared(experiment: Experiment, run: RunDirectory) -> Experiment:

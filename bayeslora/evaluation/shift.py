@@ -8,6 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from bayeslora.counts import counted
 from bayeslora.datasets.base import Data, Split
 from bayeslora.datasets.corruptions import CORRUPTIONS, SEVERITIES
 from bayeslora.diagnostics.fidelity import Reference, load_reference
@@ -137,7 +138,7 @@ def _does_not_fit(ours: Data, theirs: Data) -> str | None:
         if data.kind == "tables":
             return f"rows of {data.in_features} numbers"
         channels, height, width = data.test.inputs.shape[1:]
-        return f"images of {height} × {width} pixels in {channels} channel{'s' * (channels != 1)}"
+        return f"images of {height} × {width} pixels in {counted(channels, 'channel')}"
 
     return None if kind(ours) == kind(theirs) else f"{kind(theirs)}, and {ours.name} {kind(ours)}"
 

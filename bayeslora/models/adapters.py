@@ -12,6 +12,7 @@ from typing import Any
 from safetensors.torch import save_file
 
 from bayeslora.atomic import write_atomically
+from bayeslora.counts import counted
 from bayeslora.datasets.text import local_folder
 from bayeslora.errors import DataError, Problems, require
 from bayeslora.models.bi_encoder import BiEncoder
@@ -342,7 +343,7 @@ def upload(folders: Sequence[Path], repo: str, title: str) -> str:
     Raises:
         DataError: the hub cannot be reached, or refuses; nothing of it is there then.
     """
-    from huggingface_hub import CommitOperationAdd, HfApi
+    from huggingface_hub import CommitOperationAdd, HfApi, constants
     from huggingface_hub.errors import HTTPError  # of the hub's HTTP library, whichever that is
 
     files = [(file, f"{folder.name}/{file.name}") for folder in folders for file in sorted(folder.iterdir())]
@@ -352,12 +353,12 @@ def upload(folders: Sequence[Path], repo: str, title: str) -> str:
         additions = [CommitOperationAdd(path, str(file)) for file, path in files]
         if not api.file_exists(repo, "README.md"):
             additions.append(CommitOperationAdd("README.md", _repository_card(repo, folders, title).encode()))
-        api.create_commit(repo, additions, commit_message=f"{len(folders)} draws of {title}")
+        api.create_commit(repo, additions, commit_message=f"{counted(len(folders), 'draw')} of {title}")
     except (OSError, ValueError, HTTPError) as error:
         reason = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
         raise DataError(
-            f"{repo} could not be written on the hub ({reason}); the adapters are in {folders[0].parent}: repeat the"
-            f" command, or run `hf upload {repo} {folders[0].parent}`"
+            f"{repo} could not be written on {constants.ENDPOINT} ({reason}); the adapters are in"
+            f" {folders[0].parent}: repeat the command, or run `hf upload {repo} {folders[0].parent}`"
         ) from error
     return str(url)
 
@@ -371,8 +372,8 @@ tags: [lora, bayesian, bayeslora]
 
 # {title}
 
-{len(folders)} draws from a posterior over LoRA adapters, a PEFT adapter each. Every folder has a model card that says
-what was sampled, how, and how to load it; with the base of that card,
+{counted(len(folders), "draw")} from a posterior over LoRA adapters, a PEFT adapter each. Every folder has a
+model card that says what was sampled, how, and how to load it; with the base of that card,
 `PeftModel.from_pretrained(base, "{repo}", subfolder="{folders[0].name}")` loads one.
 Average the *probabilities* of many.
 """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
@@ -140,7 +141,9 @@ def lora_classifier(
         for name, p in base.named_parameters()
         if name in new and p.ndim > 1 and is_saved(name, sampled) and not name.startswith(UNUSED)
     }
-    model = get_peft_model(base, config)
+    with warnings.catch_warnings():  # PEFT asks transformers by a name of old
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
+        model = get_peft_model(base, config)
     for name, p in model.named_parameters():
         inside = name.removeprefix("base_model.model.").replace(".modules_to_save.default", "")
         unused = inside.startswith(UNUSED)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from bayeslora.atomic import digest
+from bayeslora.counts import counted
 from bayeslora.errors import DataError, require
 from bayeslora.likelihood import NOISE, Bernoulli, Categorical, Gaussian, Likelihood, OfClasses, from_recorded
 from bayeslora.posterior.density import Mixture, NormalMixture, Normals, mixture_quantiles
@@ -101,11 +102,11 @@ class Posterior:
         self._stacked: StackedDraws | None = None
 
     def __repr__(self) -> str:
-        words = [f"{len(self)} draws of {len(self.stores)} chain{'s' * (len(self.stores) != 1)}"]
+        words = [f"{counted(len(self), 'draw')} of {counted(len(self.stores), 'chain')}"]
         words.append(type(self.likelihood).__name__)
         if self._model is not None:
             sampled = sum(p.numel() for p in self._model.parameters() if p.requires_grad)
-            words.append(f"{type(self._model).__name__} with {sampled:,} sampled parameters")
+            words.append(f"{type(self._model).__name__} with {counted(sampled, 'sampled parameter')}")
         return f"Posterior({', '.join(words)}{f', in {self.root}' if self.root is not None else ''})"
 
     @classmethod

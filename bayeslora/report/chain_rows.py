@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from bayeslora.counts import counted
 from bayeslora.diagnostics.convergence import Convergence, FunctionSpace
 from bayeslora.evaluation.results import Criterion, Prefixes, Results
 from bayeslora.report.words import MISSING, finite_or_none, listed, number, percent, sentence
@@ -142,8 +143,8 @@ def _efficiency_pairs(results: Results) -> Iterator[tuple[str, str]]:
 def _acceptance_pairs(results: Results) -> Iterator[tuple[str, str]]:
     one = results.diagnostics.acceptance
     if one is not None and one.mean is not None:
-        shown = f"{number(one.mean, '.3f')} ± {number(one.se, '.3f')}"
-        yield "Acceptance of full-data steps", f"{shown}, had they a Metropolis test (from {one.draws} draws)"
+        shown, draws = f"{number(one.mean, '.3f')} ± {number(one.se, '.3f')}", counted(one.draws, "draw")
+        yield "Acceptance of full-data steps", f"{shown}, had they a Metropolis test (from {draws})"
 
 
 def _row(results: Results, name: str, values: Convergence) -> ScalarRow:

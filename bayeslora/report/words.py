@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from bayeslora.codec import decode
+from bayeslora.counts import counted
 from bayeslora.diagnostics.values import Tuning
 from bayeslora.evaluation.results import Provenance
 from bayeslora.settings import Component, short
@@ -69,6 +70,7 @@ def run_settings(experiment: Experiment) -> list[tuple[str, str]]:
     """(label, value) pairs; temperature, prior and augmentation first, since results mean nothing without them."""
     data, plan, chain, trainer = experiment.data, experiment.plan, experiment.chain, experiment.trainer
     count = sum(p.numel() for p in experiment.model().parameters() if p.requires_grad)
+    draws = counted(plan.num_draws, "draw")
     return [
         ("Temperature", temperature(experiment.effective_temperature)),
         ("Prior", prior(experiment.potential.prior)),
@@ -77,8 +79,8 @@ def run_settings(experiment: Experiment) -> list[tuple[str, str]]:
         ("Data", f"{data.name}: N = {len(data.train):,} training examples; evaluated on {experiment.evaluation.split}"),
         ("Model", f"{experiment.component('model')}; {count:,} sampled parameters"),
         ("Sampler", str(experiment.component("sampler"))),
-        ("Chains", f"{chain.num_chains} × {plan.total:,} steps of batch {chain.batch_size or 'full'}"),
-        ("Plan of a chain", f"{plan.warmup:,} warm-up, {plan.burn_in:,} burn-in, {plan.num_draws} draws × {plan.thin}"),
+        ("Chains", f"{chain.num_chains} × {counted(plan.total, 'step')} of batch {chain.batch_size or 'full'}"),
+        ("Plan of a chain", f"{plan.warmup:,} warm-up, {plan.burn_in:,} burn-in, {draws} × {plan.thin}"),
         *step_sizes(experiment.record.get("tuning")),
         ("Precision", f"{trainer.precision} on {trainer.accelerator}"),
         ("Seed", str(experiment.seed)),
@@ -92,9 +94,9 @@ def step_sizes(recorded: Mapping[str, Any] | None) -> list[tuple[str, str]]:
     tuning = decode(Tuning, recorded, "tuning")
     by_block = [f"{name} {one.step_size:.3g} (curvature {one.curvature:.3g})" for name, one in tuning.blocks.items()]
     shown = by_block if len(by_block) <= MAX_BLOCKS else [*by_block[: MAX_BLOCKS - 1], f"{len(by_block)} blocks in all"]
-    halved = f", halved {tuning.halvings} times after it diverged" if tuning.halvings else ""
-    slowest = f"slowest relaxation {tuning.relaxation:,.0f} steps"
-    return [("Step sizes", f"from a pilot of {tuning.steps:,} steps{halved}: {', '.join(shown)}; {slowest}")]
+    halved = f", halved {counted(tuning.halvings, 'time')} after it diverged" if tuning.halvings else ""
+    slowest = f"slowest relaxation {counted(round(tuning.relaxation), 'step')}"
+    return [("Step sizes", f"from a pilot of {counted(tuning.steps, 'step')}{halved}: {', '.join(shown)}; {slowest}")]
 
 
 def run_notes(run: RunDirectory, experiment: Experiment) -> list[str]:
@@ -127,8 +129,8 @@ def provenance_pairs(recorded: Provenance) -> Iterator[tuple[str, str]]:
     if recorded.hardware:
         yield "Hardware", recorded.hardware
     if recorded.draws is not None and recorded.chains is not None:
-        chains = f"{recorded.chains} chain{'s' * (recorded.chains != 1)}"
-        yield "Evaluated", f"{recorded.draws:,} draws of {chains}, on {recorded.split}"
+        draws, chains = counted(recorded.draws, "draw"), counted(recorded.chains, "chain")
+        yield "Evaluated", f"{draws} of {chains}, on {recorded.split}"
     yield "Time", _time(recorded.seconds)
     if (tokens := recorded.tokens) is not None:
         rate = f"{tokens.per_second:,.0f} a second" if tokens.per_second else f"{MISSING} no times were noted"

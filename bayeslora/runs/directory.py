@@ -12,6 +12,7 @@ import yaml
 from torch import Tensor
 
 from bayeslora.atomic import locked, remove_leftovers, user_path, write_atomically
+from bayeslora.counts import counted
 from bayeslora.diagnostics.paired import EXAMPLES_FILE
 from bayeslora.errors import ConfigError, DataError, StorageError
 from bayeslora.posterior.store import MAP_FILE, DrawStore, read_tensors, serialise
@@ -158,7 +159,7 @@ class RunDirectory:
             )
         if wanted > before and (depends := _depends_on_length(config["chain"])):
             raise ConfigError(
-                f"chain.num_draws={wanted}: the run in {self.root} was planned for {before} draws, on which"
+                f"chain.num_draws={wanted}: the run in {self.root} was planned for {counted(before, 'draw')}, on which"
                 f" {depends}; choose another run_dir for a longer run"
             )
 

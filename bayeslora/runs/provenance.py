@@ -10,6 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from bayeslora.counts import counted
 from bayeslora.errors import DataError
 
 LAYOUT = 2
@@ -56,7 +57,8 @@ def hardware() -> str:
     """Processor and accelerator, in words."""
     import torch  # which reading a configuration does not need
 
-    cpu = f"{platform.machine()} CPU, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
+    threads = counted(torch.get_num_threads(), "thread")
+    cpu = f"{platform.machine()} CPU, {threads}, {torch.backends.cpu.get_cpu_capability()}"
     return f"{torch.cuda.get_device_name(0)}; {cpu}" if torch.cuda.is_available() else cpu
 
 

@@ -18,6 +18,7 @@ from lightning import Callback, Trainer
 from bayeslora.atomic import write_atomically
 from bayeslora.chain.chain import Chain
 from bayeslora.chain.snapshot import Extra, Snapshot, capture, restore
+from bayeslora.counts import counted
 from bayeslora.engine.module import SamplingModule
 from bayeslora.engine.signals import SIGNALS, hand_on
 from bayeslora.engine.writing import Writer
@@ -71,7 +72,7 @@ class ResumePoints:
                 if metadata.get("step") != step or not _are_a_samplers(values):
                     raise DataError(f"{file} is no resume point: it does not say where its chain was")
                 return Snapshot(step, tensors, values)
-        raise DataError(f"{self.folder} holds no whole resume point after {step} steps")
+        raise DataError(f"{self.folder} holds no whole resume point after {counted(step, 'step')}")
 
     def _files(self) -> list[tuple[int, Path]]:
         """Steps and files, newest first."""
