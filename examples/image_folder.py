@@ -42,12 +42,12 @@ def main() -> bayeslora.Posterior:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("path", nargs="?", type=Path)
     parser.add_argument("--draws", type=int, default=20)
-    parser.add_argument("--burn-in", type=int, default=200)
+    parser.add_argument("--burn-in", type=int, default=400)
     options = parser.parse_args()
     data = ImageFolder(options.path or made_up(), size=32).load()
     train, test = (Split(data.transform(part.inputs), part.targets) for part in (data.train, data.test))
     posterior = bayeslora.sample(
-        network(data.num_classes), train, "sgld", test_dataset=test, class_names=data.class_names, lr=0.01, chains=2,
+        network(data.num_classes), train, "sgld", test_dataset=test, class_names=data.class_names, lr=0.04, chains=2,
         prior=0.1, draws=options.draws, thin=5, burn_in=options.burn_in, batch_size=16, warmup=options.burn_in,
     )  # fmt: skip
     for p, truth in zip(posterior.predict(test.inputs[-3:]).exp(), test.targets[-3:], strict=True):

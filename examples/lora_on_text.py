@@ -24,7 +24,8 @@ def tiny_bert(lines: str) -> Path:
     (folder / "vocab.txt").write_text("\n".join(words))
     BertTokenizerFast(str(folder / "vocab.txt"), model_max_length=64).save_pretrained(folder)
     size = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
-    BertModel(BertConfig(vocab_size=len(words), max_position_embeddings=64, **size)).save_pretrained(folder)
+    wide = BertConfig(vocab_size=len(words), max_position_embeddings=64, initializer_range=0.3, **size)
+    BertModel(wide).save_pretrained(folder)  # random weights, wide enough that texts differ
     return folder
 
 
@@ -34,7 +35,7 @@ def main() -> bayeslora.Posterior:
     parser.add_argument("path", nargs="?", type=Path)
     parser.add_argument("--model", help="a folder or a model of the hub; targets below are BERT's and RoBERTa's")
     parser.add_argument("--draws", type=int, default=20)
-    parser.add_argument("--burn-in", type=int, default=200)
+    parser.add_argument("--burn-in", type=int, default=400)
     options = parser.parse_args()
     lines = options.path.read_text() if options.path else LINES
     model = options.model or str(tiny_bert(lines))
@@ -44,8 +45,9 @@ def main() -> bayeslora.Posterior:
     posterior = bayeslora.sample(
         lambda: lora_classifier(len(names), model, targets=("query", "value"), rank=4, cache_prefix=False),
         (tokens, torch.tensor([names.index(label) for label in labels])),
-        "sgld", prior=bayeslora.Prior(0.01), lr=0.01, chains=2, draws=options.draws, burn_in=options.burn_in, thin=5,
-        warmup=options.burn_in, class_names=names, parallel="stacked", batch_size=16,
+        "sgld", prior=bayeslora.Prior(0.01, overrides={"*modules_to_save*": 0.1}), lr=0.04, chains=2, thin=5,
+        draws=options.draws, burn_in=options.burn_in, warmup=options.burn_in, class_names=names, batch_size=16,
+        parallel="stacked",
     )  # fmt: skip
     for text, p in zip(texts[:2], posterior.predict(tokens[:2]).exp(), strict=True):
         print(f"{text!r}: {names[p.argmax()]} ({p.max():.0%})")
