@@ -1,7 +1,8 @@
 """What minibatches do to a posterior: temperature of the blocks, NLL of single draws, examples for a draw's worth.
 
 An MLP of 50 hidden units on digits and on labels of a random teacher network: all the data at every step; step sizes as
-curvature alone allows, recorded before `lr=auto` knew of gradient noise; and as `lr=auto` finds them now.
+curvature alone allows, recorded before `lr=auto` knew of gradient noise; and as `lr=auto` finds them now. Softmax
+regression on 20,000 of the teacher's examples, which no step can hold: `lr=auto` chooses the batch.
 
     python benchmarks/minibatches.py                 all rows, written to benchmarks/results/minibatches.jsonl
     python benchmarks/minibatches.py --only 'digits, 256'
@@ -51,6 +52,7 @@ ROWS: dict[str, dict[str, Any]] = {
         burn_in=1222, thin=82, batch_size=128,
     ),
     "teacher, 128": SHORT | {"batch_size": 128},
+    "softmax regression": {},
 }  # fmt: skip
 """Arguments of `bayeslora.sample` by what the row is called."""
 
@@ -76,9 +78,12 @@ def teacher(count: int = 4000) -> tuple[Examples, Examples]:
 
 def measured(name: str) -> dict[str, Any]:
     """One run, and what came of it."""
-    train, test = digits() if name.startswith("digits") else teacher()
+    linear = name == "softmax regression"
+    train, test = digits() if name.startswith("digits") else teacher(20_000 if linear else 4000)
+    inputs, classes = train[0].shape[1], int(train[1].max()) + 1
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(train[0].shape[1], 50), nn.ReLU(), nn.Linear(50, int(train[1].max()) + 1))
+    hidden = nn.Sequential(nn.Linear(inputs, 50), nn.ReLU(), nn.Linear(50, classes))
+    model = nn.Linear(inputs, classes) if linear else hidden
     start = time.process_time()
     posterior = bayeslora.sample(model, train, test_dataset=test, progress=False, **ROWS[name])
     seconds, results = time.process_time() - start, posterior.metrics
