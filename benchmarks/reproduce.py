@@ -78,6 +78,7 @@ def mrpc() -> Iterator[tuple[str, Row]]:
     own: dict[str, tuple[str, ...]] = {
         "map": (),
         "sgld": (),
+        "sgld-short": ("chain.num_draws=20",),  # a third of the draws
         "sglrw": ("sampler=sglrw", "~sampler.integrator", "sampler.lr=0.5"),
         "sghmc": ("sampler=sghmc", "~sampler.integrator", "sampler.lr=0.05"),
         "samsgld_r1": (),
