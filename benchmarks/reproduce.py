@@ -39,6 +39,7 @@ PAGE = ROOT / "docs" / "results.md"
 THREE = (0, 1, 2)
 MEMBERS = {"map": "MAP", "map_ensemble": "MAP × K", "ensemble": "draws"}
 """Rows of `metrics.json`, and what the tables call them."""
+PLAN = ("burn_in", "num_draws", "thin", "num_chains", "batch_size")
 KEPT = (*MEMBERS, "criteria", "reference", "provenance")
 SCALARS = ("potential", "l2_norm", "function_space", "efficiency", "temperature", "kinetic")
 
@@ -66,9 +67,11 @@ class Row:
 
 def digits() -> Iterator[tuple[str, Row]]:
     """Handwritten digits, full batches, step sizes found by `auto`: every sampler at T = 1, and what cooling buys."""
-    for sampler in ("baoab", "sghmc", "sgld", "sgnht", "sglrw", "asgld", "psgld", "sam_sgld", "sam_sgld_r1", "fsgld"):
+    for sampler in ("baoab", "sghmc", "sgld", "sgnht", "sglrw", "asgld", "sam_sgld", "sam_sgld_r1", "fsgld"):
         chosen = () if sampler == "baoab" else (f"sampler={sampler}", "sampler.lr=auto")
         yield f"digits-{sampler}", Row("quickstart", chosen, THREE)
+    numbers = ("sampler.lr=1e-4", "chain.burn_in=8000", "chain.thin=150")  # its steps by coordinate leave auto no room
+    yield "digits-psgld", Row("quickstart", ("sampler=psgld", *numbers), THREE)
     for cold in ("0.3", "0.1", "0.03"):
         yield f"digits-baoab-T{cold}", Row("quickstart", (f"temperature={cold}",), THREE)
 
@@ -163,12 +166,19 @@ def run(
     times = where / "cpu_seconds.json"
     spent = (json.loads(times.read_text()) if times.exists() else 0.0) + _cpu_seconds() - before
     times.write_text(json.dumps(spent))
-    metrics = json.loads((where / "metrics.json").read_text())
+    written = shlex.join([*ROWS[name].command(name, seed), *also])
+    return {"row": name, "seed": seed, "command": written, "cpu_seconds": round(spent, 1), **numbers_of(where)}
+
+
+def numbers_of(folder: Path) -> dict[str, Any]:
+    """Of a run directory what tables and figures show."""
+    metrics = json.loads((folder / "metrics.json").read_text())
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    chain = config["chain"]
+    plan = {"warmup": chain["warmup"]["steps"], **{key: chain[key] for key in PLAN}}
     kept = {key: metrics[key] for key in KEPT if metrics.get(key) is not None}
-    kept["diagnostics"] = {key: metrics["diagnostics"].get(key) for key in SCALARS}
-    temperature = yaml.safe_load((where / "config.yaml").read_text())["temperature"]
-    return {"row": name, "seed": seed, "command": shlex.join([*ROWS[name].command(name, seed), *also]),
-            "temperature": temperature, "cpu_seconds": round(spent, 1), **kept}  # fmt: skip
+    return {"temperature": config["temperature"], "plan": plan, **kept,
+            "diagnostics": {key: metrics["diagnostics"].get(key) for key in SCALARS}}  # fmt: skip
 
 
 def _cpu_seconds() -> float:
@@ -182,9 +192,9 @@ def numbers(name: str) -> list[dict[str, Any]]:
 
 
 def differences(ours: Any, written: Any, path: str = "") -> Iterator[str]:
-    """Where two sets of numbers differ: all but what depends on the machine's speed, on time and place."""
+    """Where numbers differ from what is written: all but what depends on the machine's speed, on time and place."""
     if isinstance(ours, Mapping) and isinstance(written, Mapping):
-        for key in sorted({*ours, *written} - {"provenance", "cpu_seconds", "command"}):
+        for key in sorted(set(written) - {"provenance", "cpu_seconds", "command"}):
             yield from differences(ours.get(key), written.get(key), f"{path}.{key}")
     elif ours != written:
         yield f"{path[1:]}: {ours} here, {written} written"
@@ -237,8 +247,25 @@ def cells(name: str, runs: Sequence[Mapping[str, Any]]) -> list[str]:
     return [name, f"{runs[0]['temperature']:g}", heat, *(scores(runs, member) for member in MEMBERS), mixing, effort]
 
 
+def fidelity_table() -> str:
+    """Agreement with the reference and total variation from it, in markdown, with standard errors over its images."""
+    rows = []
+    for name, found in ((name, numbers(name)) for name in ROWS):
+        for one in found:
+            of = one.get("reference") or {}
+            for key, member in {**MEMBERS, "draw": "single draw"}.items():
+                if values := of.get(key):
+                    agreement, distance = (
+                        f"{values[k]:.3f} ± {values[f'{k}_se']:.3f}" for k in ("agreement", "total_variation")
+                    )
+                    rows.append([name, member, agreement, distance])
+    return table(["row", "", "agreement with HMC", "total variation from HMC"], rows)
+
+
 def group_table(group: str) -> str:
     """The table of all rows of a group that have numbers, in markdown."""
+    if group == "reference":
+        return fidelity_table()
     header = ["row", "T", "measured T, worst / median block", *MEMBERS.values(), "R̂ / ESS / predictions' R̂ q95",
               "gradients of all chains after warm-up / CPU s"]  # fmt: skip
     rows = [cells(name, found) for name in ROWS if name.partition("-")[0] == group and (found := numbers(name))]

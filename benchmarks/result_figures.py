@@ -77,23 +77,41 @@ def _points(panel: Axes, x: Sequence[float], seeds: Sequence[Sequence[float]], c
     panel.errorbar(x, means, errors, color=color, label=label, marker="o", markersize=4, linewidth=1.2, capsize=2)
 
 
+PUBLISHED = {"agreement": 0.855, "total_variation": 0.190}
+"""One net trained by SGD, in Izmailov et al. 2021 (as remembered, unchecked)."""
+CIFAR = 50_000
+"""Training images of CIFAR-10."""
+
+
 def fidelity(rows: Mapping[str, Runs]) -> Figure | None:
     """Agreement with the HMC posterior and total variation from it, by epochs of gradients a chain."""
-    first = {name: runs[0]["reference"] for name, runs in rows.items() if runs and runs[0].get("reference")}
-    curves = {name: reference["curve"] for name, reference in first.items()}
-    if not curves:
+    first = {name: runs[0] for name, runs in rows.items() if runs and (runs[0].get("reference") or {}).get("curve")}
+    if not first:
         return None
+    titles = {"agreement": "agreement with HMC", "total_variation": "total variation from HMC"}
     with rc_context(STYLE):
         figure = Figure(figsize=(8.5, 3.4), layout="constrained")
-        for panel, (key, title) in zip(
-            figure.subplots(1, 2),
-            {"agreement": "agreement with HMC", "total_variation": "total variation from HMC"}.items(),
-            strict=True,
-        ):
-            for color, (name, curve) in zip(PALETTE, curves.items(), strict=False):
-                panel.plot(curve["draws"], curve[key], color=color, marker="o", markersize=3, label=name)
+        for panel, (key, title) in zip(figure.subplots(1, 2), titles.items(), strict=True):
+            for color, (name, one) in zip(PALETTE, first.items(), strict=False):
+                plan, reference = one["plan"], one["reference"]
+                epoch = CIFAR / plan["batch_size"]
+                each = [draws / plan["num_chains"] for draws in reference["curve"]["draws"]]
+                epochs = [(plan["warmup"] + plan["burn_in"] + plan["thin"] * draws) / epoch for draws in each]
+                label = f"{name.partition('-')[2]}: draws of {plan['num_chains']} chains"
+                panel.plot(epochs, reference["curve"][key], color=color, marker="o", markersize=3, label=label)
+                for member, style in (("map", ":"), ("map_ensemble", "--")):
+                    if values := reference.get(member):
+                        label = f"{name.partition('-')[2]}: {MEMBERS[member].replace('4', str(plan['num_chains']))}"
+                        panel.plot(
+                            [plan["warmup"] / epoch, epochs[-1]],
+                            [values[key]] * 2,
+                            color=color,
+                            linestyle=style,
+                            label=label,
+                        )
+            panel.axhline(PUBLISHED[key], color=QUIET, linewidth=1, label="one net by SGD (Izmailov et al.)")
             panel.set_title(title)
-            panel.set_xlabel("draws")
+            panel.set_xlabel("epochs of gradients a chain")
         handles, labels = figure.axes[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=4)
+        figure.legend(handles, labels, loc="outside lower center", ncols=2)
     return figure
