@@ -41,6 +41,8 @@ MEMBERS = {"map": "MAP", "map_ensemble": "MAP × K", "ensemble": "draws"}
 """Rows of `metrics.json`, and what the tables call them."""
 PLAN = ("burn_in", "num_draws", "thin", "num_chains", "batch_size")
 KEPT = (*MEMBERS, "criteria", "reference", "provenance")
+KNOWN = 0.1
+"""Standard error of T_b/T up to which tables show it."""
 SCALARS = ("potential", "l2_norm", "function_space", "efficiency", "temperature", "kinetic")
 
 
@@ -167,7 +169,9 @@ def run(
     spent = (json.loads(times.read_text()) if times.exists() else 0.0) + _cpu_seconds() - before
     times.write_text(json.dumps(spent))
     written = shlex.join([*ROWS[name].command(name, seed), *also])
-    return {"row": name, "seed": seed, "command": written, "cpu_seconds": round(spent, 1), **numbers_of(where)}
+    found = numbers_of(where)
+    found["provenance"].pop("command")  # it says where the data lie on this machine
+    return {"row": name, "seed": seed, "command": written, "cpu_seconds": round(spent, 1), **found}
 
 
 def numbers_of(folder: Path) -> dict[str, Any]:
@@ -223,9 +227,10 @@ def scores(runs: Sequence[Mapping[str, Any]], member: str) -> str:
 
 
 def temperatures(one: Mapping[str, Any]) -> tuple[float, float] | None:
-    """Measured T_b/T of the blocks, the farthest from 1 and the median; None where it was not measured."""
+    """Measured T_b/T of the blocks that are known to `KNOWN`, the farthest from 1 and the median; None without any."""
     blocks = one["diagnostics"].get("temperature") or {}
-    found = [b["ratio"] for name, b in blocks.items() if name not in ("all", "pooled") and b["ratio"] is not None]
+    own = [b for name, b in blocks.items() if name not in ("all", "pooled") and b["ratio"] is not None]
+    found = [b["ratio"] for b in own if b["se"] is not None and b["se"] <= KNOWN]
     return (max(found, key=lambda r: abs(r - 1)), statistics.median(found)) if found else None
 
 
@@ -242,7 +247,7 @@ def cells(name: str, runs: Sequence[Mapping[str, Any]]) -> list[str]:
     ]
     spent = statistics.fmean(one["cpu_seconds"] for one in runs)
     gradients = (of[0].get("efficiency") or {}).get("gradients")
-    mixing = f"{values[0]:.3f} / {values[1]:.0f} / {values[2]:.3f}"
+    mixing = f"{values[0]:.3f} / {values[1]:.0f} / {values[2]:.3f}" if values[1] else "–"
     effort = f"{gradients:,.0f} / {spent:,.0f}" if gradients else f"– / {spent:,.0f}"
     return [name, f"{runs[0]['temperature']:g}", heat, *(scores(runs, member) for member in MEMBERS), mixing, effort]
 
