@@ -81,7 +81,7 @@ class Compared:
     def title(self) -> str:
         """Name, sampler and data of the run."""
         sampler = _kind(self.config.get("sampler"))
-        return f"{self.config.get('name')}: {sampler} on {self.data}, T = {self.config.get('temperature')}"
+        return f"{self.config.get('name')}: {sampler} on {self.data}, T = {_text(self.config.get('temperature'))}"
 
     @property
     def data(self) -> str:
@@ -342,10 +342,19 @@ def _settings(run: Compared) -> dict[str, str]:
     They are as they were asked for: the step sizes that a pilot found are `auto`.
     """
     config = {key: value for key, value in as_asked(run.config).items() if key not in SILENT}
-    settings = {name: str(value) for name, value in _leaves(config, "")}
+    settings = {name: _text(value) for name, value in _leaves(config, "")}
     for name in ("commit", "hardware"):
         settings[f"provenance.{name}"] = str((run.config.get("provenance") or {}).get(name))
     return settings | {"evaluate.split": str(run.results.provenance.split)}
+
+
+def _text(value: Any) -> str:
+    """A setting as one writes it."""
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return (
+        {None: "null", True: "true", False: "false"}[value] if value is None or isinstance(value, bool) else str(value)
+    )
 
 
 def _leaves(node: Any, name: str) -> Iterator[tuple[str, Any]]:

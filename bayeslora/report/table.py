@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,8 +44,10 @@ class Column:
         return f"{scale * value:.{digits}f}{spread}{unit}"
 
     def signed(self, difference: Difference) -> str:
-        """A difference with its sign and standard error."""
+        """A difference with its sign and standard error, in digits that show the latter."""
         scale, digits, unit = (100, 1, " %") if self.percent else (1, 3, "")
+        if difference.se:
+            digits = max(digits, min(6, math.ceil(-math.log10(scale * difference.se))))
         value = f"{scale * (difference.value or 0.0):+.{digits}f}".replace("-", "−")
         return f"{value}{'' if difference.se is None else f' ± {scale * difference.se:.{digits}f}'}{unit}"
 

@@ -136,7 +136,9 @@ def _compare(column: Column, results: Results, name: str) -> tuple[str, str]:
     shown, other = _digits(column, value), _digits(column, against)
     if tie(results, column, "ensemble", name):
         return "ties", shown if shown == other else f"{shown} vs {other}"
-    return "beats" if (value > against) == column.higher_is_better else "is worse", f"{shown} vs {other}"
+    apart = next((digits for digits in range(3, 7) if column.show(value, digits) != column.show(against, digits)), 3)
+    numbers = f"{_digits(column, value, apart)} vs {_digits(column, against, apart)}"
+    return "beats" if (value > against) == column.higher_is_better else "is worse", numbers
 
 
 def _shown(column: Column, scores: Scores) -> str:
@@ -144,9 +146,9 @@ def _shown(column: Column, scores: Scores) -> str:
     return "unknown" if value is None else _digits(column, value)
 
 
-def _digits(column: Column, value: float) -> str:
-    """A score in three digits that do not break across lines."""
-    return column.show(value, 3).replace(" ", "\N{NO-BREAK SPACE}")
+def _digits(column: Column, value: float, digits: int = 3) -> str:
+    """A score in so many digits that do not break across lines."""
+    return column.show(value, digits).replace(" ", "\N{NO-BREAK SPACE}")
 
 
 def _of(name: str) -> str:

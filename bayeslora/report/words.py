@@ -62,14 +62,17 @@ def duration(seconds: float) -> str:
 
 
 def run_title(experiment: Experiment) -> str:
-    """Name of the run, sampler and data."""
-    return f"{experiment.name}: {experiment.component('sampler').name} on {experiment.data.name}"
+    """Name of the run, sampler, and data where they have a name of their own."""
+    what = f"{experiment.name}: {experiment.component('sampler').name}"
+    return what if experiment.data.name == experiment.name else f"{what} on {experiment.data.name}"
 
 
 def run_settings(experiment: Experiment) -> list[tuple[str, str]]:
     """(label, value) pairs; temperature, prior and augmentation first, since results mean nothing without them."""
     data, plan, chain, trainer = experiment.data, experiment.plan, experiment.chain, experiment.trainer
-    count = sum(p.numel() for p in experiment.model().parameters() if p.requires_grad)
+    made, model = experiment.model(), str(experiment.component("model"))
+    count = sum(p.numel() for p in made.parameters() if p.requires_grad)
+    model = type(made).__name__ if model.startswith("<") else model  # what a function without a name makes
     draws = counted(plan.num_draws, "draw")
     return [
         ("Temperature", temperature(experiment.effective_temperature)),
@@ -77,7 +80,7 @@ def run_settings(experiment: Experiment) -> list[tuple[str, str]]:
         ("Likelihood", likelihood(experiment.component("likelihood"))),
         ("Augmentation", data.augmentation),
         ("Data", f"{data.name}: N = {len(data.train):,} training examples; evaluated on {experiment.evaluation.split}"),
-        ("Model", f"{experiment.component('model')}; {count:,} sampled parameters"),
+        ("Model", f"{model}; {counted(count, 'sampled parameter')}"),
         ("Sampler", str(experiment.component("sampler"))),
         ("Chains", f"{chain.num_chains} × {counted(plan.total, 'step')} of batch {chain.batch_size or 'full'}"),
         ("Plan of a chain", f"{plan.warmup:,} warm-up, {plan.burn_in:,} burn-in, {draws} × {plan.thin}"),

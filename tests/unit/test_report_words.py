@@ -184,6 +184,15 @@ def test_a_difference_within_two_standard_errors_is_a_tie_in_text_and_bold() -> 
     assert (row.label, row.cells[1].text) == ("Ensemble − MAP", "−0.060 ± 0.020")
 
 
+def test_differences_too_small_for_three_digits_are_shown_in_more() -> None:
+    content = run(ensemble={**POOR, "nll": POOR["nll"] - 0.00031}) | {"map": POOR}
+    content["differences"] = {"map": {"nll": {"value": -0.00031, "se": 0.00012}}}
+    found = of(content)
+    row = next(row for row in table.rows(found) if row.label == "Ensemble − MAP")
+    assert row.cells[1].text == "−0.0003 ± 0.0001"
+    assert f"beats MAP on NLL ({POOR['nll'] - 0.00031:.4f} vs {POOR['nll']:.4f})" in verdict.verdict(found, 8)
+
+
 def test_the_deep_ensemble_of_the_warm_up_ends_is_a_baseline_of_its_own() -> None:
     ends = {"members": 2, "reason": None, **POOR}
     found = of(
