@@ -22,6 +22,8 @@ from bayeslora.potential import matches
 
 TAKES = {"in_channels": "images", "in_features": "tables", "name_or_path": "texts"}
 """Arguments of this package's models that say what kind of data they take."""
+FEW = 20
+"""Different targets up to which real numbers may have been meant as classes."""
 
 
 def check_fit(experiment: Experiment) -> None:
@@ -68,7 +70,10 @@ def check_task(data: Data, likelihood: Likelihood) -> None:
             f" likelihood={'categorical' if data.real is None else 'gaussian'}"
         )
     if isinstance(likelihood, Categorical) and data.real is not None:
-        raise ConfigError(f"likelihood: the targets of {data.name} are real numbers; choose likelihood=gaussian")
+        count = len(data.train.targets.unique())
+        classes = f" (they have {counted(count, 'value')}: if these are classes, dataset.task=classification for a CSV"
+        hint = f"{classes} file, whole numbers of an integer type elsewhere)" if count <= FEW else ""
+        raise ConfigError(f"likelihood: the targets of {data.name} are real numbers; choose likelihood=gaussian{hint}")
     if isinstance(likelihood, Gaussian) and data.real is None:
         raise ConfigError(
             f"likelihood: the targets of {data.name} are {data.num_classes} classes; choose likelihood=categorical"
@@ -157,13 +162,28 @@ def _check_outputs(experiment: Experiment, model: nn.Module) -> None:
     data, name = experiment.data, f"model: {experiment.record['model']['_target_']}"
     try:
         with torch.no_grad(), evaluation_mode(model):
-            shape = list(model(data.transform(data.train.take(slice(2)).inputs)).shape)
+            given = model(data.transform(data.train.take(slice(2)).inputs))
+            shape = list(given.shape)
     except (RuntimeError, TypeError, IndexError, AttributeError, ValueError) as error:
         raise ConfigError(f"{name} does not take {data.name}: {first_line(error)}") from error
     wanted = [2, experiment.likelihood.outputs(data.num_classes), *data.train.targets.shape[1 : 1 + data.axes]]
     if hasattr(model, NOISE) and len(shape) == 2:
         shape[1] //= 2  # the sampled noise is there too
     must_give = "logits " * (data.real is None) + str(wanted)
-    labels = data.axes == 1 and shape == [2, data.train.targets.shape[1]]
-    hint = "; if the targets are labels that hold or do not, choose likelihood=bernoulli" if labels else ""
+    hint = _hint(data, shape)
     require(shape == wanted, f"{name} gives {shape} for two examples of {data.name}; it must give {must_give}{hint}")
+    if isinstance(experiment.likelihood, Categorical):
+        sums = given.double().sum(1)
+        require(
+            bool((given < 0).any()) or not torch.allclose(sums, torch.ones_like(sums), atol=1e-3),
+            f"{name} gives probabilities, which sum to 1; it must give logits: leave its softmax out",
+        )
+
+
+def _hint(data: Data, shape: list[int]) -> str:
+    """What may be the reason that a model's outputs are of another shape than the targets ask for."""
+    if data.axes == 1 and shape == [2, data.train.targets.shape[1]]:
+        return "; if the targets are labels that hold or do not, choose likelihood=bernoulli"
+    if data.real is not None:
+        return "; the targets are real numbers: if they are classes, give whole numbers, of an integer type"
+    return "" if data.labels else f": the targets are of the classes 0 to {data.num_classes - 1}"

@@ -188,7 +188,15 @@ BAD = {
     "^lr=-1": {"lr": -1.0},
     "^draws=0 must be at least 1": {"draws": 0},
     "temperature=-1": {"temperature": -1.0},
-    "gives \\[2, 2\\] for two examples of sample; it must give logits \\[2, 3\\]": {"model": net(2)},
+    "it must give logits \\[2, 3\\]: the targets are of the classes 0 to 2": {"model": net(2)},
+    "must give \\[2, 1\\]; the targets are real numbers: if they are classes, give whole": {
+        "data": (X, CLASSES.float())
+    },
+    "gives probabilities, which sum to 1; .* leave its softmax out": {"model": nn.Sequential(net(), nn.Softmax(-1))},
+    "if these are classes, dataset.task=classification for a CSV": {
+        "data": (X, CLASSES.float()),
+        "likelihood": "categorical",
+    },
     "does not take sample: .*mat1 and mat2": {"model": nn.Linear(5, 3)},
     "no parameter requires a gradient": {"model": net().requires_grad_(False)},
     "processes needs a configuration": {"parallel": "processes"},
