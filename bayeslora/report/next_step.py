@@ -44,6 +44,12 @@ def next_step(results: Results, experiment: Experiment, run: RunDirectory) -> St
     Unfinished and diverged chains come first, then temperatures, then agreement of the chains, then scores.
     """
     settings = _Settings(results, experiment, str(run.root))
+    if (compared := _bias_checked(results.provenance.command)) is not None:
+        runs = shlex.quote(f"run_dirs=[{compared},{run.root}]")
+        return Step(
+            "This run is another's, at half its step size. The two side by side:",
+            f"python -m bayeslora.compare {runs}",
+        )
     if "size=smoke" in settings.tokens:
         return Step("This was a trial of a few steps. The run itself:", settings.command({"size": None}))
     for store in map(run.store, range(experiment.chain.num_chains)):
@@ -65,6 +71,13 @@ def next_step(results: Results, experiment: Experiment, run: RunDirectory) -> St
             f"python -m bayeslora.bias_check run_dir={shlex.quote(settings.root)}",
         )
     )
+
+
+def _bias_checked(command: str | None) -> str | None:
+    """The folder of the run that a bias check repeated; None for the command of anything else."""
+    tokens = shlex.split(command or "")
+    folders = [token.partition("=")[2] for token in tokens if token.startswith("run_dir=")]
+    return folders[-1] if "bayeslora.bias_check" in tokens and folders else None
 
 
 @dataclass(frozen=True)

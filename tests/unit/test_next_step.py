@@ -119,3 +119,9 @@ def test_runs_that_are_not_finished_trials_and_jobs_of_sweeps(
     found = step(experiment, tmp_path, command, draws)
     assert why in found.why
     assert found.command.replace("'", "").removesuffix(str(tmp_path)).endswith(ends)
+
+
+def test_the_run_of_a_bias_check_is_compared_with_the_one_it_repeats(experiment: Experiment, tmp_path: Path) -> None:
+    command = "python -m bayeslora.bias_check run_dir=outputs/first"
+    found = step(experiment, tmp_path / "half", command, draws=20, potential_ess=100.0)
+    assert shlex.split(found.command)[2:] == ["bayeslora.compare", f"run_dirs=[outputs/first,{tmp_path / 'half'}]"]
