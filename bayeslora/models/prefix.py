@@ -137,7 +137,7 @@ def with_prefix(data: Data, model: Any, device: torch.device | str, batch_size: 
 
     fault = _unusable(model, prefix, data, device)
     if fault is None:
-        states = cached(f"prefix-{_key(model, splits, device)}", [], compute)["states"].to(device)
+        states = cached(f"prefix-{_key(model, splits, device)}", [], compute, slow=False)["states"].to(device)
         remembered = FromPrefix(states, data.transform)
         inputs = _shortest_and_longest(pointed)
         fault = _difference(model, data.transform(inputs[:, :, : len(FIELDS)]).to(device), remembered(inputs))

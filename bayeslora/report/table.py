@@ -41,7 +41,7 @@ class Column:
         """The value with so many digits as a fraction (two fewer as a percentage), its sd and its unit."""
         scale, digits, unit = (100, digits - 2, " %") if self.percent else (1, digits, "")
         spread = "" if sd is None else f" ± {scale * sd:.{digits}f}"
-        return f"{scale * value:.{digits}f}{spread}{unit}"
+        return f"{scale * value:.{digits}f}{spread}{unit}".replace("-", "−")
 
     def signed(self, difference: Difference) -> str:
         """A difference with its sign and standard error, in digits that show the latter."""

@@ -125,5 +125,4 @@ def test_one_smoke_run_end_to_end(tmp_path: Path) -> None:
     run = tmp_path / "smoke" / "mrpc_roberta_sgld"
     before = (run / "metrics.json").read_text()
     make("SMOKE=1", "eval-mrpc-lora", f"OUT={tmp_path}")
-    assert (run / "report" / "index.html").is_file()
     assert (run / "metrics.json").read_text() == before
