@@ -70,7 +70,7 @@ class Row:
 def digits() -> Iterator[tuple[str, Row]]:
     """Handwritten digits, full batches, step sizes found by `auto`: every sampler at T = 1, and what cooling buys."""
     for sampler in ("baoab", "sghmc", "sgld", "sgnht", "sglrw", "asgld", "sam_sgld", "sam_sgld_r1", "fsgld"):
-        chosen = () if sampler == "baoab" else (f"sampler={sampler}", "sampler.lr=auto")
+        chosen = () if sampler == "baoab" else (f"sampler={sampler}", "sampler.lr=auto", "chain.thin=150")
         yield f"digits-{sampler}", Row("quickstart", chosen, THREE)
     numbers = ("sampler.lr=1e-4", "chain.burn_in=8000", "chain.thin=150")  # its steps by coordinate leave auto no room
     yield "digits-psgld", Row("quickstart", ("sampler=psgld", *numbers), THREE)
