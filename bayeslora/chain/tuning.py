@@ -11,7 +11,7 @@ r = min_b ε_b/(Nσ_b²) is the rate of the slowest prior mode a step. From it f
 
     1 − μ = clip(2√r, 0.005, 0.3),     τ = max(1/(r·s), 2s) steps, s = Sampler.speed (1/(1 − μ) with momentum),
 
-burn-in 5τ in [300, 8000] and thin ⌈τ/3⌉ ≤ 400. The run's chains begin anew with these settings and keep them.
+burn-in 5τ in [300, 8000] and thin ⌈τ/3⌉ ≤ 150. The run's chains begin anew with these settings and keep them.
 
 On minibatches the variance of their gradient is estimated beside the curvatures, and ε_b is at most that at which it
 heats the block by `Sampler.heat_limit`; a batch size that is open becomes the one that costs least (`noise_limit`).
@@ -48,7 +48,7 @@ REMEMBERED = 3
 """Estimates whose maximum counts."""
 HALVINGS = 3
 """Times that a pilot which diverges goes on at half the step sizes."""
-BURN_IN, THIN = (300, 8000), (1, 400)
+BURN_IN, THIN = (300, 8000), (1, 150)
 """Limits of the lengths, in steps."""
 TIMES = 5.0
 """Relaxation times in a burn-in that is chosen."""

@@ -40,7 +40,7 @@ def test_what_is_found_is_recorded_kept_and_shown(tmp_path: Path, capsys: pytest
     sampler, chain, tuning = config["sampler"], config["chain"], config["tuning"]
     assert chain["batch_size"] is None
     assert 300 <= chain["burn_in"] <= 8000
-    assert 1 <= chain["thin"] <= 400
+    assert 1 <= chain["thin"] <= 150
     assert 0.7 <= sampler["momentum"] <= 0.995
     for block, names in {"body.0": "body.0.weight", "head vectors": "head.bias"}.items():
         assert sampler["lr"] * chain["lr_factors"][names] == pytest.approx(
