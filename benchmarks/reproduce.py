@@ -112,9 +112,10 @@ def fidelity() -> Iterator[tuple[str, Row]]:
     )  # fmt: skip
     adam = ("optimizer@chain.warmup.optimizer=adamw", "chain.warmup.optimizer.lr=0.01", "chain.warmup.schedule=linear",
             "chain.warmup.schedule_settings={rise: 0.1}")  # fmt: skip
-    wide = (  # AdamW would shrink them again, by the prior's gradient alone
-        "chain.from_prior=[stem.0.weight,*conv?.weight,*shortcut.0.weight]", "chain.warmup.optimizer.lr=0.5",
-        "chain.warmup.schedule=linear", "chain.warmup.schedule_settings={rise: 0.1}",
+    prior = "chain.from_prior=[stem.0.weight,*conv?.weight,*shortcut.0.weight]"
+    wide = (  # by SGD: AdamW would shrink them again, by the prior's gradient alone
+        prior, "chain.warmup.optimizer.lr=0.5", "chain.warmup.schedule=linear",
+        "chain.warmup.schedule_settings={rise: 0.1}",
     )  # fmt: skip
     start = (*wide, f"chain.warmup.steps={12 * EPOCH}")
     draws = ("chain.num_draws=14", f"chain.burn_in={4 * EPOCH}", f"chain.thin={EPOCH}")
@@ -127,7 +128,7 @@ def fidelity() -> Iterator[tuple[str, Row]]:
         "sglrw": (*start, *draws, "sampler=sglrw", "sampler.lr=2.0"),
         "sghmc": (*start, *draws, "sampler=sghmc", "sampler.lr=0.2"),
         "cyclical": (
-            wide[0], "chain.warmup.steps=0", "chain.burn_in=0", "sampler=sghmc", "sampler.lr=0.1", "chain.cycles=5",
+            prior, "chain.warmup.steps=0", "chain.burn_in=0", "sampler=sghmc", "sampler.lr=0.1", "chain.cycles=5",
             "chain.exploration=0.6", "chain.schedule=cyclical", "chain.num_draws=15", "chain.thin=156",
         ),
         "sam_sgld": (  # two gradients a step
