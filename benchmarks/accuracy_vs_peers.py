@@ -22,7 +22,7 @@ from peers.measure import Measured, measure, verdict
 from peers.problem import Problem
 from peers.results import origin, pm, table, write
 
-from bayeslora.laws.regression import LinearRegression, LogisticRegression
+from bayeslora.laws.regression_posteriors import LinearRegression, LogisticRegression
 
 LINEAR, LOGISTIC = {"num_data": 1000, "dim": 10}, {"num_data": 100, "dim": 2}
 FULL, TENTH, FIFTH = {"batch_size": None}, {"batch_size": 100}, {"batch_size": 20}

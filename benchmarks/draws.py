@@ -21,7 +21,7 @@ from torch import Tensor
 from bayeslora.app.compose import to_experiment
 from bayeslora.app.config import CONF_DIR
 from bayeslora.chain.batches import evaluation_batches
-from bayeslora.evaluation.examples import evaluated_order
+from bayeslora.evaluation.evaluated_split import evaluated_order
 from bayeslora.experiment import Experiment
 from bayeslora.posterior import Posterior
 from bayeslora.posterior.predictive import reading

@@ -20,7 +20,7 @@ from scipy.stats import norm
 from torch import Tensor
 
 from bayeslora.laws import Quadratic, one_stream, simulate
-from bayeslora.laws.regression import LinearRegression, LogisticRegression, Regression
+from bayeslora.laws.regression_posteriors import LinearRegression, LogisticRegression, Regression
 from bayeslora.samplers import SGLD, SGLRW, Sampler
 
 SEED = 1

@@ -14,7 +14,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from bayeslora.app import usage
+from bayeslora.app import command_help
 from bayeslora.app.config import CONF_DIR
 from bayeslora.atomic import user_path
 from bayeslora.engine.signals import ending_the_command
@@ -41,11 +41,11 @@ def run_command(config_name: str, doc: str | None, job: Callable[[Any], Any], se
         job: what to run, on the settings.
         settings: a dataclass of the command's settings (see `commands`); None: the job takes the configuration.
     """
-    text = usage.answer(sys.argv[1:], config_name, doc or "")
+    text = command_help.answer(sys.argv[1:], config_name, doc or "")
     if text is not None:
         print(text)  # noqa: T201
         sys.exit(0)
-    problem = usage.wrong_option(sys.argv[1:], config_name)
+    problem = command_help.wrong_option(sys.argv[1:], config_name)
     if problem is not None:
         sys.exit(report(ConfigError(problem), [problem], ConfigError.exit_code))
     if sys.stderr.isatty() and config_name != "compare" and not {*sys.argv} & QUICK:
@@ -56,7 +56,7 @@ def run_command(config_name: str, doc: str | None, job: Callable[[Any], Any], se
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # hand exceptions to us instead of printing them
     strict = "++evaluate.strict=true" if config_name == "train" else "++strict=true"
-    if not usage.completes(sys.argv):
+    if not command_help.completes(sys.argv):
         sys.argv[1:] = [strict if argument == "--strict" else forced(argument) for argument in sys.argv[1:]]
     task = _Task(config_name, job, settings)
     code = 0

@@ -74,14 +74,14 @@ def checks(quick: bool, data: Path | None = None, *, only_laws: bool = False) ->
     yield Check("cuda", machine.cuda)
     yield Check("versions", machine.versions)
     yield Check("disk", machine.disk)
+    from bayeslora.doctor.config_groups import datasets, models
     from bayeslora.doctor.machine import wandb
-    from bayeslora.doctor.parts import datasets, models
 
     yield Check("datasets", partial(datasets, data))
     yield Check("models", partial(models, quick=quick))
     yield Check("wandb", wandb)
     if not quick:
-        from bayeslora.doctor.parts import experiments
+        from bayeslora.doctor.config_groups import experiments
         from bayeslora.doctor.sampling import law_findings, run_and_repeat
 
         yield Check("experiments", experiments)

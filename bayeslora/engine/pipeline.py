@@ -10,9 +10,9 @@ import torch
 from bayeslora.counts import counted
 from bayeslora.diagnostics.relaxation import listed
 from bayeslora.engine.acceleration import accelerate, forecast
+from bayeslora.engine.auto_settings import adopted, settled
 from bayeslora.engine.runner import ChainRunner
 from bayeslora.engine.trial import tried
-from bayeslora.engine.tuning import adopted, settled
 from bayeslora.errors import DivergedError, WorkerError
 from bayeslora.evaluation.results import Results
 from bayeslora.evaluation.run import check_draws, evaluate, not_converged

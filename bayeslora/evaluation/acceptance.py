@@ -7,7 +7,7 @@ from torch import Tensor
 
 from bayeslora.chain.chain import Chain
 from bayeslora.chain.modes import set_sampling_mode
-from bayeslora.diagnostics.acceptance import accepted, log_ratio, proposal
+from bayeslora.diagnostics.metropolis import accepted, log_ratio, proposal
 from bayeslora.evaluation.predictions import told
 from bayeslora.evaluation.results import Acceptance
 from bayeslora.experiment import Experiment

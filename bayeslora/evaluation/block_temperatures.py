@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from bayeslora.chain.modes import set_sampling_mode
-from bayeslora.diagnostics.thermometer import block_sizes, readings, temperatures
+from bayeslora.diagnostics.measured_temperature import block_sizes, readings, temperatures
 from bayeslora.diagnostics.values import ALL, TOLERANCE, MeasuredTemperature
 from bayeslora.evaluation.predictions import told
 from bayeslora.evaluation.results import Diagnostics

@@ -12,7 +12,7 @@ from bayeslora.diagnostics.calibration import fit_temperature, scaled
 from bayeslora.diagnostics.uncertainty import ONE_DRAW, predictive_entropy, risk_coverage
 from bayeslora.diagnostics.values import Difference
 from bayeslora.evaluation import shift
-from bayeslora.evaluation.examples import evaluated_split, precision, validation_set
+from bayeslora.evaluation.evaluated_split import evaluated_split, precision, validation_set
 from bayeslora.evaluation.labels import with_several
 from bayeslora.evaluation.predictions import Pass, Predictions, class_scores, predict
 from bayeslora.evaluation.results import (

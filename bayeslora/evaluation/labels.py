@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from bayeslora.evaluation.examples import evaluated_split
+from bayeslora.evaluation.evaluated_split import evaluated_split
 from bayeslora.evaluation.predictions import Predictions, class_scores
 from bayeslora.evaluation.results import ReferenceFidelity, Results
 from bayeslora.evaluation.scores import ClassificationScores, LabelScores, PredictionCount

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from bayeslora.diagnostics.paired import QUANTILES, to_bytes, value_of
 from bayeslora.errors import DivergedError
-from bayeslora.evaluation.examples import evaluated_split, precision
+from bayeslora.evaluation.evaluated_split import evaluated_split, precision
 from bayeslora.evaluation.predictions import Rounds, take_in
 from bayeslora.evaluation.results import (
     Agreement,

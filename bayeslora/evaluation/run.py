@@ -17,7 +17,7 @@ from bayeslora.evaluation.acceptance import full_data_acceptance
 from bayeslora.evaluation.block_temperatures import with_temperatures
 from bayeslora.evaluation.classification import evaluate_classes
 from bayeslora.evaluation.criteria import OF_CHAINS, failed, judge
-from bayeslora.evaluation.examples import tokens
+from bayeslora.evaluation.evaluated_split import tokens
 from bayeslora.evaluation.predictions import Predictions
 from bayeslora.evaluation.regression import RegressionPass, evaluate_reals
 from bayeslora.evaluation.results import Provenance, Results, Tokens

@@ -14,7 +14,7 @@ from bayeslora.datasets.corruptions import CORRUPTIONS, SEVERITIES
 from bayeslora.diagnostics.fidelity import Reference, load_reference
 from bayeslora.diagnostics.uncertainty import ONE_DRAW, detection, predictive_entropy
 from bayeslora.errors import require
-from bayeslora.evaluation.examples import evaluated_split, is_whole_test_set
+from bayeslora.evaluation.evaluated_split import evaluated_split, is_whole_test_set
 from bayeslora.evaluation.labels import SEVERAL
 from bayeslora.evaluation.predictions import Predictions, View, ViewPredictions, class_scores
 from bayeslora.evaluation.results import Corruption, Corruptions, Detection, OutOfDistribution, Results

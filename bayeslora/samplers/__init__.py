@@ -5,13 +5,13 @@ from functools import partial
 
 from bayeslora.samplers.asgld import ASGLD
 from bayeslora.samplers.baoab import BAOAB
-from bayeslora.samplers.base import Sampler
 from bayeslora.samplers.entropy_mcmc import EntropyMCMC
 from bayeslora.samplers.fsgld import FSGLD
 from bayeslora.samplers.map import MAP
 from bayeslora.samplers.psgld import PSGLD
 from bayeslora.samplers.sam_sgld import SAMSGLD
 from bayeslora.samplers.sam_sgld_r1 import SAMSGLDR1
+from bayeslora.samplers.sampler import Sampler
 from bayeslora.samplers.sghmc import SGHMC
 from bayeslora.samplers.sgld import SGLD
 from bayeslora.samplers.sglrw import SGLRW

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bayeslora.samplers.base import Tensors
+from bayeslora.samplers.sampler import Tensors
 from bayeslora.samplers.sghmc import Underdamped
 
 

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bayeslora.samplers.base import Evaluate, Sampler, Tensors
-from bayeslora.samplers.checks import require_non_negative
+from bayeslora.samplers.input_checks import require_non_negative
+from bayeslora.samplers.sampler import Evaluate, Sampler, Tensors
 
 
 class FSGLD(Sampler):

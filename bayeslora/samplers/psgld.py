@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from bayeslora.errors import Problems, require
-from bayeslora.samplers.base import Evaluate, Sampler, Tensors
+from bayeslora.samplers.sampler import Evaluate, Sampler, Tensors
 
 
 class PSGLD(Sampler):

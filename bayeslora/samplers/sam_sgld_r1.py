@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from bayeslora.errors import require
-from bayeslora.samplers.base import Evaluate, Tensors
-from bayeslora.samplers.checks import require_non_negative
+from bayeslora.samplers.input_checks import require_non_negative
 from bayeslora.samplers.sam_sgld import SAMSGLD
+from bayeslora.samplers.sampler import Evaluate, Tensors
 
 
 class SAMSGLDR1(SAMSGLD):

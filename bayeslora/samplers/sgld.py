@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from bayeslora.errors import require
-from bayeslora.samplers.base import Closure, Evaluate, Sampler, Tensors
-from bayeslora.samplers.checks import dense_gradients
+from bayeslora.samplers.input_checks import dense_gradients
+from bayeslora.samplers.sampler import Closure, Evaluate, Sampler, Tensors
 
 
 class SGLD(Sampler):

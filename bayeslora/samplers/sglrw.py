@@ -7,7 +7,7 @@ import warnings
 import torch
 from torch import Tensor
 
-from bayeslora.samplers.base import Evaluate, Sampler, Tensors
+from bayeslora.samplers.sampler import Evaluate, Sampler, Tensors
 
 
 class SGLRW(Sampler):

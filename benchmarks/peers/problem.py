@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bayeslora.laws.regression import LinearRegression, LogisticRegression
+from bayeslora.laws.regression_posteriors import LinearRegression, LogisticRegression
 from bayeslora.rng import generator
 
 
@@ -19,7 +19,8 @@ from bayeslora.rng import generator
 class Problem:
     """A regression posterior, sampled by K chains with G gradient evaluations each.
 
-    A minibatch is known by the row that it starts at (see `laws.regression`), so every library gets the same ones.
+    A minibatch is known by the row that it starts at (see `laws.regression_posteriors`), so every library gets the same
+    ones.
 
     Attributes:
         name: in words.

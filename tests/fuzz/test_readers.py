@@ -333,7 +333,7 @@ HOSTILE = {
                        "bayeslora", "", 3, "builtins.eval", "bayeslora.samplers.SGLD"],
     "dataset._target_": ["bayeslora.models.resnet18", "bayeslora.cache.write_atomically"],
     "prior._target_": ["bayeslora.potential.math.sqrt", "bayeslora.app.training.train"],
-    "sampler._target_": ["bayeslora.samplers.base.torch.load", "hydra.utils.get_method"],
+    "sampler._target_": ["bayeslora.samplers.sampler.torch.load", "hydra.utils.get_method"],
     "chain.warmup.optimizer._target_": ["torch.optim.os.system", "torch.load", "torch.hub.load"],
     "logger.csv._target_": ["logging.FileHandler", "lightning.pytorch.loggers.csv_logs.os.makedirs", "pathlib.Path"],
     "logger.csv.save_dir": ["/etc", "~/logs", "logs", "RUN/../elsewhere", None],

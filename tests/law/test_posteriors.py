@@ -8,7 +8,7 @@ from scipy.stats import chisquare
 
 from bayeslora import samplers
 from bayeslora.laws import one_stream, simulate
-from bayeslora.laws.regression import LinearRegression, LogisticRegression, SimulatedLogistic
+from bayeslora.laws.regression_posteriors import LinearRegression, LogisticRegression, SimulatedLogistic
 from tests.cases import each
 
 BAYES = [

@@ -12,7 +12,7 @@ from torch import Tensor
 from bayeslora.laws import Moment, Quadratic, compare, one_stream, simulate
 from bayeslora.laws import linear as laws
 from bayeslora.laws.checks import covariance
-from bayeslora.laws.regression import LinearRegression, LogisticRegression
+from bayeslora.laws.regression_posteriors import LinearRegression, LogisticRegression
 from bayeslora.samplers import SGLD, SGLRW, Sampler
 from tests.cases import each
 

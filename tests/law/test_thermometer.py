@@ -11,7 +11,7 @@ import torch
 from scipy.linalg import solve_discrete_lyapunov
 from torch import Tensor
 
-from bayeslora.diagnostics.thermometer import ALL, readings, temperatures
+from bayeslora.diagnostics.measured_temperature import ALL, readings, temperatures
 from bayeslora.diagnostics.values import MeasuredTemperature
 from bayeslora.evaluation.criteria import judge
 from bayeslora.evaluation.results import Diagnostics, Results

@@ -16,7 +16,7 @@ import yaml
 from torch import Tensor, nn
 
 from bayeslora import doctor, rng
-from bayeslora.doctor import command, machine, parts, sampling
+from bayeslora.doctor import command, config_groups, machine, sampling
 from bayeslora.doctor.finding import Check, Finding, Status, failure, ok, warning
 from bayeslora.errors import ConfigError
 from bayeslora.laws import checks
@@ -171,7 +171,7 @@ def test_a_driver_without_a_gpu_that_torch_sees_is_a_warning(tmp_path, monkeypat
 def test_an_experiment_with_a_wrong_key_or_choice_fails(tmp_path):
     own = tmp_path / "own"
     own.mkdir()
-    for entry in Path(parts.CONF_DIR).iterdir():
+    for entry in Path(config_groups.CONF_DIR).iterdir():
         if entry.name != "experiment":
             (own / entry.name).symlink_to(entry)
     (own / "experiment").mkdir()
@@ -180,7 +180,7 @@ def test_an_experiment_with_a_wrong_key_or_choice_fails(tmp_path):
     for name, content in (("typo", typo), ("other", other)):
         (own / "experiment" / f"{name}.yaml").write_text("# @package _global_\n" + yaml.safe_dump(content))
     (own / "experiment" / "broken.yaml").write_text("# @package _global_\na: [1\n")
-    found = {finding.name: finding for finding in parts.experiments(own)}
+    found = {finding.name: finding for finding in config_groups.experiments(own)}
     assert {finding.status for finding in found.values()} == {Status.FAILURE}
     assert "num_drws" in found["experiment typo"].message
     assert "sampler/sgdl" in found["experiment other"].message
@@ -190,19 +190,19 @@ def test_an_experiment_with_a_wrong_key_or_choice_fails(tmp_path):
 def test_datasets_that_are_nowhere_are_warnings_with_the_way_to_get_them(tmp_path, monkeypatch):
     monkeypatch.setenv("BAYESLORA_DATA", str(tmp_path))
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
-    found = {finding.name: finding for finding in parts.datasets()}
+    found = {finding.name: finding for finding in config_groups.datasets()}
     assert found["dataset cifar10"].status is Status.WARNING
     assert "cifar-10-python.tar.gz" in found["dataset cifar10"].fix
     assert str(tmp_path) in found["dataset cifar10"].fix
     (tmp_path / "cifar-10-python.tar.gz").write_bytes(b"")
-    *_, here = parts.datasets()
+    *_, here = config_groups.datasets()
     assert (here.name, here.status) == ("dataset", Status.OK)
     assert "cifar10 packed in" in here.message
 
 
 def test_a_folder_that_holds_another_dataset_fails(tmp_path):
     (tmp_path / "cifar10" / "cifar-100-python").mkdir(parents=True)
-    found = next(finding for finding in parts.datasets(tmp_path) if finding.name == "dataset cifar10")
+    found = next(finding for finding in config_groups.datasets(tmp_path) if finding.name == "dataset cifar10")
     assert found.status is Status.FAILURE
     assert "choose dataset=cifar100" in found.message
 
@@ -230,15 +230,15 @@ class Wrong(nn.Module):
     ],
 )
 def test_a_model_that_is_not_right_fails(how, message):
-    found = parts.run_once("model wrong", partial(Wrong, how=how), "cpu")
+    found = config_groups.run_once("model wrong", partial(Wrong, how=how), "cpu")
     assert found.message == message
     assert found.status is (Status.OK if how == "right" else Status.FAILURE)
 
 
 def test_weights_that_are_not_here_are_a_warning(tmp_path, monkeypatch):
-    assert parts._missing_weights("model x", "package:no_such_package/model").status is Status.WARNING
-    assert "hub" in parts._missing_weights("model x", "nobody/no-such-model").message
-    assert parts._missing_weights("model x", str(tmp_path)) is None
+    assert config_groups._missing_weights("model x", "package:no_such_package/model").status is Status.WARNING
+    assert "hub" in config_groups._missing_weights("model x", "nobody/no-such-model").message
+    assert config_groups._missing_weights("model x", str(tmp_path)) is None
 
 
 # -- samplers and chains ---------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ from bayeslora import dashboard
 from bayeslora.app.compose import plain, recorded_settings, to_experiment
 from bayeslora.app.config import CONF_DIR
 from bayeslora.errors import DivergedError
-from bayeslora.evaluation.examples import evaluated_split
+from bayeslora.evaluation.evaluated_split import evaluated_split
 from bayeslora.evaluation.results import Results
 from bayeslora.loggers import has_wandb_account, log_evaluation, make_loggers
 from bayeslora.loggers.keys import KEYS, panel_of

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from bayeslora import samplers
+from bayeslora.errors import DivergedError
 from bayeslora.rng import derive_seed, reseed
 from bayeslora.samplers import functional
 from tests.cases import each
@@ -212,7 +213,7 @@ def test_late_checks_change_no_step_and_stop_at_the_first_that_is_not_finite(sam
     late.sampler.step(bad)
     late.sampler.step(late.closure)
     assert torch.equal(late.theta, before)
-    with pytest.raises(samplers.base.DivergedError) as caught:
+    with pytest.raises(DivergedError) as caught:
         late.sampler.check_finite()
     assert caught.value.chains == [4]
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from lightning import Callback, Trainer
 from torch import Tensor
 
-from bayeslora.diagnostics.thermometer import readings
+from bayeslora.diagnostics.measured_temperature import readings
 from bayeslora.engine.callbacks.draws import DrawScalars
 from bayeslora.engine.module import SamplingModule
 from bayeslora.experiment import BatchAt

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bayeslora.diagnostics.acceptance import accepted, log_ratio, proposal
+from bayeslora.diagnostics.metropolis import accepted, log_ratio, proposal
 from tests.cases import each
 
 KT, CURVATURE = 0.02, torch.tensor([1.0, 0.3, 2.0], dtype=torch.float64)

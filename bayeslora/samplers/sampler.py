@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 
 from bayeslora import rng
 from bayeslora.errors import DivergedError, Problems, require
-from bayeslora.samplers.checks import BITS, bits, chains_not_finite, check_params, choose, dense_gradients
+from bayeslora.samplers.input_checks import BITS, bits, chains_not_finite, check_params, choose, dense_gradients
 from bayeslora.samplers.tunable import Tunable
 
 Closure = Callable[[], Tensor]

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from bayeslora.app import usage
+from bayeslora.app import command_help
 from bayeslora.app.config import CONF_DIR
 from tests.cases import each
 from tests.run.tools import Command
@@ -25,7 +25,7 @@ def test_help_says_what_it_does_with_examples_settings_and_exit_codes(name: str,
     assert ended.out.startswith(f"python -m bayeslora.{name}")
     assert ended.out.count(f"    python -m bayeslora.{name} ") >= 3
     unwrapped = " ".join(ended.out.split())
-    assert all(f"{code} {meaning}" in unwrapped for code, meaning in usage.EXIT_CODES.items())
+    assert all(f"{code} {meaning}" in unwrapped for code, meaning in command_help.EXIT_CODES.items())
     assert "docs/cli.md" in ended.out
     assert len(ended.out.splitlines()) <= 70
     assert max(map(len, ended.out.splitlines())) <= 130
@@ -59,7 +59,7 @@ def test_experiments_of_ones_own_are_listed(option: str, tmp_path: Path, command
 
 def test_every_experiment_describes_itself() -> None:
     for file in (CONF / "experiment").glob("*.yaml"):
-        assert len(usage.first_comment(file)) > 20
+        assert len(command_help.first_comment(file)) > 20
 
 
 def test_the_settings_of_evaluate_are_shown_with_their_meaning(command: Command) -> None:
