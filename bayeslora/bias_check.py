@@ -91,7 +91,7 @@ def bias_check(settings: BiasSettings) -> dict[str, Any]:
     changed = half_step(given, other.root, before.provenance.split or "test", settings.keep_time)
     after = run_experiment(of_settings(changed, other), other)
     assert after is not None  # it ran every chain
-    comparison: dict[str, Any] = compare(before, after, vars(settings.limits))
+    comparison: dict[str, Any] = metric_changes(before, after, vars(settings.limits))
     over_examples = between(read(other.examples_file), read(run.examples_file))
     for name in _compared(comparison):
         comparison[name]["test_se"] = over_examples[name].se if name in over_examples else None
@@ -104,7 +104,7 @@ def bias_check(settings: BiasSettings) -> dict[str, Any]:
     console = Console()
     if not console.is_terminal:
         console.width = 160  # a file has no width; the table must not be cut to a guess of it
-    console.print(table(comparison))
+    console.print(change_table(comparison))
     console.print(f"bias check: {where}", soft_wrap=True, highlight=False)
     problems = list(_problems(comparison))
     if settings.strict and problems:
@@ -145,7 +145,7 @@ def half_step(recorded: dict[str, Any], folder: Path, split: str, keep_time: boo
     }
 
 
-def compare(before: Results, after: Results, limits: Mapping[str, float]) -> dict[str, Any]:
+def metric_changes(before: Results, after: Results, limits: Mapping[str, float]) -> dict[str, Any]:
     """The change of the ensemble's NLL and calibration from one run to the other, by metric.
 
     `se` is the standard error of the mean change of single chains' ensembles: chains of one number share their initial
@@ -180,7 +180,7 @@ def compare(before: Results, after: Results, limits: Mapping[str, float]) -> dic
     return comparison
 
 
-def table(comparison: Mapping[str, Any]) -> Table:
+def change_table(comparison: Mapping[str, Any]) -> Table:
     """The comparison for the terminal."""
     from rich import box
     from rich.table import Table
@@ -196,7 +196,7 @@ def table(comparison: Mapping[str, Any]) -> Table:
         numbers = [one["before"], one["after"], one["change"], one["se"], one.get("test_se"), one["limit"]]
         specs = (".4f", ".4f", "+.4f", ".4f", ".4f", "g")
         shown = ["–" if value is None else format(value, spec) for value, spec in zip(numbers, specs, strict=True)]
-        rows.add_row(label(name), *shown, verdict(one))
+        rows.add_row(metric_title(name), *shown, change_verdict(one))
     if None not in (accepted := comparison.get("acceptance", [None])):
         was, becomes = accepted
         shown = [f"{was:.4f}", f"{becomes:.4f}", f"{becomes - was:+.4f}", "–", "–", "–"]
@@ -204,7 +204,7 @@ def table(comparison: Mapping[str, Any]) -> Table:
     return rows
 
 
-def verdict(one: Mapping[str, Any]) -> str:
+def change_verdict(one: Mapping[str, Any]) -> str:
     """What a metric's change says, in words."""
     if one["passed"] is None:
         return str(one["reason"])
@@ -212,7 +212,7 @@ def verdict(one: Mapping[str, Any]) -> str:
     return f"{words}, but chains differ by as much" if 2 * one["se"] > one["limit"] else words
 
 
-def label(name: str) -> str:
+def metric_title(name: str) -> str:
     """What a metric is called in tables."""
     return name.replace("_", " ") if "_" in name else name.upper()
 
@@ -228,7 +228,7 @@ def _problems(comparison: Mapping[str, Any]) -> Iterator[str]:
         one = comparison[name]
         if not one["passed"]:
             why = one["reason"] or f"it must be below {one['limit']:g}"
-            yield f"{label(name)} changes by {one['change']:+.4f} at half the step size ({why})"
+            yield f"{metric_title(name)} changes by {one['change']:+.4f} at half the step size ({why})"
 
 
 def _by_chain(results: Results) -> dict[int, Scores]:

@@ -98,7 +98,7 @@ def read_runs(paths: Sequence[Path]) -> list[Compared]:
     """
     from bayeslora.diagnostics.paired import EXAMPLES_FILE, read
     from bayeslora.evaluation.results import Results
-    from bayeslora.report.comparison import Compared, marks, named
+    from bayeslora.report.comparison import Compared, marks, with_marks
 
     problems, runs = Problems(), []
     for mark, label, path in zip(marks(len(paths)), labels(paths), paths, strict=True):
@@ -106,7 +106,7 @@ def read_runs(paths: Sequence[Path]) -> list[Compared]:
             config, results = _config(path), Results.read(path / "metrics.json")
             runs.append(Compared(mark, label, path, config, results, draws(path), read(path / EXAMPLES_FILE)))
     problems.raise_if_any(DataError)
-    return named(runs)
+    return with_marks(runs)
 
 
 def labels(paths: Sequence[Path]) -> list[str]:

@@ -33,7 +33,7 @@ from bayeslora.models.keywords import take_keywords
 from bayeslora.parts import check_kind, check_temperature, is_own, with_numbers
 from bayeslora.potential import Potential, Prior, last_match
 from bayeslora.rng import derive_seed, generator, seeded
-from bayeslora.runs.identity import Fingerprint, identify, named, put_fixed
+from bayeslora.runs.identity import Fingerprint, first_few, identify, put_fixed
 from bayeslora.samplers import Sampler
 from bayeslora.settings import AUTO, ChainSettings, Component, Evaluation, TrainerSettings, check_together
 
@@ -242,7 +242,7 @@ class Experiment:
             self.likelihood.extend(self.prior).for_model(model).draw_into(model, self.chain.from_prior)
         put_fixed(model, self.fixed)
         if differences := Fingerprint.of(model).differences(self.fingerprint) if self.fingerprint else []:
-            raise ConfigError(f"model: chain {chain} differs from the run's: {named(differences)}")
+            raise ConfigError(f"model: chain {chain} differs from the run's: {first_few(differences)}")
         memory_format = torch.channels_last if self.trainer.channels_last else torch.contiguous_format
         return model.to(self.device, memory_format=memory_format)  # type: ignore[call-overload]
 

@@ -11,7 +11,7 @@ import torch
 from transformers import BertConfig, BertModel, BertTokenizerFast
 
 import bayeslora
-from bayeslora.datasets.text import encode, load_tokenizer
+from bayeslora.datasets.text import load_tokenizer, tokenise
 from bayeslora.models import lora_classifier
 
 LINES = "\n".join(f"good\tthe {n} was great fun\nbad\tthe {n} was dull and late" for n in ("film", "book", "trip") * 8)
@@ -41,7 +41,7 @@ def main() -> bayeslora.Posterior:
     model = options.model or str(tiny_bert(lines))
     labels, texts = zip(*(line.split("\t", 1) for line in lines.splitlines() if line.strip()), strict=True)
     names = tuple(sorted(set(labels)))
-    tokens = encode(load_tokenizer(model), [(text,) for text in texts], "pair", max_length=64).tokens.long()
+    tokens = tokenise(load_tokenizer(model), [(text,) for text in texts], "pair", max_length=64).tokens.long()
     posterior = bayeslora.sample(
         lambda: lora_classifier(len(names), model, targets=("query", "value"), rank=4, cache_prefix=False),
         (tokens, torch.tensor([names.index(label) for label in labels])),

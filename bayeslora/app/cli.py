@@ -47,7 +47,7 @@ def run_command(config_name: str, doc: str | None, job: Callable[[Any], Any], se
         sys.exit(0)
     problem = command_help.wrong_option(sys.argv[1:], config_name)
     if problem is not None:
-        sys.exit(report(ConfigError(problem), [problem], ConfigError.exit_code))
+        sys.exit(print_problems(ConfigError(problem), [problem], ConfigError.exit_code))
     if sys.stderr.isatty() and config_name != "compare" and not {*sys.argv} & QUICK:
         print("loading torch, Lightning …", file=sys.stderr, flush=True)  # noqa: T201
     import hydra
@@ -67,7 +67,7 @@ def run_command(config_name: str, doc: str | None, job: Callable[[Any], Any], se
         for failure in task.failures:
             raise failure
     except (BayesloraError, HydraException, OmegaConfBaseException, OSError, KeyboardInterrupt) as error:
-        code = report(error, *_said(error))
+        code = print_problems(error, *_said(error))
     sys.exit(code)
 
 
@@ -117,7 +117,7 @@ def _said(error: BaseException) -> tuple[list[str], int]:
         advice = "nothing is lost. Repeat the command with run_dir=… of this run to go on"
         return [f"stopped by {name}; {advice}" if name.startswith("SIG") else name], InterruptedRunError.exit_code
     assert isinstance(error, Exception)
-    return [readable(error)], ConfigError.exit_code
+    return [hydra_message(error)], ConfigError.exit_code
 
 
 def forced(argument: str) -> str:
@@ -159,7 +159,7 @@ def require_extras(arguments: list[str]) -> None:
     problems.raise_if_any()
 
 
-def report(error: BaseException, problems: list[str], code: int) -> int:
+def print_problems(error: BaseException, problems: list[str], code: int) -> int:
     """Print the problems to stderr and return the exit code."""
     if os.environ.get("BAYESLORA_TRACEBACK"):
         raise error
@@ -171,7 +171,7 @@ def report(error: BaseException, problems: list[str], code: int) -> int:
     return code
 
 
-def readable(error: Exception) -> str:
+def hydra_message(error: Exception) -> str:
     """Hydra's message in one paragraph, without its internals."""
     from hydra.errors import MissingConfigException, OverrideParseException
 

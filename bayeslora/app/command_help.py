@@ -101,7 +101,7 @@ def screen(command: str, doc: str, folders: Sequence[Path], width: int = 100) ->
     if "experiment" in chosen:
         parts += [
             "Groups, GROUP=CHOICE (* by default):\n" + "\n".join(groups(folders, chosen, width)),
-            "Experiments, experiment=NAME:\n" + "\n".join(experiments(folders, width)),
+            "Experiments, experiment=NAME:\n" + "\n".join(experiment_lines(folders, width)),
             f"Settings, KEY=VALUE, e.g. chain.num_draws=100: what each key means is in\n  {folders[0]}",
         ]
     else:
@@ -122,7 +122,7 @@ def groups(folders: Sequence[Path], chosen: dict[str, str | None], width: int) -
         yield textwrap.fill(" ".join(options), width, initial_indent=f"  {shown:12} ", subsequent_indent=" " * 15)
 
 
-def experiments(folders: Sequence[Path], width: int) -> Iterator[str]:
+def experiment_lines(folders: Sequence[Path], width: int) -> Iterator[str]:
     """A line an experiment: its name, and the beginning of what its file says."""
     files = {file.stem: file for conf in folders for file in conf.glob("experiment/*.yaml")}
     column = max(map(len, files), default=0)

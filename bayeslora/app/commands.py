@@ -39,10 +39,10 @@ class OfRun:
     trust: Any = ()
 
     def experiment(self, run: RunDirectory, **evaluate: Any) -> Experiment:
-        """The run's experiment, as `app.compose.recorded` makes it."""
-        from bayeslora.app.compose import recorded
+        """The run's experiment, as `app.compose.load_experiment` makes it."""
+        from bayeslora.app.compose import load_experiment
 
-        return recorded(run, self.trust, self.dataset.path, **evaluate)
+        return load_experiment(run, self.trust, self.dataset.path, **evaluate)
 
 
 def command_settings(kind: type[T], cfg: DictConfig, command: str) -> T:

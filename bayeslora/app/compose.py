@@ -100,7 +100,7 @@ def of_settings(settings: Mapping[str, Any], run: RunDirectory | None = None) ->
     return to_experiment(OmegaConf.create(dict(settings)), run)
 
 
-def recorded(run: RunDirectory, trust: Any = None, data_path: str | None = None, **evaluate: Any) -> Experiment:
+def load_experiment(run: RunDirectory, trust: Any = None, data_path: str | None = None, **evaluate: Any) -> Experiment:
     """The experiment of a run that is there, on the CPU if there is no GPU.
 
     Args:
@@ -121,7 +121,7 @@ def recorded(run: RunDirectory, trust: Any = None, data_path: str | None = None,
 def recorded_settings(
     run: RunDirectory, trust: Any = None, data_path: str | None = None, **evaluate: Any
 ) -> dict[str, Any]:
-    """What `recorded` makes an experiment of, as plain values."""
+    """What `load_experiment` makes an experiment of, as plain values."""
     config = relocated(run.trusted(names(trust)), run.root)
     if not torch.cuda.is_available() and isinstance(config.get("trainer"), dict):
         config["trainer"] |= {"accelerator": "cpu", "channels_last": False}  # a run from elsewhere

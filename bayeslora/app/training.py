@@ -113,7 +113,7 @@ def _resumed(cfg: DictConfig, named: bool) -> Path:
         ConfigError: there is none.
     """
     from bayeslora.app.compose import plain
-    from bayeslora.runs.directory import RunDirectory, differences, fixed
+    from bayeslora.runs.directory import RunDirectory, changed_settings, fixed
     from bayeslora.runs.provenance import as_asked
 
     here = user_path(str(cfg.run_dir))
@@ -129,7 +129,7 @@ def _resumed(cfg: DictConfig, named: bool) -> Path:
     for file in sorted(beside.glob("*/config.yaml"), reverse=True):
         with suppress(DataError):  # a folder with a spoilt configuration is not the one
             recorded = RunDirectory(file.parent).config
-            if isinstance(recorded.get("chain"), dict) and not any(differences(wanted, fixed(as_asked(recorded)))):
+            if isinstance(recorded.get("chain"), dict) and not any(changed_settings(wanted, fixed(as_asked(recorded)))):
                 return file.parent
     raise ConfigError(
         f"resume=true, but {beside} holds no run of this configuration; leave resume out to start one, or give"

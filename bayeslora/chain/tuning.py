@@ -312,7 +312,7 @@ def pilot_plan(plan: Plan) -> Plan:
     return Plan(plan.warmup, BURN_IN[1], 1, 1)
 
 
-def table(found: Tuning) -> str:
+def pilot_table(found: Tuning) -> str:
     """What a pilot found, as lines of text."""
     noisy = any(one.heat is not None for one in found.blocks.values())
     width = max(5, *map(len, found.blocks))

@@ -117,7 +117,7 @@ class Cifar10(Sizes):
         if isinstance(source, TorchvisionImages) and not (source.root / self.folder).is_dir():
             source.fetch(self.download)  # or unpack the archive in the data folder
         folder = None if self.cache is None else Path(self.cache).expanduser()
-        tensors = cached(self.torchvision.lower(), source.files, source.read, folder)
+        tensors = cached(self.torchvision.lower(), source.paths, source.read, folder)
         shift = RandomShift(padding=4, flip=True) if self.augment else None
         data = Data(
             name=self.name,
@@ -128,7 +128,7 @@ class Cifar10(Sizes):
             transform=Normalise(tuple(self.mean), tuple(self.std)),
             augment=shift,
             augmentation=str(shift or "none"),
-            notes=(*_size_notes(tensors), *_inexact_notes(source.files[0].parent)),
+            notes=(*_size_notes(tensors), *_inexact_notes(source.paths[0].parent)),
         )
         return self.carve(data)
 

@@ -36,7 +36,7 @@ class Source(Protocol):
     """Files that hold a dataset."""
 
     @property
-    def files(self) -> Sequence[Path]:
+    def paths(self) -> Sequence[Path]:
         """All files that `read` may read."""
         ...
 
@@ -81,7 +81,7 @@ class ParquetImages:
         place = max(holders, key=lambda holder: any(holder.glob("train-*.parquet")))
         shards = {split: tuple(sorted(place.glob(f"{split}-*.parquet"))) for split in ("train", "test")}
         source = cls(title, label, class_names, shards)
-        for file in source.files or sorted(place.glob("*.parquet")):
+        for file in source.paths or sorted(place.glob("*.parquet")):
             source._check_columns(file)
         problems = [problem for split, files in shards.items() for problem in shard_problems(place, split, files)]
         if problems:
@@ -89,7 +89,7 @@ class ParquetImages:
         return source
 
     @property
-    def files(self) -> Sequence[Path]:
+    def paths(self) -> Sequence[Path]:
         return [file for files in self.shards.values() for file in files]
 
     def read(self) -> Tensors:
@@ -104,7 +104,7 @@ class ParquetImages:
     def _check_columns(self, file: Path) -> None:
         import pyarrow.parquet as pq
 
-        with readable(file):
+        with reading_file(file):
             schema = pq.read_schema(file)
         columns = dict(zip(schema.names, schema.types, strict=True))
         if not (_holds_bytes(columns.get("img")) and str(columns.get(self.label)).startswith(("int", "uint"))):
@@ -124,7 +124,7 @@ class ParquetImages:
         import pyarrow.compute as pc
         import pyarrow.parquet as pq
 
-        with readable(file):
+        with reading_file(file):
             table = pq.read_table(file, columns=["img", self.label], partitioning=None)
             labels = table[self.label].cast(pa.int64()).to_pylist()
         for row, label in enumerate(labels):
@@ -142,7 +142,7 @@ class ParquetImages:
 
 
 @contextmanager
-def readable(file: Path) -> Iterator[None]:
+def reading_file(file: Path) -> Iterator[None]:
     """Turn what pyarrow raises on a damaged file into a `DataError`."""
     import pyarrow as pa
 
@@ -211,7 +211,7 @@ class TorchvisionImages:
     name: str
 
     @property
-    def files(self) -> Sequence[Path]:
+    def paths(self) -> Sequence[Path]:
         return sorted(file for file in (self.root / self.folder).iterdir() if file.is_file())
 
     def read(self) -> Tensors:

@@ -45,7 +45,7 @@ class Digits(Sizes):
         Raises:
             ConfigError: the validation set takes all.
         """
-        parts = cached("digits", _sources(), _decode, slow=False)
+        parts = cached("digits", _data_files(), _decode, slow=False)
         train, test = (Split(parts[f"{part}_images"], parts[f"{part}_labels"]) for part in ("train", "test"))
         shift = RandomShift(padding=1, flip=False) if self.augment else None
         data = Data(
@@ -61,7 +61,7 @@ class Digits(Sizes):
         return self.carve(data)
 
 
-def _sources() -> list[Path]:
+def _data_files() -> list[Path]:
     """The file in scikit-learn, found without importing it, which takes most of a second."""
     package = find_spec("sklearn")
     folders = package.submodule_search_locations if package else None

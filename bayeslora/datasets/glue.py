@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from bayeslora.datasets.base import Data
-from bayeslora.datasets.cifar_files import class_names, readable, shard_problems
+from bayeslora.datasets.cifar_files import class_names, reading_file, shard_problems
 from bayeslora.datasets.delimited import read_rows
 from bayeslora.datasets.sentences import Sentences, TextSettings, sentence_data
 from bayeslora.datasets.text import hub_folder
@@ -187,7 +187,7 @@ def _read_parquet(files: Sequence[Path]) -> Sentences:
 
     shards = []
     for file in files:
-        with readable(file):
+        with reading_file(file):
             shards.append(pq.read_table(file, partitioning=None))
             table = pa.concat_tables(shards)
     label = _label_column(table.column_names, files[0])

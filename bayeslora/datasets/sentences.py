@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bayeslora.datasets.base import Data, Sizes, Split
 from bayeslora.datasets.tabular import labels_or_none
-from bayeslora.datasets.text import LAYOUTS, TrimPadding, check_tokenizer_folder, encode, load_tokenizer, local_folder
+from bayeslora.datasets.text import LAYOUTS, TrimPadding, check_tokenizer_folder, load_tokenizer, local_folder, tokenise
 from bayeslora.errors import DataError, Problems
 
 MIN_LENGTH = 8
@@ -200,7 +200,7 @@ def _tokenised(data: Data, settings: TextSettings) -> Data:
     """Data of texts with tokens for inputs, int32 [N, S, F, L], in place of row numbers."""
     names = ("train", "validation", "test")
     texts = [pair for name in names for pair in data.texts[name]]
-    encoded = encode(load_tokenizer(str(settings.tokenizer)), texts, settings.layout, settings.max_length)
+    encoded = tokenise(load_tokenizer(str(settings.tokenizer)), texts, settings.layout, settings.max_length)
     sizes = [len(data.texts[name]) for name in names]
     train, validation, test = encoded.tokens.split(sizes)
     empty = sum(not text.strip() for pair in texts for text in pair)

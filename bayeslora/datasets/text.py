@@ -67,7 +67,7 @@ class Encoded:
         return 1 - self.lengths.sum().item() / max(1, self.lengths.numel() * self.tokens.shape[-1])
 
 
-def encode(tokenizer: PreTrainedTokenizerBase, texts: Texts, layout: str, max_length: int) -> Encoded:
+def tokenise(tokenizer: PreTrainedTokenizerBase, texts: Texts, layout: str, max_length: int) -> Encoded:
     """Tokenise texts, one or two an example, in one of `LAYOUTS`.
 
     A sequence of more than `max_length` tokens is cut, of a pair the longer text first. Field `token_type_ids` is 0

@@ -66,7 +66,7 @@ def metrics(log_probs: Tensor, targets: Tensor) -> dict[str, float]:
     return scores if probs.shape[1] != 2 else scores | {"f1": _f1(log_probs.argmax(1), targets)}
 
 
-def parts(log_probs: Tensor, targets: Tensor) -> dict[str, np.ndarray]:
+def score_parts(log_probs: Tensor, targets: Tensor) -> dict[str, np.ndarray]:
     """What each example adds to each of the scores of `metrics`, [N, S] (see `bayeslora.diagnostics.paired`).
 
     Args:

@@ -68,7 +68,7 @@ def relaxations(
     return [Relaxation(block, time, burn_in) for block, time in sorted(longest.items(), key=lambda item: -item[1])]
 
 
-def listed(times: list[Relaxation], most: int = 12) -> str:
+def relaxation_table(times: list[Relaxation], most: int = 12) -> str:
     """The blocks' relaxation times and the burn-in that each calls for, in lines of text, the slowest first."""
     width = max(5, *(len(one.block) for one in times))
     head = f"  {'block':{width}}  relaxation  burn-in it calls for"

@@ -48,9 +48,9 @@ def main(arguments: list[str] | None = None) -> int:
     failed = any(finding.status is Status.FAILURE for finding in findings)
     seconds = round(time.perf_counter() - started, 1)
     if chosen.json:
-        print(json.dumps(report(findings, seconds), indent=2, ensure_ascii=False))  # noqa: T201
+        print(json.dumps(json_report(findings, seconds), indent=2, ensure_ascii=False))  # noqa: T201
     else:
-        print(summary(findings, seconds))  # noqa: T201
+        print(last_line(findings, seconds))  # noqa: T201
     return 1 if failed else 0
 
 
@@ -100,7 +100,7 @@ def found(quick: bool, data: Path | None = None, *, only_laws: bool = False) -> 
         yield failure("import", f"{error}: no further check can run", "make install")
 
 
-def report(findings: list[Finding], seconds: float) -> dict[str, object]:
+def json_report(findings: list[Finding], seconds: float) -> dict[str, object]:
     """What `--json` prints: `{"ok", "counts", "seconds", "findings": [{"status", "name", "message", "fix"}, …]}`."""
     counts = Counter(finding.status for finding in findings)
     return {
@@ -111,7 +111,7 @@ def report(findings: list[Finding], seconds: float) -> dict[str, object]:
     }
 
 
-def summary(findings: list[Finding], seconds: float) -> str:
+def last_line(findings: list[Finding], seconds: float) -> str:
     """The last line."""
     counts = Counter(finding.status for finding in findings)
     parts = [f"{counts[status]} {word}" for status, word in WORDS.items() if counts[status]]

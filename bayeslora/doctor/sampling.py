@@ -17,7 +17,7 @@ from bayeslora.atomic import digest
 from bayeslora.doctor.finding import Finding, failure, ok
 
 if TYPE_CHECKING:
-    from bayeslora.laws.checks import Check
+    from bayeslora.laws.checks import LawCheck
     from bayeslora.laws.simulate import Moment
     from bayeslora.runs.directory import RunDirectory
 
@@ -62,7 +62,7 @@ def law_findings(*, short: bool = True) -> Iterator[Finding]:
 
     torch.set_num_threads(1)  # as in `laws`
 
-    def sampler(check: Check) -> str:
+    def sampler(check: LawCheck) -> str:
         return check.sampler.__name__
 
     fine: list[str] = []
@@ -85,7 +85,7 @@ def _worst(moments: list[Moment]) -> Moment:
     return max(moments, key=lambda moment: abs(moment.z))
 
 
-def _row(check: Check, worst: Moment) -> list[str]:
+def _row(check: LawCheck, worst: Moment) -> list[str]:
     """The table's line for a check."""
     verdict = "[green]ok[/]" if worst.agrees else "[bold red]WRONG[/]"
     numbers = [f"{worst.expected:.4f}", f"{worst.sampled:.4f} ± {worst.standard_error:.4f}", f"{worst.z:+.1f}"]

@@ -46,15 +46,15 @@ class Acceleration:
 
 
 @dataclass(frozen=True)
-class Timing:
+class PassSeconds:
     """Seconds that a forward and backward pass takes, and that the first one took more (compilation)."""
 
     step: float
     start: float
 
 
-def choose(
-    given: Mapping[str, Any], has_bf16: bool, images: bool, steps: int, measure: Callable[[Acceleration], Timing]
+def fastest_acceleration(
+    given: Mapping[str, Any], has_bf16: bool, images: bool, steps: int, measure: Callable[[Acceleration], PassSeconds]
 ) -> tuple[Acceleration, str]:
     """The fastest way to run `steps` steps among those that the settings leave open, and one sentence about it.
 
@@ -89,20 +89,20 @@ def choose(
 
 
 def accelerate(experiment: Experiment) -> tuple[Acceleration, str]:
-    """`choose` for the chains of a run, by steps of its own model on its own first batch."""
+    """`fastest_acceleration` for the chains of a run, by steps of its own model on its own first batch."""
     trainer, chains = experiment.trainer, experiment.chain.chosen
     stacked = experiment.chain.parallel == "stacked" and len(chains) > 1
     which = chains if stacked else chains[0]
     settings = {"precision": trainer.precision, "channels_last": trainer.channels_last, "compile": trainer.compile}
 
-    def measure(candidate: Acceleration) -> Timing:
-        seconds = gradients(experiment, which, candidate, REPEATS + 1)
+    def measure(candidate: Acceleration) -> PassSeconds:
+        seconds = gradient_seconds(experiment, which, candidate, REPEATS + 1)
         fastest = min(seconds[1:])
-        return Timing(fastest, max(0.0, seconds[0] - fastest))
+        return PassSeconds(fastest, max(0.0, seconds[0] - fastest))
 
     steps = experiment.plan.total * (1 if stacked else len(chains))
     layouts = experiment.data.kind == "images" and experiment.device.type != "cpu"  # where torch may corrupt memory
-    return choose(settings, has_bf16(experiment.device), layouts, steps, measure)
+    return fastest_acceleration(settings, has_bf16(experiment.device), layouts, steps, measure)
 
 
 def draws_noise_ahead(setting: bool | str, device: torch.device, numbers: int, processes: int = 1) -> bool:
@@ -138,7 +138,7 @@ def _glibc_mallopt() -> Callable[[int, int], int] | None:
     return library.mallopt if library is not None and hasattr(library, "gnu_get_libc_version") else None
 
 
-def gradients(
+def gradient_seconds(
     experiment: Experiment, which: int | Sequence[int], candidate: Acceleration, repeats: int, enough: float = math.inf
 ) -> list[float]:
     """Seconds of gradients on the first batch of a chain, or of a stack; no more once one takes `enough`."""
@@ -166,7 +166,7 @@ def forecast(experiment: Experiment, chains: Sequence[int]) -> float:
     """Seconds that these chains will take, by a gradient or two of the first; without draws and evaluation."""
     stacked = experiment.chain.parallel == "stacked" and len(chains) > 1
     plain = Acceleration(str(experiment.trainer.precision), experiment.trainer.channels_last is True)
-    one = min(gradients(experiment, chains if stacked else chains[0], plain, 3, enough=1.0))
+    one = min(gradient_seconds(experiment, chains if stacked else chains[0], plain, 3, enough=1.0))
     plan = experiment.plan
     each = plan.warmup + experiment.gradients([0])
     slots = (os.cpu_count() or 1) if experiment.chain.parallel == "processes" else len(chains) if stacked else 1

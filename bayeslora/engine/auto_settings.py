@@ -44,8 +44,8 @@ def settled(experiment: Experiment, run: RunDirectory) -> Experiment:
     if "sampler.lr" in asked:
         run.check_writable()
         result = pilot(experiment)
-        print(tuning.table(result), flush=True)  # noqa: T201
-        found, table = step_sizes(experiment, result), encode(result)
+        print(tuning.pilot_table(result), flush=True)  # noqa: T201
+        found, table = pilot_settings(experiment, result), encode(result)
     experiment = experiment.settled(found, table)
     return experiment.settled(lengths(experiment))
 
@@ -92,7 +92,7 @@ def pilot(experiment: Experiment) -> Tuning:
     ).run()
 
 
-def step_sizes(experiment: Experiment, result: Tuning) -> dict[str, Any]:
+def pilot_settings(experiment: Experiment, result: Tuning) -> dict[str, Any]:
     """The settings that a pilot's step sizes and momentum come to."""
     names = experiment.new_pilot(0).blocks
     smallest = min(one.step_size for one in result.blocks.values())

@@ -8,7 +8,7 @@ from dataclasses import asdict
 import torch
 
 from bayeslora.counts import counted
-from bayeslora.diagnostics.relaxation import listed
+from bayeslora.diagnostics.relaxation import relaxation_table
 from bayeslora.engine.acceleration import accelerate, forecast
 from bayeslora.engine.auto_settings import adopted, settled
 from bayeslora.engine.runner import ChainRunner
@@ -41,7 +41,7 @@ def run_experiment(experiment: Experiment, run: RunDirectory) -> Results | None:
         torch.set_num_threads(experiment.trainer.num_threads)
     experiment = prepared(experiment, run)
     if "tuning" not in experiment.record and (relaxed := experiment.relaxations()):
-        print(listed(relaxed), flush=True)  # noqa: T201
+        print(relaxation_table(relaxed), flush=True)  # noqa: T201
     if (short := experiment.short_burn_in()) is not None:
         print(f"warning: {short}", flush=True)  # noqa: T201
     stores = [run.store(chain) for chain in range(experiment.chain.num_chains)]

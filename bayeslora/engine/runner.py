@@ -68,7 +68,7 @@ class ChainRunner:
                 group = waiting.pop(0)
                 try:
                     if self.experiment.trainer.devices == 1:
-                        self.fit(group)
+                        self.run_group(group)
                     else:
                         run_ranks(self.experiment, self.run, group[0], _run_rank)
                 except DivergedError as error:
@@ -131,7 +131,7 @@ class ChainRunner:
             self.run.chain(chain) / "resume", lambda step: self.experiment.plan.draw_after(step) is not None
         )
 
-    def fit(self, chains: list[int]) -> None:
+    def run_group(self, chains: list[int]) -> None:
         """Run one chain, or several stacked, in this process, alone or as one of the ranks."""
         from lightning import Trainer
         from lightning.pytorch.plugins.environments import LightningEnvironment
@@ -285,7 +285,7 @@ def _run_alone(experiment: Experiment, run: RunDirectory, chain: int) -> dict[in
 
 def _run_rank(experiment: Experiment, run: RunDirectory, chain: int, rank: int) -> None:
     """What a rank does for the chain of all."""
-    ChainRunner(experiment, run, rank).fit([chain])
+    ChainRunner(experiment, run, rank).run_group([chain])
 
 
 @dataclass

@@ -38,7 +38,7 @@ def with_temperatures(
     sizes = block_sizes(moving.padding.sizes(moving.params, 0))
     limit = experiment.evaluation.criteria.temperature
     tolerance = TOLERANCE if limit is None else limit
-    at_zero, about = _recorded(series, READINGS), None
+    at_zero, about = _scalars_with(series, READINGS), None
     if len(series) > 1:
         about = _about_other_chains(posterior, experiment, list(moving.params))
     return replace(
@@ -46,7 +46,7 @@ def with_temperatures(
         temperature=temperatures(at_zero, sizes, tolerance)
         if about is None
         else temperatures(about, sizes, tolerance, at_zero),
-        kinetic=temperatures(_recorded(series, KINETIC), sizes, tolerance),
+        kinetic=temperatures(_scalars_with(series, KINETIC), sizes, tolerance),
     )
 
 
@@ -54,12 +54,12 @@ def _missing(experiment: Experiment, series: Series) -> str | None:
     """Why a run has no temperature to measure; None where it has."""
     if experiment.map_step == experiment.plan.total:
         return "the run samples at T = 0, where there is no temperature to measure"
-    if not _recorded(series, READINGS):
+    if not _scalars_with(series, READINGS):
         return "the draws hold no readings: callbacks.thermometer was null"
     return None
 
 
-def _recorded(series: Series, prefix: str) -> dict[str, list[np.ndarray]]:
+def _scalars_with(series: Series, prefix: str) -> dict[str, list[np.ndarray]]:
     """Scalars of one group that all chains have, by the rest of their names."""
     return {name.removeprefix(prefix): s for name, s in by_scalar(series).items() if name.startswith(prefix)}
 

@@ -25,7 +25,7 @@ from bayeslora.evaluation.results import (
     Selective,
     Uncertainty,
 )
-from bayeslora.evaluation.scores import ChainScores, Curve, TemperedMap, differences, map_ensemble
+from bayeslora.evaluation.scores import ChainScores, Curve, TemperedMap, map_ensemble, paired_differences
 from bayeslora.evaluation.series import Series, diagnose, single_draws
 from bayeslora.experiment import Experiment
 from bayeslora.posterior import Posterior
@@ -45,12 +45,12 @@ def evaluate_classes(posterior: Posterior, experiment: Experiment, series: Serie
     work = Pass(targets, loader, experiment.function_probe(), views, reference, likelihood=experiment.likelihood)
     with precision(experiment):
         predictions = predict(posterior, work, validation_set(experiment))
-    results = summarise(predictions, series, experiment.gradients(predictions.chains))
+    results = classification_results(predictions, series, experiment.gradients(predictions.chains))
     results = with_several(results, predictions, experiment)
     return predictions, shift.with_shift(results, predictions, experiment, missing)
 
 
-def summarise(predictions: Predictions, series: Series, gradients: int) -> Results:
+def classification_results(predictions: Predictions, series: Series, gradients: int) -> Results:
     """Results without criteria, provenance and other data: nothing that depends on how fast a machine is.
 
     Args:
@@ -115,7 +115,7 @@ def _differences(predictions: Predictions, temperature: float | None) -> dict[st
         "map_tempered": None if baseline is None or temperature is None else scaled(baseline, temperature),
         "map_ensemble": predictions.map_ensemble,
     }
-    return differences({name: predictions.parts(p) for name, p in of.items() if p is not None})
+    return paired_differences({name: predictions.parts(p) for name, p in of.items() if p is not None})
 
 
 def _fidelity(predictions: Predictions) -> ReferenceFidelity:

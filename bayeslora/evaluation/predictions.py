@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, nn
 
 from bayeslora.diagnostics.fidelity import Fidelity, MeanFidelity, Reference, fidelity
-from bayeslora.diagnostics.metrics import metrics, parts
+from bayeslora.diagnostics.metrics import metrics, score_parts
 from bayeslora.diagnostics.paired import by_group, to_bytes
 from bayeslora.diagnostics.uncertainty import Entropy, EntropySplit
 from bayeslora.evaluation.scores import ClassificationScores
@@ -103,7 +103,7 @@ class Predictions:
         """Draws of all chains."""
         return sum(len(chain["nll"]) for chain in self.draw_scores)
 
-    def examples(self) -> bytes:
+    def score_parts_npz(self) -> bytes:
         """What each example adds to the ensemble's scores, as a file."""
         targets = self.targets.numpy()
         if self.owners is not None:  # of each example one number, by which it is known
@@ -114,7 +114,7 @@ class Predictions:
 
     def parts(self, log_p: Tensor) -> dict[str, np.ndarray]:
         """What each example adds to the scores of log p [N, C]; those of one example's predictions are put together."""
-        single = parts(log_p, self.targets)
+        single = score_parts(log_p, self.targets)
         return single if self.owners is None else by_group(single, self.owners[:, 0].numpy())
 
 

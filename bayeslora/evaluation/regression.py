@@ -22,7 +22,14 @@ from bayeslora.evaluation.results import (
     Uncertainty,
     Variance,
 )
-from bayeslora.evaluation.scores import ChainScores, Curve, RegressionScores, TemperedMap, differences, map_ensemble
+from bayeslora.evaluation.scores import (
+    ChainScores,
+    Curve,
+    RegressionScores,
+    TemperedMap,
+    map_ensemble,
+    paired_differences,
+)
 from bayeslora.evaluation.series import Series, diagnose, single_draws
 from bayeslora.experiment import Experiment
 from bayeslora.likelihood import Gaussian
@@ -81,7 +88,7 @@ def _below_quantiles(pit: Tensor) -> np.ndarray:
     return (pit.numpy()[..., None] <= QUANTILES).mean(1)
 
 
-def parts(mixture: NormalMixture, targets: Tensor) -> dict[str, np.ndarray]:
+def density_parts(mixture: NormalMixture, targets: Tensor) -> dict[str, np.ndarray]:
     """What each example adds to the scores by which densities are compared (see `bayeslora.diagnostics.paired`)."""
     error = (mixture.normals.mean - targets).numpy()
     return {
@@ -119,9 +126,9 @@ class RegressionPass(Rounds):
         self.point: NormalMixture | None = None
         self.by_chain: dict[int, NormalMixture] = {}
 
-    def examples(self) -> bytes:
+    def score_parts_npz(self) -> bytes:
         """What each example adds to the ensemble's scores, as a file."""
-        return to_bytes(parts(self.whole, self.targets), self.targets.numpy())
+        return to_bytes(density_parts(self.whole, self.targets), self.targets.numpy())
 
     def density(self, outputs: Tensor) -> tuple[Tensor, Tensor]:
         """Means and variances that a model's outputs tell, in the targets' own units."""
@@ -151,7 +158,7 @@ def evaluate_reals(posterior: Posterior, experiment: Experiment, series: Series)
     """Predict the evaluated split with every draw, and score what they say."""
     with precision(experiment):
         work = run_through(posterior, experiment)
-        return work, summarise(work, posterior, series, experiment)
+        return work, regression_results(work, posterior, series, experiment)
 
 
 def run_through(posterior: Posterior, experiment: Experiment) -> RegressionPass:
@@ -162,7 +169,7 @@ def run_through(posterior: Posterior, experiment: Experiment) -> RegressionPass:
     return work
 
 
-def summarise(work: RegressionPass, posterior: Posterior, series: Series, experiment: Experiment) -> Results:
+def regression_results(work: RegressionPass, posterior: Posterior, series: Series, experiment: Experiment) -> Results:
     """Results without criteria and provenance; what needs classes is absent, with the reason."""
     baseline = posterior.map_model()
     work.point = None if baseline is None else work.mixture([baseline])
@@ -178,8 +185,8 @@ def summarise(work: RegressionPass, posterior: Posterior, series: Series, experi
         map_ensemble=map_ensemble(ends.count, scored["map_ensemble"]),
         draw=single_draws(work.draw_scores),
         ensemble=scored["ensemble"],
-        differences=differences(
-            {name: None if one is None else parts(one, work.targets) for name, one in compared.items()}
+        differences=paired_differences(
+            {name: None if one is None else density_parts(one, work.targets) for name, one in compared.items()}
         ),
         chains=[ChainScores(chain, scores(work.by_chain[chain], work.targets)) for chain in chains],
         cumulative=Curve.of(work.curve),

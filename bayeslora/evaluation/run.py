@@ -50,10 +50,10 @@ def evaluate(run: RunDirectory, experiment: Experiment) -> Results:
         predictions, results = diagnosed(posterior, experiment, series)
         acceptance = full_data_acceptance(posterior, experiment)
         results = replace(results, diagnostics=replace(results.diagnostics, acceptance=acceptance))
-        results = replace(results, provenance=provenance(run, experiment, results, series))
+        results = replace(results, provenance=evaluation_provenance(run, experiment, results, series))
         results = replace(results, criteria=judge(results, experiment.evaluation.criteria))
         run.write_metrics(results.to_json())
-        write_atomically(run.examples_file, predictions.examples())
+        write_atomically(run.examples_file, predictions.score_parts_npz())
         write_report(run, experiment, predictions, series, results)
         log_evaluation(experiment, run, results)
     problems = failed(results.criteria)
@@ -87,7 +87,7 @@ def not_converged(run: RunDirectory, experiment: Experiment) -> list[str]:
     return failed({name: criterion for name, criterion in criteria.items() if name in OF_CHAINS})
 
 
-def provenance(run: RunDirectory, experiment: Experiment, results: Results, series: Series) -> Provenance:
+def evaluation_provenance(run: RunDirectory, experiment: Experiment, results: Results, series: Series) -> Provenance:
     """Where the numbers come from, and how long they took."""
     seconds = run.phase_totals("seconds")
     total, steps = sum(seconds.values()), sum(run.phase_totals("steps").values())

@@ -147,7 +147,7 @@ def map_ensemble(members: int, scores: Scores | None) -> MapEnsemble:
     return MapEnsemble(members, reason, scores)
 
 
-def differences(of: Mapping[str, Parts | None]) -> dict[str, dict[str, Difference]]:
+def paired_differences(of: Mapping[str, Parts | None]) -> dict[str, dict[str, Difference]]:
     """Scores of `ensemble` less those of each other, and of `map_ensemble` less those of `map`; of what is there."""
     parts_of = {name: parts for name, parts in of.items() if parts}
     ensemble = parts_of.pop("ensemble")

@@ -4,7 +4,7 @@ Expected values are those of the *discretised* recursion, not of its continuous-
 error of the code and not of the step size; tolerances are standard errors measured across independent chains.
 """
 
-from bayeslora.laws.simulate import Moment, compare, one_stream, simulate
+from bayeslora.laws.simulate import Moment, compare_moments, one_stream, simulate
 from bayeslora.laws.targets import GaussianMean, Quadratic
 
-__all__ = ["GaussianMean", "Moment", "Quadratic", "compare", "one_stream", "simulate"]
+__all__ = ["GaussianMean", "Moment", "Quadratic", "compare_moments", "one_stream", "simulate"]

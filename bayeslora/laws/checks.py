@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bayeslora import samplers
 from bayeslora.laws import linear
-from bayeslora.laws.simulate import Moment, compare, one_stream, simulate
+from bayeslora.laws.simulate import Moment, compare_moments, one_stream, simulate
 from bayeslora.laws.targets import GaussianMean, Quadratic, moments_of_radius, moments_on_line, moments_on_plane
 
 Make = Callable[..., samplers.Sampler]
@@ -21,7 +21,7 @@ CORRELATED = np.array([[2.0, 0.8], [0.8, 1.0]])
 
 
 @dataclass(frozen=True)
-class Check:
+class LawCheck:
     """One sampler against one exact law.
 
     Attributes:
@@ -90,7 +90,7 @@ class Check:
         averages = simulate(
             sampler, target, lambda: moments(target.state - target.mean), burn_in=self.burn_in, steps=steps
         )
-        return compare(averages, self.expected)
+        return compare_moments(averages, self.expected)
 
 
 def moments(theta: Tensor) -> dict[str, Tensor]:
@@ -129,7 +129,7 @@ def _set_memory(**vectors: list[float]) -> Callable[[samplers.Sampler, Any], Non
     return prepare
 
 
-def linear_checks() -> Iterator[Check]:
+def linear_checks() -> Iterator[LawCheck]:
     """Law 2: every sampler that is linear on a quadratic, against its exact covariance."""
     a, kT = CORRELATED, 0.5
     correlated = quadratic(a, kT)
@@ -138,37 +138,45 @@ def linear_checks() -> Iterator[Check]:
     square = [0.36, 2.25]
     scale = np.diag([1 / (0.01 + 0.6), 1 / (0.01 + 1.5)])
     described = "correlated Gaussian"
-    yield Check(samplers.SGLD, described, correlated, covariance(linear.sgld(a, 0.1, kT)), {"lr": 0.1})
-    yield Check(
-        samplers.SGLD, described, correlated, covariance(linear.leimkuhler_matthews(a, 0.3, kT)),
+    yield LawCheck(samplers.SGLD, described, correlated, covariance(linear.sgld_covariance(a, 0.1, kT)), {"lr": 0.1})
+    yield LawCheck(
+        samplers.SGLD, described, correlated, covariance(linear.leimkuhler_matthews_covariance(a, 0.3, kT)),
         {"lr": 0.3, "integrator": "leimkuhler_matthews"},
     )  # fmt: skip
-    yield Check(samplers.ASGLD, described, correlated, covariance(linear.sgld(a, 0.1, kT)), {"lr": 0.1, "a": 0.0})
-    yield Check(
-        samplers.SAMSGLDR1, described, correlated, covariance(linear.preconditioned(a, 0.05, kT, stretch @ stretch)),
+    yield LawCheck(
+        samplers.ASGLD, described, correlated, covariance(linear.sgld_covariance(a, 0.1, kT)), {"lr": 0.1, "a": 0.0}
+    )
+    yield LawCheck(
+        samplers.SAMSGLDR1, described, correlated,
+        covariance(linear.preconditioned_covariance(a, 0.05, kT, stretch @ stretch)),
         {"lr": 0.05, "rho": 0.0, "sigma": 1.0}, prepare=_set_memory(directions=list(along)),
     )  # fmt: skip
-    yield Check(
-        samplers.PSGLD, described, correlated, covariance(linear.preconditioned(a, 0.08, kT, scale)),
+    yield LawCheck(
+        samplers.PSGLD, described, correlated, covariance(linear.preconditioned_covariance(a, 0.08, kT, scale)),
         {"lr": 0.08}, prepare=_set_memory(square=square),
     )  # fmt: skip
-    yield Check(
-        samplers.SGHMC, described, correlated, covariance(linear.sghmc(a, 0.1, kT, 0.8)), {"lr": 0.1, "momentum": 0.8}
-    )
-    yield Check(
-        samplers.BAOAB, described, correlated, covariance(linear.baoab(a, 0.5, kT, 0.6)), {"lr": 0.5, "momentum": 0.6}
-    )
-    yield Check(
-        samplers.FSGLD, described, correlated, covariance(linear.fsgld(a, 0.2, kT, 0.8)), {"lr": 0.2, "sigma": 0.8}
-    )
-    yield Check(
-        samplers.EntropyMCMC, described, correlated, covariance(linear.entropy_mcmc(a, 0.1, kT, 0.5)),
+    yield LawCheck(
+        samplers.SGHMC, described, correlated, covariance(linear.sghmc_covariance(a, 0.1, kT, 0.8)),
+        {"lr": 0.1, "momentum": 0.8},
+    )  # fmt: skip
+    yield LawCheck(
+        samplers.BAOAB, described, correlated, covariance(linear.baoab_covariance(a, 0.5, kT, 0.6)),
+        {"lr": 0.5, "momentum": 0.6},
+    )  # fmt: skip
+    yield LawCheck(
+        samplers.FSGLD, described, correlated, covariance(linear.fsgld_covariance(a, 0.2, kT, 0.8)),
+        {"lr": 0.2, "sigma": 0.8},
+    )  # fmt: skip
+    yield LawCheck(
+        samplers.EntropyMCMC, described, correlated, covariance(linear.entropy_mcmc_covariance(a, 0.1, kT, 0.5)),
         {"lr": 0.1, "eta": 0.5}, burn_in=400,
     )  # fmt: skip
-    yield Check(samplers.SGLRW, described, correlated, covariance(linear.sglrw(a, 0.03, kT)), {"lr": 0.03})
+    yield LawCheck(
+        samplers.SGLRW, described, correlated, covariance(linear.sglrw_covariance(a, 0.03, kT)), {"lr": 0.03}
+    )
 
 
-def grouped_checks() -> Iterator[Check]:
+def grouped_checks() -> Iterator[LawCheck]:
     """Law 2 with a step size of its own for each of two tensors: every sampler, on a target that correlates them."""
     a, kT, factors = CORRELATED, 0.5, (1.0, 0.2)
     target = quadratic(a, kT, split=(1, 1))
@@ -179,31 +187,31 @@ def grouped_checks() -> Iterator[Check]:
     def check(
         sampler: type[samplers.Sampler], law: linear.Law, lr: float, *args: Any,
         prepare: Callable[[samplers.Sampler, Any], None] = lambda _sampler, _target: None, **settings: Any,
-    ) -> Check:  # fmt: skip
-        matrix = linear.grouped(law, a, lr * np.array(factors), kT, *args)
-        return Check(
+    ) -> LawCheck:  # fmt: skip
+        matrix = linear.grouped_covariance(law, a, lr * np.array(factors), kT, *args)
+        return LawCheck(
             sampler, "correlated tensors", target, covariance(matrix), {"lr": lr} | settings,
             burn_in=600, prepare=prepare, factors=factors,
         )  # fmt: skip
 
-    yield check(samplers.SGLD, linear.sgld, 0.2)
-    yield check(samplers.SGLD, linear.leimkuhler_matthews, 0.3, integrator="leimkuhler_matthews")
-    yield check(samplers.ASGLD, linear.sgld, 0.2, a=0.0)
+    yield check(samplers.SGLD, linear.sgld_covariance, 0.2)
+    yield check(samplers.SGLD, linear.leimkuhler_matthews_covariance, 0.3, integrator="leimkuhler_matthews")
+    yield check(samplers.ASGLD, linear.sgld_covariance, 0.2, a=0.0)
     yield check(
-        samplers.SAMSGLDR1, linear.preconditioned, 0.05, stretch @ stretch, rho=0.0, sigma=1.5,
+        samplers.SAMSGLDR1, linear.preconditioned_covariance, 0.05, stretch @ stretch, rho=0.0, sigma=1.5,
         prepare=_set_memory(directions=list(along)),
     )  # fmt: skip
-    yield check(samplers.PSGLD, linear.preconditioned, 0.1, scale, prepare=_set_memory(square=[0.36, 2.25]))
-    yield check(samplers.SGHMC, linear.sghmc, 0.2, 0.8, momentum=0.8)
-    yield check(samplers.BAOAB, linear.baoab, 0.5, 0.6, momentum=0.6)
+    yield check(samplers.PSGLD, linear.preconditioned_covariance, 0.1, scale, prepare=_set_memory(square=[0.36, 2.25]))
+    yield check(samplers.SGHMC, linear.sghmc_covariance, 0.2, 0.8, momentum=0.8)
+    yield check(samplers.BAOAB, linear.baoab_covariance, 0.5, 0.6, momentum=0.6)
     root = np.diag(np.sqrt(0.2 * np.array(factors)))
-    yield check(samplers.FSGLD, linear.sgld, 0.2, 0.8**2 * root @ a @ a @ root, sigma=0.8)
-    yield check(samplers.EntropyMCMC, linear.entropy_mcmc, 0.2, 0.5 / (0.2 * np.array(factors)), eta=0.5)
-    yield check(samplers.SGLRW, linear.sglrw, 0.03)
+    yield check(samplers.FSGLD, linear.sgld_covariance, 0.2, 0.8**2 * root @ a @ a @ root, sigma=0.8)
+    yield check(samplers.EntropyMCMC, linear.entropy_mcmc_covariance, 0.2, 0.5 / (0.2 * np.array(factors)), eta=0.5)
+    yield check(samplers.SGLRW, linear.sglrw_covariance, 0.03)
     yield from _grouped_sam_checks(along)
 
 
-def _grouped_sam_checks(along: np.ndarray) -> Iterator[Check]:
+def _grouped_sam_checks(along: np.ndarray) -> Iterator[LawCheck]:
     """SAM's law in the plane with a step size for each tensor, plain and rank-one, by quadrature."""
     a, kT, rho, factors = CORRELATED, 0.5, 0.4, (1.0, 0.4)
 
@@ -220,30 +228,30 @@ def _grouped_sam_checks(along: np.ndarray) -> Iterator[Check]:
         m = root @ stretch @ stretch @ root
         moments = moments_on_plane(drift(m), 2 * kT * m, reach=2.6)
         more: dict[str, Any] = {"prepare": _set_memory(directions=list(along))} if sigma else {}
-        yield Check(
+        yield LawCheck(
             sampler, "SAM law of correlated tensors", quadratic(a, kT, split=(1, 1)), moments,
             {"lr": lr, "rho": rho} | ({"sigma": sigma} if sigma else {}), burn_in=400, factors=factors, **more,
         )  # fmt: skip
 
 
-def minibatch_checks() -> Iterator[Check]:
+def minibatch_checks() -> Iterator[LawCheck]:
     """Laws 3 and 10: real minibatches, prior, N and T through `Potential`; heating as predicted, or none."""
     shape: dict[str, Any] = {"batch_size": 5, "temperature": 2.0}
     target = GaussianMean(**shape, chains=1)
     a, kT, v = np.array([[target.curvature]]), target.kT, target.gradient_variance
     described = "minibatch Gaussian mean, T = 2"
 
-    def check(sampler: type[samplers.Sampler], variance: float, **settings: Any) -> Check:
-        return Check(
+    def check(sampler: type[samplers.Sampler], variance: float, **settings: Any) -> LawCheck:
+        return LawCheck(
             sampler, described, lambda k: GaussianMean(**shape, chains=k), covariance(np.array([[variance]])), settings
         )
 
     yield check(samplers.SGLD, target.sgld_variance(0.05), lr=0.05)
-    yield check(samplers.SGHMC, float(linear.sghmc(a, 0.01, kT, 0.8, v)[0, 0]), lr=0.01, momentum=0.8)
+    yield check(samplers.SGHMC, float(linear.sghmc_covariance(a, 0.01, kT, 0.8, v)[0, 0]), lr=0.01, momentum=0.8)
     yield check(samplers.SGLRW, kT / target.curvature, lr=0.02)
-    yield Check(
-        samplers.SGLD, described, lambda k: GaussianMean(**shape, chains=k), covariance(linear.sgld(a, 0.2, kT)),
-        {"lr": 0.2, "control_variates": True}, prepare=_anchor,
+    yield LawCheck(
+        samplers.SGLD, described, lambda k: GaussianMean(**shape, chains=k),
+        covariance(linear.sgld_covariance(a, 0.2, kT)), {"lr": 0.2, "control_variates": True}, prepare=_anchor,
     )  # fmt: skip
 
 
@@ -254,7 +262,7 @@ def _anchor(sampler: samplers.Sampler, target: GaussianMean) -> None:
     sampler.anchor(target.full)  # type: ignore[attr-defined]
 
 
-def sam_checks() -> Iterator[Check]:
+def sam_checks() -> Iterator[LawCheck]:
     """Laws 4 and 5: the sharpness-aware law on a line, and of the radius with θ spread over several tensors."""
     a, kT, lr, rho = 2.0, 0.5, 0.05, 0.4
     line = moments_on_line(lambda t: a * (t + rho * np.sign(t)), lr, kT, reach=4.5)
@@ -262,29 +270,29 @@ def sam_checks() -> Iterator[Check]:
     ball = quadratic(a * np.eye(6), kT, split=(1, 2, 3))
     settings = {"lr": lr, "rho": rho}
     for sampler, more in ((samplers.SAMSGLD, {}), (samplers.SAMSGLDR1, {"sigma": 0.0})):
-        yield Check(sampler, "SAM law on a line", quadratic(a * np.eye(1), kT), line, settings | more)
-        yield Check(sampler, "SAM law of the radius", ball, radius, settings | more)
+        yield LawCheck(sampler, "SAM law on a line", quadratic(a * np.eye(1), kT), line, settings | more)
+        yield LawCheck(sampler, "SAM law of the radius", ball, radius, settings | more)
 
 
-def thermostat_checks() -> Iterator[Check]:
+def thermostat_checks() -> Iterator[LawCheck]:
     """SGNHT under gradient noise of unknown size: its friction rises to what the noise calls for."""
     a, kT, momentum = 1.0, 0.5, 0.8
     ball = a * np.eye(50)
     lr, sd = 0.02, 2.0
-    (variance,) = linear.sgnht(a, np.array([lr]), kT, momentum, sd**2)
-    yield Check(
+    (variance,) = linear.sgnht_variances(a, np.array([lr]), kT, momentum, sd**2)
+    yield LawCheck(
         samplers.SGNHT, "noisy gradients, 50 dimensions", quadratic(ball, kT, gradient_sd=sd),
         {"cov 00": variance, "mean r²": 50 * variance}, {"lr": lr, "momentum": momentum}, burn_in=800,
     )  # fmt: skip
     factors = (1.0, 0.25)
-    fast, slow = linear.sgnht(a, 0.1 * np.array(factors), kT, momentum)
-    yield Check(
+    fast, slow = linear.sgnht_variances(a, 0.1 * np.array(factors), kT, momentum)
+    yield LawCheck(
         samplers.SGNHT, "two tensors, 50 dimensions", quadratic(ball, kT, split=(25, 25)),
         {"cov 00": fast, "cov 4949": slow, "mean r²": 25 * (fast + slow)}, {"lr": 0.1, "momentum": momentum},
         burn_in=800, factors=factors,
     )  # fmt: skip
 
 
-def all_checks() -> list[Check]:
+def all_checks() -> list[LawCheck]:
     """Every sampler against every law that it has."""
     return [*linear_checks(), *grouped_checks(), *minibatch_checks(), *sam_checks(), *thermostat_checks()]

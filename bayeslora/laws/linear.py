@@ -27,13 +27,13 @@ def _covariance(v: Matrix | float, dim: int) -> Matrix:
     return v if isinstance(v, np.ndarray) else v * np.eye(dim)
 
 
-def sgld(a: Matrix, lr: float, kT: float, v: Matrix | float = 0.0) -> Matrix:
+def sgld_covariance(a: Matrix, lr: float, kT: float, v: Matrix | float = 0.0) -> Matrix:
     """θ ← (I − εA)θ + √(2ε·kT) ξ − ε·(gradient noise)."""
     eye = np.eye(len(a))
     return stationary(eye - lr * a, 2 * lr * kT * eye + lr**2 * _covariance(v, len(a)), len(a))
 
 
-def leimkuhler_matthews(a: Matrix, lr: float, kT: float) -> Matrix:
+def leimkuhler_matthews_covariance(a: Matrix, lr: float, kT: float) -> Matrix:
     """x = (θ, ξₙ): θ ← (I − εA)θ + √(2ε·kT)(ξₙ + ξₙ₊₁)/2."""
     eye, zero = np.eye(len(a)), np.zeros_like(a)
     half = (2 * lr * kT) ** 0.5 / 2
@@ -42,12 +42,12 @@ def leimkuhler_matthews(a: Matrix, lr: float, kT: float) -> Matrix:
     return stationary(transition, enter @ enter.T, len(a))
 
 
-def preconditioned(a: Matrix, lr: float, kT: float, g: Matrix) -> Matrix:
+def preconditioned_covariance(a: Matrix, lr: float, kT: float, g: Matrix) -> Matrix:
     """θ ← (I − εGA)θ + √(2ε·kT) G^½ ξ, for pSGLD and rank-one SAM-SGLD at ρ = 0."""
     return stationary(np.eye(len(a)) - lr * g @ a, 2 * lr * kT * g, len(a))
 
 
-def sghmc(a: Matrix, lr: float, kT: float, momentum: float, v: Matrix | float = 0.0) -> Matrix:
+def sghmc_covariance(a: Matrix, lr: float, kT: float, momentum: float, v: Matrix | float = 0.0) -> Matrix:
     """x = (θ, p): p ← μp − √ε Aθ + √(2(1 − μ)kT) ξ; θ ← θ + √ε p."""
     eye, h = np.eye(len(a)), lr**0.5
     transition = np.block([[eye - lr * a, h * momentum * eye], [-h * a, momentum * eye]])
@@ -57,7 +57,7 @@ def sghmc(a: Matrix, lr: float, kT: float, momentum: float, v: Matrix | float = 
     )
 
 
-def sgnht(curvature: float, rates: Matrix, kT: float, momentum: float, v: float = 0.0) -> Matrix:
+def sgnht_variances(curvature: float, rates: Matrix, kT: float, momentum: float, v: float = 0.0) -> Matrix:
     """Variance of θ in blocks of equal size, of step sizes `rates`, under one thermostat that does not fluctuate.
 
     Its friction α is that at which (1 − α/2) E p², averaged over the blocks, is kT; the noise stays that of 1 − μ.
@@ -80,7 +80,7 @@ def sgnht(curvature: float, rates: Matrix, kT: float, momentum: float, v: float 
     return blocks(brentq(excess, 1e-3, 1.0))[:, 0, 0]
 
 
-def baoab(a: Matrix, lr: float, kT: float, momentum: float) -> Matrix:
+def baoab_covariance(a: Matrix, lr: float, kT: float, momentum: float) -> Matrix:
     """x = (θ, p): B then A, O, A, each as a matrix."""
     eye, zero, h = np.eye(len(a)), np.zeros_like(a), lr**0.5
     kick = np.block([[eye, zero], [-h * a, eye]])
@@ -90,7 +90,7 @@ def baoab(a: Matrix, lr: float, kT: float, momentum: float) -> Matrix:
     return stationary(drift @ friction @ drift @ kick, drift @ noise @ drift.T, len(a))
 
 
-def grouped(law: Law, a: Matrix, rates: Matrix, kT: float, *args: Any, **kwargs: Any) -> Matrix:
+def grouped_covariance(law: Law, a: Matrix, rates: Matrix, kT: float, *args: Any, **kwargs: Any) -> Matrix:
     """A law for step sizes that differ between coordinates, E = diag(rates).
 
     In the coordinates E^(−½)θ the step size is 1 and the curvature E^½AE^½; further arguments are meant there too.
@@ -99,19 +99,19 @@ def grouped(law: Law, a: Matrix, rates: Matrix, kT: float, *args: Any, **kwargs:
     return root @ law(root @ a @ root, 1.0, kT, *args, **kwargs) @ root
 
 
-def fsgld(a: Matrix, lr: float, kT: float, sigma: float) -> Matrix:
+def fsgld_covariance(a: Matrix, lr: float, kT: float, sigma: float) -> Matrix:
     """SGLD whose gradient A(θ + σz) carries noise of covariance σ²A²."""
     return stationary(np.eye(len(a)) - lr * a, 2 * lr * kT * np.eye(len(a)) + (lr * sigma) ** 2 * a @ a, len(a))
 
 
-def entropy_mcmc(a: Matrix, lr: float, kT: float, eta: float | Matrix) -> Matrix:
+def entropy_mcmc_covariance(a: Matrix, lr: float, kT: float, eta: float | Matrix) -> Matrix:
     """x = (θ, θₐ), SGLD on the joint quadratic; η a number, or one a coordinate."""
     eye, pull = np.eye(len(a)), kT / eta * np.eye(len(a))
     joint = np.block([[a + pull, -pull], [-pull, pull]])
     return stationary(np.eye(2 * len(a)) - lr * joint, 2 * lr * kT * np.kron(np.eye(2), eye), len(a))
 
 
-def sglrw(a: Matrix, lr: float, kT: float, v: Matrix | float = 0.0) -> Matrix:
+def sglrw_covariance(a: Matrix, lr: float, kT: float, v: Matrix | float = 0.0) -> Matrix:
     """Σ = Σ − ε(AΣ + ΣA) + δ²I + offdiag(ε²(AΣA + V)): the square of a step is δ² on the diagonal, whatever V."""
     d = len(a)
     eye = np.eye(d)

@@ -88,7 +88,7 @@ def simulate(sampler: Sampler, target: Target, observe: Observe, *, burn_in: int
     return {name: total / steps for name, total in totals.items()}
 
 
-def compare(averages: dict[str, Tensor], expected: dict[str, float]) -> list[Moment]:
+def compare_moments(averages: dict[str, Tensor], expected: dict[str, float]) -> list[Moment]:
     """Moments of `simulate`'s averages [K] beside their exact values."""
     return [
         Moment(name, value, averages[name].mean().item(), averages[name].std().item() / len(averages[name]) ** 0.5)

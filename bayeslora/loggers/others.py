@@ -133,7 +133,7 @@ def _growth(results: Results) -> Iterator[tuple[int, dict[str, float]]]:
 
 def _make(make: Callable[..., Logger], name: str, root: Path, part: str, version: str) -> Logger:
     """A logger for a part of a run, told what it takes of these and is not told already."""
-    group = label(name, root)
+    group = run_label(name, root)
     return offer(
         make,
         version=version,
@@ -147,7 +147,7 @@ def _make(make: Callable[..., Logger], name: str, root: Path, part: str, version
     )
 
 
-def label(name: str, root: Path) -> str:
+def run_label(name: str, root: Path) -> str:
     """A run's name with what tells its directory from those of others: the time, in a sweep with the job's number."""
     parts = root.parts
     after = parts[len(parts) - parts[::-1].index(name) :] if name in parts[:-1] else parts[-1:]

@@ -82,7 +82,7 @@ class WandbRun:
         """Log tables, plots, the report's page and the posterior of a run that was evaluated."""
         import wandb
 
-        for key, (headings, rows) in tables(results).items():
+        for key, (headings, rows) in report_tables(results).items():
             self.run.log({key: wandb.Table(columns=list(headings), data=[list(row) for row in rows])})
         for file in sorted(run.report.glob("*.png")):
             self.run.log({f"report/{file.stem}": wandb.Image(str(file))})
@@ -141,7 +141,7 @@ class WandbRun:
         return run
 
 
-def tables(results: Results) -> dict[str, tuple[Sequence[str], list[Sequence[str]]]]:
+def report_tables(results: Results) -> dict[str, tuple[Sequence[str], list[Sequence[str]]]]:
     """The report's tables by their key: headings and rows."""
     from bayeslora.report.chain_rows import convergence_rows
     from bayeslora.report.table import columns, criteria_rows, rows

@@ -18,7 +18,7 @@ from bayeslora.likelihood import NOISE, Bernoulli, Categorical, Gaussian, Likeli
 from bayeslora.posterior.density import Mixture, NormalMixture, Normals, mixture_quantiles
 from bayeslora.posterior.stacked import Ask, Loader, Read, StackedDraws, as_they_are, outputs
 from bayeslora.posterior.store import MAP_FILE, Draw, DrawStore, load_into, read_baseline, read_tensors
-from bayeslora.runs.identity import Fingerprint, named, put_fixed
+from bayeslora.runs.identity import Fingerprint, first_few, put_fixed
 from bayeslora.runs.trust import read_config
 
 if TYPE_CHECKING:
@@ -163,10 +163,12 @@ class Posterior:
             raise DataError(
                 "this posterior does not say how its model is made: give it, Posterior.load(run_dir, model)"
             )
-        from bayeslora.app.compose import recorded
+        from bayeslora.app.compose import load_experiment
         from bayeslora.runs.directory import RunDirectory
 
-        return recorded(RunDirectory(self.root), self._trust, None if self._data_path is None else str(self._data_path))
+        return load_experiment(
+            RunDirectory(self.root), self._trust, None if self._data_path is None else str(self._data_path)
+        )
 
     @property
     def model(self) -> nn.Module:
@@ -368,13 +370,13 @@ class Posterior:
 def _check_model(model: nn.Module, root: Path) -> None:
     """Raise `DataError` unless this is the model of a run; give it the run's own values of what is drawn at random."""
     config_file = root / "config.yaml"
-    theirs = Fingerprint.recorded(read_config(config_file).get("fingerprint"), config_file)
+    theirs = Fingerprint.from_json(read_config(config_file).get("fingerprint"), config_file)
     ours, file = Fingerprint.of(model), root / "fixed.safetensors"
     kept = read_tensors(file) if file.is_file() else {}
     differences = ours.with_fixed(kept).differences(theirs)
     if differences:
         raise DataError(
-            f"{root} holds draws of another model: {named(differences)}. Give the model that was sampled, with the same"
-            " values of what was not"
+            f"{root} holds draws of another model: {first_few(differences)}. Give the model that was sampled, with the"
+            " same values of what was not"
         )
     put_fixed(model, kept)

@@ -19,7 +19,7 @@ from bayeslora.diagnostics.paired import between
 from bayeslora.diagnostics.values import Difference
 from bayeslora.evaluation.results import Criterion, Results
 from bayeslora.evaluation.scores import DrawScore, MapEnsemble, TemperedMap
-from bayeslora.report.table import Cell, Column, columns, entry, score_cells
+from bayeslora.report.table import Cell, ScoreColumn, columns, entry, score_cells
 from bayeslora.report.temperature import temperature_cell
 from bayeslora.report.words import MISSING, finite_or_none, listed, number
 from bayeslora.runs.provenance import as_asked
@@ -92,7 +92,7 @@ class Compared:
             return Path(str(path)).stem if kind in ("Csv", "Npz") else Path(str(path)).name
         return f"{kind} {task}" if task and kind not in OWN_DATA else kind
 
-    def scores(self, source: str, column: Column) -> DrawScore:
+    def scores(self, source: str, column: ScoreColumn) -> DrawScore:
         """A score of `map`, `map_tempered`, `map_ensemble`, `draw` or `ensemble`."""
         part = getattr(self.results, source)
         return entry(part.scores if isinstance(part, TemperedMap | MapEnsemble) else part, column.key)
@@ -125,7 +125,7 @@ def marks(count: int) -> list[str]:
     return list(string.ascii_uppercase[:count]) if count <= 26 else [str(number) for number in range(1, count + 1)]
 
 
-def named(runs: Sequence[Compared]) -> list[Compared]:
+def with_marks(runs: Sequence[Compared]) -> list[Compared]:
     """The runs under short names for tables: their own where these tell them apart, or what differs; else letters."""
     names = [str(run.config.get("name")) for run in runs]
     differing = settings_grid(runs)
@@ -162,7 +162,7 @@ def difference_grid(runs: Sequence[Compared]) -> Grid:
     return Grid(title, [column.title for column in shown], rows, cells)
 
 
-def _difference(column: Column, one: Difference) -> Cell:
+def _difference(column: ScoreColumn, one: Difference) -> Cell:
     if finite_or_none(one.value) is None:
         return Cell(MISSING)
     assert one.value is not None
@@ -182,7 +182,7 @@ def score_grids(runs: Sequence[Compared]) -> Iterator[Grid]:
 
 
 def _cells(
-    column: Column, entries: Mapping[str, DrawScore], examples: Mapping[str, dict[str, np.ndarray] | None]
+    column: ScoreColumn, entries: Mapping[str, DrawScore], examples: Mapping[str, dict[str, np.ndarray] | None]
 ) -> list[Cell]:
     """One column's cells, the best marked and what ties with it; none where all do, or all that is shown is equal."""
     means = {name: mean for name, one in entries.items() if (mean := finite_or_none(one.mean)) is not None}
@@ -271,7 +271,7 @@ def text_tables(runs: Sequence[Compared], width: int = 80) -> Iterator[Table | T
     """The comparison for the terminal: which run is which and where its report is, notes, and the tables.
 
     Args:
-        runs: with names for tables (see `named`).
+        runs: with names for tables (see `with_marks`).
         width: characters that a table may be wide.
     """
     longest = max(len(run.mark) for run in runs)
@@ -373,6 +373,6 @@ def _verdict(criterion: Criterion | None) -> Cell:
     return Cell(f"{number(criterion.value, '.3g').replace('-', '−')} {'✓' if criterion.passed else '✗'}")
 
 
-def shown_columns(runs: Sequence[Compared]) -> tuple[Column, ...]:
+def shown_columns(runs: Sequence[Compared]) -> tuple[ScoreColumn, ...]:
     """The scores that any of the runs has."""
     return max((columns(run.results) for run in runs), key=len)

@@ -26,7 +26,7 @@ from bayeslora.report.style import (
     scale,
     whole_numbers,
 )  # fmt: skip
-from bayeslora.report.table import Column
+from bayeslora.report.table import ScoreColumn
 from bayeslora.report.vector import svg
 from bayeslora.report.words import finite_or_none
 
@@ -92,7 +92,7 @@ def growth_figure(runs: Sequence[Compared]) -> Figure | None:
     return figure
 
 
-def _panels(runs: Sequence[Compared], height: float) -> tuple[Figure, dict[Column, Any]]:
+def _panels(runs: Sequence[Compared], height: float) -> tuple[Figure, dict[ScoreColumn, Any]]:
     """A figure with a panel for each score, two in a row, `height` inches each."""
     shown = shown_columns(runs)
     figure, panels = grid(len(shown), -(-len(shown) // 2) * height + 0.6)

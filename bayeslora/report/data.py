@@ -101,7 +101,7 @@ def report_data(
     if isinstance(predictions, RegressionPass):
         data.reals, data.absent = Reals.of(predictions), ABSENT
         return data
-    data.gradients = gradients(experiment, data.steps)
+    data.gradients = gradients_by_round(experiment, data.steps)
     data.reliability = diagrams(predictions, results)
     if (count := results.predicted) is not None:
         what = "labels that are known" if count.of == "labels" else "positions that have a class"
@@ -137,7 +137,7 @@ def diagrams(predictions: Predictions, results: Results) -> dict[str, Reliabilit
     return {name: reliability(log_probs, predictions.targets) for name, log_probs in shown.items()}
 
 
-def gradients(experiment: Experiment, steps: Sequence[np.ndarray]) -> list[float]:
+def gradients_by_round(experiment: Experiment, steps: Sequence[np.ndarray]) -> list[float]:
     """Minibatch gradients that all chains together took from the warm-up's end to each round of draws."""
     warmup = experiment.plan.warmup
     total = experiment.plan.total - warmup

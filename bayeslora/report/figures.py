@@ -108,7 +108,7 @@ def _reliability(data: ReportData) -> Plot:
         "Reliability, before and after",
         "Bars below the diagonal: overconfident; above: underconfident. The more examples a bar holds, the stronger its"
         " colour; beneath, its share.",
-        plots.reliability(data.reliability),
+        plots.reliability_diagrams(data.reliability),
         data.absent,
     )
 
@@ -227,12 +227,12 @@ def _selective(data: ReportData) -> Plot:
 def _corruptions(data: ReportData) -> Plot:
     curves = corruption_curves(data.results)
     caption = "Means over all corruptions, by severity. NLL and ECE that rise less: better calibrated under shift."
-    return _plot("corruptions", "Under corruption", caption, plots.corruptions(curves), "")
+    return _plot("corruptions", "Under corruption", caption, plots.severity_curves(curves), "")
 
 
 def _fidelity(data: ReportData) -> Plot:
     reference = data.results.reference or ReferenceFidelity()
-    figure = plots.fidelity(reference.curve, data.gradients, reference.rows.get("map"))
+    figure = plots.fidelity_curves(reference.curve, data.gradients, reference.rows.get("map"))
     caption = (
         "The ensemble of the first draws of every chain against the reference: agreement should rise, distance fall."
     )

@@ -33,7 +33,7 @@ from bayeslora.report.style import (
     scale,
     whole_numbers,
 )
-from bayeslora.report.table import ALL_COLUMNS, COLUMNS, Column, map_ensemble_label
+from bayeslora.report.table import ALL_COLUMNS, COLUMNS, ScoreColumn, map_ensemble_label
 
 BAR: dict[str, Any] = {"facecolor": PALETTE[5], "edgecolor": BACKGROUND, "linewidth": 0.8}
 GAP: dict[str, Any] = {"facecolor": "none", "edgecolor": PALETTE[1], "linewidth": 0.9, "hatch": "/////"}
@@ -77,7 +77,7 @@ def cumulative(
 
 
 @rc_context(STYLE)
-def reliability(diagrams: Mapping[str, Reliability]) -> Figure | None:
+def reliability_diagrams(diagrams: Mapping[str, Reliability]) -> Figure | None:
     """Accuracy by confidence, and how often each confidence occurs, diagrams side by side; None if there are none."""
     if not diagrams:
         return None
@@ -120,7 +120,7 @@ def selective(curves: Selective) -> Figure | None:
 
 
 @rc_context(STYLE)
-def corruptions(curves: Mapping[str, Mapping[str, Sequence[float | None]]]) -> Figure | None:
+def severity_curves(curves: Mapping[str, Mapping[str, Sequence[float | None]]]) -> Figure | None:
     """Accuracy, NLL and ECE against the severity of corruptions, MAP beside the ensemble; None without any.
 
     Args:
@@ -147,7 +147,7 @@ def corruptions(curves: Mapping[str, Mapping[str, Sequence[float | None]]]) -> F
 
 
 @rc_context(STYLE)
-def fidelity(curve: FidelityCurve, gradients: Sequence[float], baseline: Fidelity | None) -> Figure | None:
+def fidelity_curves(curve: FidelityCurve, gradients: Sequence[float], baseline: Fidelity | None) -> Figure | None:
     """Agreement with a reference and distance from it, against draws and gradients; None if there is nothing to show.
 
     Args:
@@ -190,7 +190,7 @@ def _band(panel: Axes, curve: Curve, error: Curve | None) -> bool:
     return bool(inside.any())
 
 
-def _levels(panel: Axes, column: Column, results: Results) -> None:
+def _levels(panel: Axes, column: ScoreColumn, results: Results) -> None:
     """The values of MAP, of MAP × K, and of MAP with a fitted temperature, which leaves the accuracy as it is."""
     tempered = None if column.of_predicted_class else (results.map_tempered or TemperedMap()).scores
     ends = (results.map_ensemble or MapEnsemble()).scores

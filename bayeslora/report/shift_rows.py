@@ -8,7 +8,7 @@ import numpy as np
 
 from bayeslora.evaluation.results import Corruption, Corruptions, Fidelity, Results
 from bayeslora.evaluation.scores import Number, Scores, score
-from bayeslora.report.table import COLUMNS, Column, map_ensemble_label
+from bayeslora.report.table import COLUMNS, ScoreColumn, map_ensemble_label
 from bayeslora.report.words import MISSING, finite_or_none, number
 
 Rows = list[tuple[str, list[str]]]
@@ -123,11 +123,11 @@ def _severities(kinds: Mapping[str, Corruption]) -> list[int]:
     return sorted({severity for row in kinds.values() for severity in row.severity})
 
 
-def _value(rows: Sequence[Scores | None], at: int, column: Column) -> Number:
+def _value(rows: Sequence[Scores | None], at: int, column: ScoreColumn) -> Number:
     return finite_or_none(score(rows[at], column.key)) if at < len(rows) else None
 
 
-def _means(kinds: Mapping[str, Corruption], column: Column, severity: int) -> tuple[Number, Number]:
+def _means(kinds: Mapping[str, Corruption], column: ScoreColumn, severity: int) -> tuple[Number, Number]:
     """A score's mean over corruptions of one severity, MAP's and the ensemble's."""
     places = [(row, row.severity.index(severity)) for row in kinds.values() if severity in row.severity]
     return (
@@ -142,7 +142,7 @@ def _mean(values: Sequence[Number]) -> Number:
     return float(np.mean(present)) if present and len(present) == len(values) else None
 
 
-def _pair(column: Column, baseline: Number, ensemble: Number) -> str:
+def _pair(column: ScoreColumn, baseline: Number, ensemble: Number) -> str:
     """MAP's value and the ensemble's."""
     shown = [MISSING if value is None else column.show(value, 3) for value in (baseline, ensemble)]
     return shown[1] if baseline is None else " → ".join([shown[0].removesuffix(" %"), shown[1]])

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Column:
+class ScoreColumn:
     """One score: its key in `metrics.json`, its heading, and which way is better."""
 
     key: str
@@ -58,17 +58,17 @@ class Column:
 
 
 COLUMNS = (
-    Column("accuracy", "Accuracy", higher_is_better=True, percent=True),
-    Column("nll", "NLL"),
-    Column("ece", "ECE"),
-    Column("brier", "Brier score"),
+    ScoreColumn("accuracy", "Accuracy", higher_is_better=True, percent=True),
+    ScoreColumn("nll", "NLL"),
+    ScoreColumn("ece", "ECE"),
+    ScoreColumn("brier", "Brier score"),
 )
-F1 = Column("f1", "F1", higher_is_better=True)
+F1 = ScoreColumn("f1", "F1", higher_is_better=True)
 """Of two classes only."""
 REGRESSION = (
-    Column("rmse", "RMSE"),
-    Column("nll", "NLL"),
-    Column("calibration_error", "Calibration error"),
+    ScoreColumn("rmse", "RMSE"),
+    ScoreColumn("nll", "NLL"),
+    ScoreColumn("calibration_error", "Calibration error"),
 )
 ALL_COLUMNS = (*COLUMNS, *(column for column in REGRESSION if column.key != "nll"))
 
@@ -91,7 +91,7 @@ class Row:
     difference: bool = False
 
 
-def columns(results: Results) -> tuple[Column, ...]:
+def columns(results: Results) -> tuple[ScoreColumn, ...]:
     """The scores that this run has."""
     if results.task == "regression":
         return REGRESSION
@@ -127,7 +127,7 @@ def map_ensemble_label(results: Results) -> str:
     return f"MAP × {(results.map_ensemble or MapEnsemble()).members}"
 
 
-def leaders(results: Results, column: Column) -> set[str]:
+def leaders(results: Results, column: ScoreColumn) -> set[str]:
     """Which of `map`, `map_ensemble` and `ensemble` are best by a score or tie with the best; none where all do."""
     ends = (results.map_ensemble or MapEnsemble()).scores
     scores = {"map": results.map, "map_ensemble": ends, "ensemble": results.ensemble}
@@ -140,7 +140,7 @@ def leaders(results: Results, column: Column) -> set[str]:
     return level if len(level) < len(values) else set()
 
 
-def tie(results: Results, column: Column, one: str, other: str) -> bool:
+def tie(results: Results, column: ScoreColumn, one: str, other: str) -> bool:
     """Whether two of `map`, `map_tempered`, `map_ensemble` and `ensemble` differ by no more than two standard errors.
 
     Where none is known: whether they are equal at the digits shown.
@@ -262,7 +262,7 @@ def _outcome(results: Results, name: str) -> str:
     return f"not known: {criterion_reason(results, name) or 'no reason was recorded'}"
 
 
-def score_cells(column: Column, entries: Sequence[DrawScore], best: Sequence[bool]) -> list[Cell]:
+def score_cells(column: ScoreColumn, entries: Sequence[DrawScore], best: Sequence[bool]) -> list[Cell]:
     """One column's cells, with sd where there is one, marked where they are among the best."""
     return [
         Cell(MISSING)

@@ -6,7 +6,7 @@ from bayeslora.evaluation.criteria import failed
 from bayeslora.evaluation.results import Results
 from bayeslora.evaluation.scores import MapEnsemble, Scores, TemperedMap, score
 from bayeslora.report.chain_rows import LABELS, RHAT_BAD, deciding, rhat_limit
-from bayeslora.report.table import Column, columns, criterion_reason, map_ensemble_label, tie
+from bayeslora.report.table import ScoreColumn, columns, criterion_reason, map_ensemble_label, tie
 from bayeslora.report.words import finite_or_none, listed, sentence
 
 AGAINST_MAP = {
@@ -127,7 +127,7 @@ def _baseline(results: Results, name: str) -> Scores | None:
     return part.scores if isinstance(part, TemperedMap | MapEnsemble) else part
 
 
-def _compare(column: Column, results: Results, name: str) -> tuple[str, str]:
+def _compare(column: ScoreColumn, results: Results, name: str) -> tuple[str, str]:
     """How a score of the ensemble stands against a baseline's, and both in digits."""
     value = finite_or_none(score(results.ensemble, column.key))
     against = finite_or_none(score(_baseline(results, name), column.key))
@@ -141,12 +141,12 @@ def _compare(column: Column, results: Results, name: str) -> tuple[str, str]:
     return "beats" if (value > against) == column.higher_is_better else "is worse", numbers
 
 
-def _shown(column: Column, scores: Scores) -> str:
+def _shown(column: ScoreColumn, scores: Scores) -> str:
     value = finite_or_none(score(scores, column.key))
     return "unknown" if value is None else _digits(column, value)
 
 
-def _digits(column: Column, value: float, digits: int = 3) -> str:
+def _digits(column: ScoreColumn, value: float, digits: int = 3) -> str:
     """A score in so many digits that do not break across lines."""
     return column.show(value, digits).replace(" ", "\N{NO-BREAK SPACE}")
 

@@ -84,13 +84,13 @@ def run_settings(experiment: Experiment) -> list[tuple[str, str]]:
         ("Sampler", str(experiment.component("sampler"))),
         ("Chains", f"{chain.num_chains} × {counted(plan.total, 'step')} of batch {chain.batch_size or 'full'}"),
         ("Plan of a chain", f"{plan.warmup:,} warm-up, {plan.burn_in:,} burn-in, {draws} × {plan.thin}"),
-        *step_sizes(experiment.record.get("tuning")),
+        *pilot_pairs(experiment.record.get("tuning")),
         ("Precision", f"{trainer.precision} on {trainer.accelerator}"),
         ("Seed", str(experiment.seed)),
     ]  # fmt: skip
 
 
-def step_sizes(recorded: Mapping[str, Any] | None) -> list[tuple[str, str]]:
+def pilot_pairs(recorded: Mapping[str, Any] | None) -> list[tuple[str, str]]:
     """What a pilot found, as a pair; none where step sizes were given."""
     if recorded is None:
         return []

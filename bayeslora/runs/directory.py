@@ -16,7 +16,7 @@ from bayeslora.counts import counted
 from bayeslora.diagnostics.paired import EXAMPLES_FILE
 from bayeslora.errors import ConfigError, DataError, StorageError
 from bayeslora.posterior.store import MAP_FILE, DrawStore, read_tensors, serialise
-from bayeslora.runs.identity import Fingerprint, named
+from bayeslora.runs.identity import Fingerprint, first_few
 from bayeslora.runs.provenance import as_asked, provenance
 from bayeslora.runs.trust import check_contained, check_trusted, read_config
 from bayeslora.settings import SCHEDULES_WITHOUT_END
@@ -109,7 +109,7 @@ class RunDirectory:
         """
         if not self.config_file.exists():
             return None
-        return Fingerprint.recorded(self.config.get("fingerprint"), self.config_file)
+        return Fingerprint.from_json(self.config.get("fingerprint"), self.config_file)
 
     @property
     def fixed(self) -> dict[str, Tensor]:
@@ -125,7 +125,7 @@ class RunDirectory:
         recorded = self.fingerprint
         if recorded is not None and (differences := fingerprint.differences(recorded)):
             raise ConfigError(
-                f"run_dir={self.root} already holds a run of another model: {named(differences)}. Choose another"
+                f"run_dir={self.root} already holds a run of another model: {first_few(differences)}. Choose another"
                 " run_dir, or give the model of the run that is there"
             )
 
@@ -145,7 +145,7 @@ class RunDirectory:
         if not isinstance(chain, dict) or not isinstance(chain.get("num_draws"), int):
             raise DataError(f"{self.config_file} does not hold the configuration of a run")
         pairs = (as_asked(config), as_asked(recorded)), (config, recorded)
-        changed = min((list(differences(fixed(a), fixed(b))) for a, b in pairs), key=len)
+        changed = min((list(changed_settings(fixed(a), fixed(b))) for a, b in pairs), key=len)
         if changed:
             raise ConfigError(
                 f"run_dir={self.root} already holds a run with another configuration: {'; '.join(changed[:8])}. "
@@ -238,12 +238,12 @@ def fixed(config: dict[str, Any]) -> dict[str, Any]:
     return kept | {"chain": {key: value for key, value in config["chain"].items() if key not in free}}
 
 
-def differences(ours: dict[str, Any], theirs: dict[str, Any], prefix: str = "") -> Iterator[str]:
+def changed_settings(ours: dict[str, Any], theirs: dict[str, Any], prefix: str = "") -> Iterator[str]:
     """Dotted names of the settings in which two plain configurations differ, with both values."""
     for key in sorted({*ours, *theirs}):
         a, b = ours.get(key), theirs.get(key)
         if isinstance(a, dict) and isinstance(b, dict):
-            yield from differences(a, b, f"{prefix}{key}.")
+            yield from changed_settings(a, b, f"{prefix}{key}.")
         elif a != b:
             yield f"{prefix}{key} (here {a!r}, there {b!r})"
 

@@ -46,7 +46,7 @@ class Fingerprint:
         return cls([addresses.sub("", line) for line in repr(model).splitlines()], sampled, fixed)
 
     @classmethod
-    def recorded(cls, value: Any, source: Any) -> Fingerprint:
+    def from_json(cls, value: Any, source: Any) -> Fingerprint:
         """What `to_json` gave, as it was read.
 
         Raises:
@@ -96,7 +96,7 @@ class Fingerprint:
                 yield f"{name}, which is not sampled, has other values"
 
 
-def named(differences: list[str]) -> str:
+def first_few(differences: list[str]) -> str:
     """The first differences, and how many more there are."""
     more = len(differences) - NAMED
     return "; ".join(differences[:NAMED]) + (f"; and {more} more" if more > 0 else "")
@@ -152,15 +152,15 @@ def identify(make: Callable[[int], nn.Module], chains: int, inputs: Any) -> tupl
     }
     if shared := _shared(first, second):
         raise ConfigError(
-            f"model: the function gives two chains the same {named(shared)}, so that each would move the other's; make"
-            " what is sampled anew at every call (what is frozen may be shared)"
+            f"model: the function gives two chains the same {first_few(shared)}, so that each would move the other's;"
+            " make what is sampled anew at every call (what is frozen may be shared)"
         )
     put_fixed(second, random)
     differences = Fingerprint.of(second).differences(ours) if random else theirs.differences(ours)
     if differences:
         raise ConfigError(
-            f"model: the models of two chains are not the same: {named(differences)}. Make what is not sampled once,"
-            " outside the function, or seed it"
+            f"model: the models of two chains are not the same: {first_few(differences)}. Make what is not sampled"
+            " once, outside the function, or seed it"
         )
     if chains > 1:
         _check_same_function(first, second, inputs)

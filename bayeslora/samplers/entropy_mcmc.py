@@ -20,7 +20,8 @@ class EntropyMCMC(Sampler):
 
     Targets exp(−Ũ(θ)/kT − ‖θ − θₐ‖²/(2η)) on the pair as ε → 0. The marginal of θ is the posterior exp(−U/T); that of
     the guide is the posterior smoothed by N(0, η), which weights flat regions. On a quadratic the pair's discretised
-    law is exact in `bayeslora.laws.linear.entropy_mcmc`; minibatch noise heats θ as in SGLD. One gradient a step.
+    law is exact in `bayeslora.laws.linear.entropy_mcmc_covariance`; minibatch noise heats θ as in SGLD. One gradient a
+    step.
 
     The force by which a thermometer reads θ is g alone, without the pull of the guide, since draws hold the marginal of
     θ. Both would do at the pair's law: integrating by parts over θ at a fixed guide gives

@@ -67,7 +67,7 @@ def bits(tensors: Sequence[Tensor]) -> list[Tensor]:
     return [t.detach().view(BITS[t.dtype]) for t in tensors]
 
 
-def choose(tensors: list[Tensor], others: list[Tensor], first: Tensor) -> None:
+def replace_unless(tensors: list[Tensor], others: list[Tensor], first: Tensor) -> None:
     """Where `first` is false, put `others` in the place of `tensors`, without a look at it; spends `others`."""
     chosen, left = bits(tensors), bits(others)
     torch._foreach_mul_(chosen, first.to(chosen[0].dtype))

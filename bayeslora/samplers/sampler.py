@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 
 from bayeslora import rng
 from bayeslora.errors import DivergedError, Problems, require
-from bayeslora.samplers.input_checks import BITS, bits, chains_not_finite, check_params, choose, dense_gradients
+from bayeslora.samplers.input_checks import BITS, bits, chains_not_finite, check_params, dense_gradients, replace_unless
 from bayeslora.samplers.tunable import Tunable
 
 Closure = Callable[[], Tensor]
@@ -89,7 +89,7 @@ class Sampler(Tunable, Optimizer):
         self.checks_late = self.theta[0].device.type != "cpu"
         self.sampled: Tensor | None = None
         self.dim = sum(map(self._size, self.theta))
-        self._sources: dict[str, torch.Generator] = {}
+        self._generators: dict[str, torch.Generator] = {}
         self._drawing: dict[int, Future[Tensor]] = {}
         self._thread: ThreadPoolExecutor | None = None
 
@@ -338,7 +338,7 @@ class Sampler(Tunable, Optimizer):
             self.come_back()
             raise
         if before and self._finite is not None:
-            choose(self.theta, before, self._finite.all())
+            replace_unless(self.theta, before, self._finite.all())
         self.memory["step"] += 1
         return potential
 
@@ -353,9 +353,9 @@ class Sampler(Tunable, Optimizer):
 
     def _source(self, name: str, device: torch.device) -> torch.Generator:
         """A generator, to be seeded before use."""
-        if name not in self._sources:
-            self._sources[name] = torch.Generator(device=device)
-        return self._sources[name]
+        if name not in self._generators:
+            self._generators[name] = torch.Generator(device=device)
+        return self._generators[name]
 
     def _finite_gradients(self, potential: Tensor) -> Tensors:
         """The gradients where they and Ũ are finite; else raises on a CPU, and on a GPU keeps note and gives zeros."""

@@ -70,10 +70,10 @@ class SGHMC(Underdamped):
     """Stochastic-gradient Hamiltonian Monte Carlo: p ← μ p − √ε g + √(2(1 − μ)·kT) ξ; θ ← θ + √ε p.
 
     Targets exp(−U/T) as ε → 0 at any μ; with v = √ε p it is SGD with momentum μ and learning rate ε, plus noise.
-    `bayeslora.laws.linear.sghmc` gives its exact law on a quadratic, discretisation included: at μ = 0.9 the variance
-    is 1.027 of the posterior's for εa = 0.1. Its momenta, read after the kick, have variance 2kT/(1 + μ) as ε → 0.
-    Independent minibatches whose gradients have variance V heat by about εV/(2(1 − μ)·kT), reshuffled epochs by less:
-    1.06 was measured where this says 1.45 (docs/samplers.md).
+    `bayeslora.laws.linear.sghmc_covariance` gives its exact law on a quadratic, discretisation included: at μ = 0.9 the
+    variance is 1.027 of the posterior's for εa = 0.1. Its momenta, read after the kick, have variance 2kT/(1 + μ) as
+    ε → 0. Independent minibatches whose gradients have variance V heat by about εV/(2(1 − μ)·kT), reshuffled epochs by
+    less: 1.06 was measured where this says 1.45 (docs/samplers.md).
 
     Args: as `Underdamped`.
 

@@ -7,7 +7,7 @@ import torch
 
 from bayeslora import samplers
 from bayeslora.laws import GaussianMean, linear, one_stream
-from bayeslora.laws.checks import Check, all_checks, grouped_checks, linear_checks, minibatch_checks, sam_checks
+from bayeslora.laws.checks import LawCheck, all_checks, grouped_checks, linear_checks, minibatch_checks, sam_checks
 from bayeslora.potential import Potential
 from tests.cases import each
 from tests.law import mutants
@@ -15,12 +15,12 @@ from tests.law import mutants
 CHECKS = all_checks()
 
 
-def label(check: Check) -> str:
+def label(check: LawCheck) -> str:
     return f"{check.name} / {check.target}"
 
 
 @each("check", CHECKS)
-def test_sampler_has_its_exact_law(check: Check):
+def test_sampler_has_its_exact_law(check: LawCheck):
     for moment in check.run():
         assert moment.agrees, moment
 
@@ -34,19 +34,19 @@ def test_every_sampler_has_a_check():
     }  # MAP has no law: it is compared with torch.optim.SGD
 
 
-def red(check: Check, make=None, change=None) -> bool:
+def red(check: LawCheck, make=None, change=None) -> bool:
     return any(not moment.agrees for moment in check.run(make, change=change))
 
 
 @each("check", [c for c in CHECKS if c.sampler is not samplers.SGNHT])
-def test_noise_times_1_05_is_noticed(check: Check):
+def test_noise_times_1_05_is_noticed(check: LawCheck):
     """All but the thermostat, which is there to absorb noise of the wrong size: its power is shown by its absence."""
     assert red(check, mutants.loud(check.sampler))
 
 
 @each("check", list(minibatch_checks()))
 @each("fault", ["prior dropped", "batch size for N", "inverted T"])
-def test_wrong_scaling_of_the_posterior_is_noticed(check: Check, fault: str):
+def test_wrong_scaling_of_the_posterior_is_noticed(check: LawCheck, fault: str):
     def change(target: GaussianMean) -> None:
         if fault == "prior dropped":
             mutants.drop_prior(target)
@@ -59,7 +59,7 @@ def test_wrong_scaling_of_the_posterior_is_noticed(check: Check, fault: str):
 
 
 @each("check", [c for c in sam_checks() if "radius" in c.target])
-def test_a_norm_taken_tensor_by_tensor_is_noticed(check: Check):
+def test_a_norm_taken_tensor_by_tensor_is_noticed(check: LawCheck):
     assert red(check, mutants.per_tensor(check.sampler))
 
 
@@ -113,7 +113,7 @@ def test_adaptation_is_frozen_and_then_has_the_law():
     ):
         exact = torch.linalg.inv(torch.tensor([[2.0, 0.8], [0.8, 1.0]])) * 0.5
         reference = next(c for c in linear_checks() if c.sampler is sampler)
-        check = Check(
+        check = LawCheck(
             sampler, "correlated Gaussian", reference.make_target,
             {"cov 00": exact[0, 0].item(), "cov 01": exact[0, 1].item(), "cov 11": exact[1, 1].item()},
             settings, freeze_at=100, burn_in=600,
@@ -126,9 +126,9 @@ def test_gradient_noise_may_be_correlated():
     """V = ccᵀ, noise along one direction only: a recursion written out by hand gives the law of SGLD."""
     along = np.array([[1.0], [2.0]])
     a, lr, kT = np.array([[2.0, 0.8], [0.8, 1.0]]), 0.1, 0.5
-    law, covariance = linear.sgld(a, lr, kT, along @ along.T), np.zeros((2, 2))
+    law, covariance = linear.sgld_covariance(a, lr, kT, along @ along.T), np.zeros((2, 2))
     step = np.eye(2) - lr * a
     for _ in range(2000):
         covariance = step @ covariance @ step.T + 2 * lr * kT * np.eye(2) + lr**2 * along @ along.T
     np.testing.assert_allclose(law, covariance, rtol=1e-10)
-    assert abs(law[0, 1] - linear.sgld(a, lr, kT, 1.0)[0, 1]) > 0.01  # and the off-diagonal matters
+    assert abs(law[0, 1] - linear.sgld_covariance(a, lr, kT, 1.0)[0, 1]) > 0.01  # and the off-diagonal matters

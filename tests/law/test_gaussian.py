@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import bayeslora
-from bayeslora.laws import compare, one_stream, simulate
+from bayeslora.laws import compare_moments, one_stream, simulate
 from bayeslora.likelihood import NOISE, Gaussian
 from bayeslora.potential import Potential, Prior
 from bayeslora.samplers import BAOAB
@@ -83,13 +83,13 @@ def known_noise() -> dict[str, Tensor]:
 
 
 def test_known_noise_gives_the_conjugate_posterior(known_noise: dict[str, Tensor]):
-    moments = compare(known_noise, exact_moments(*conjugate(*made_up(60, 3), SIGMA, VARIANCE)))
+    moments = compare_moments(known_noise, exact_moments(*conjugate(*made_up(60, 3), SIGMA, VARIANCE)))
     assert all(moment.agrees for moment in moments), [str(m) for m in moments]
 
 
 @each(("sigma", "variance"), [(SIGMA * 1.05, VARIANCE), (SIGMA, 100 * VARIANCE)])
 def test_another_noise_or_prior_is_noticed(known_noise: dict[str, Tensor], sigma: float, variance: float):
-    moments = compare(known_noise, exact_moments(*conjugate(*made_up(60, 3), sigma, variance)))
+    moments = compare_moments(known_noise, exact_moments(*conjugate(*made_up(60, 3), sigma, variance)))
     assert not all(moment.agrees for moment in moments)
 
 
@@ -108,9 +108,9 @@ def quadrature(x: Tensor, y: Tensor, prior_variance: float) -> dict[str, float]:
 def test_sampled_noise_has_its_exact_posterior():
     x, y = made_up(25, 1)
     averages = sampled(Stacked(Gaussian(prior_variance=2.0), x, y, chains=4096), lr=0.03, burn_in=400)
-    moments = compare(averages, quadrature(x, y, 2.0))
+    moments = compare_moments(averages, quadrature(x, y, 2.0))
     assert all(moment.agrees for moment in moments), [str(m) for m in moments]
-    wrong = compare(averages, quadrature(x, y, 0.2))  # the prior of the noise matters, and is noticed
+    wrong = compare_moments(averages, quadrature(x, y, 0.2))  # the prior of the noise matters, and is noticed
     assert not all(moment.agrees for moment in wrong)
 
 

@@ -14,7 +14,7 @@ from bayeslora.chain.chain import Chain
 from bayeslora.chain.plan import Plan
 from bayeslora.chain.stack import Stack
 from bayeslora.engine.module import SamplingModule
-from bayeslora.laws import compare, linear, one_stream
+from bayeslora.laws import compare_moments, linear, one_stream
 from bayeslora.laws.checks import covariance
 from bayeslora.likelihood import Gaussian
 from bayeslora.potential import Potential, Prior
@@ -98,14 +98,14 @@ def test_a_run_with_step_size_factors_has_the_law_of_the_posterior(sampler, sett
     x = data()[0].double().numpy()
     a, rates = x.T @ x / N + np.eye(2) / (N * PRIOR), settings["lr"] * FACTORS
     law, more = {
-        samplers.SGLD: (linear.sgld, ()),
-        samplers.SGHMC: (linear.sghmc, (settings.get("momentum"),)),
+        samplers.SGLD: (linear.sgld_covariance, ()),
+        samplers.SGHMC: (linear.sghmc_covariance, (settings.get("momentum"),)),
     }.get(sampler, (None, ()))
     if law is None:  # û is what each chain learned: the law at its own û differs by O(ε), so compare as ε is small
         expected, slack = np.linalg.inv(a) / N, 0.03
     else:
-        expected, slack = linear.grouped(law, a, rates, 1 / N, *more), 0.0
+        expected, slack = linear.grouped_covariance(law, a, rates, 1 / N, *more), 0.0
     centred = {name: value for name, value in covariance(expected).items() if name.startswith("cov")}
-    moments = compare(sampled(sampler, settings, {"b": float(FACTORS[1])}), centred)
+    moments = compare_moments(sampled(sampler, settings, {"b": float(FACTORS[1])}), centred)
     for moment in moments:
         assert abs(moment.sampled - moment.expected) < 4 * moment.standard_error + slack * abs(moment.expected), moment

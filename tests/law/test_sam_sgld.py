@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from bayeslora.laws import Moment, Quadratic, compare, one_stream, simulate
+from bayeslora.laws import Moment, Quadratic, compare_moments, one_stream, simulate
 from bayeslora.laws.targets import moments_of_radius, moments_on_line
 from bayeslora.samplers import SAMSGLD, SGLD, Sampler
 from tests.cases import each
@@ -27,7 +27,7 @@ def run(make: Make, target: Quadratic, observe, **settings: float) -> dict[str, 
 def law_in_one_dimension(make: Make, **settings: float) -> list[Moment]:
     target = Quadratic(A * torch.eye(1, dtype=torch.float64), KT, chains=4096)
     averages = run(make, target, lambda t: {"mean |θ|": t[:, 0].abs(), "mean θ²": t[:, 0] ** 2}, **settings)
-    return compare(averages, moments_on_line(lambda t: A * (t + RHO * np.sign(t)), LR, KT, reach=4.5))
+    return compare_moments(averages, moments_on_line(lambda t: A * (t + RHO * np.sign(t)), LR, KT, reach=4.5))
 
 
 def law_of_the_radius(make: Make, dim: int = 6, **settings: float) -> list[Moment]:
@@ -39,7 +39,7 @@ def law_of_the_radius(make: Make, dim: int = 6, **settings: float) -> list[Momen
         return {"mean r": radius, "mean r²": radius**2}
 
     averages = run(make, target, observe, **settings)
-    return compare(averages, moments_of_radius(lambda r: A * (r + RHO), dim, LR, KT, reach=5.0))
+    return compare_moments(averages, moments_of_radius(lambda r: A * (r + RHO), dim, LR, KT, reach=5.0))
 
 
 def broken(moments: list[Moment]) -> bool:

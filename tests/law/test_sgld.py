@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from bayeslora.diagnostics.convergence import convergence
-from bayeslora.laws import GaussianMean, Moment, compare, one_stream, simulate
+from bayeslora.laws import GaussianMean, Moment, compare_moments, one_stream, simulate
 from bayeslora.samplers import SGLD, Sampler
 from tests.cases import each
 from tests.law import mutants
@@ -36,7 +36,7 @@ def law_of_sgld(make: Make, target: GaussianMean, lr: float, kT: float | None = 
     # the first lag product of the record uses a zero: it is left out by rescaling
     averages["autocovariance"] = averages["autocovariance"] * (400 / 399)
     expected = {"mean": target.mean, "variance": variance, "autocovariance": phi * variance}
-    return compare(averages, expected)
+    return compare_moments(averages, expected)
 
 
 def broken(moments: list[Moment]) -> bool:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bayeslora.laws import Moment, Quadratic, compare, one_stream, simulate
+from bayeslora.laws import Moment, Quadratic, compare_moments, one_stream, simulate
 from bayeslora.laws import linear as laws
 from bayeslora.laws.checks import covariance
 from bayeslora.laws.regression_posteriors import LinearRegression, LogisticRegression
@@ -66,7 +66,7 @@ def noisy_gaussian(sampler_class, lr: float, v: float) -> list[Moment]:
     _, averages = sample(
         sampler_class, target, lr, second_moments(target, torch.zeros(2, dtype=torch.float64)), burn_in=300, steps=400
     )
-    return compare(averages, covariance(laws.sglrw(CORRELATED, lr, 0.5, v)))
+    return compare_moments(averages, covariance(laws.sglrw_covariance(CORRELATED, lr, 0.5, v)))
 
 
 def heat(matrix: np.ndarray, exact: np.ndarray) -> np.ndarray:
@@ -80,10 +80,10 @@ HOT = [(0.02, 3.0), (0.04, 2.0)]
 @each(("lr", "v"), HOT)
 def test_variances_of_a_correlated_gaussian_are_exact_where_sgld_is_hot(lr, v):
     exact = 0.5 * np.linalg.inv(CORRELATED)
-    sgld = heat(laws.sgld(CORRELATED, lr, 0.5, v), exact)
+    sgld = heat(laws.sgld_covariance(CORRELATED, lr, 0.5, v), exact)
     assert sgld.min() > 0.05
     assert sgld.max() < 0.30
-    assert np.abs(heat(laws.sglrw(CORRELATED, lr, 0.5, v), exact)).max() < 0.1 * sgld.min()
+    assert np.abs(heat(laws.sglrw_covariance(CORRELATED, lr, 0.5, v), exact)).max() < 0.1 * sgld.min()
     for moment in noisy_gaussian(SGLRW, lr, v):
         assert moment.agrees, moment
 
@@ -124,7 +124,7 @@ def regression(sampler_class, lr: float, expected: np.ndarray) -> tuple[list[Mom
         return moments() | {"clipped": (target.tensors[0].grad.abs() > limit).double()}
 
     _, averages = sample(sampler_class, target, lr, observe, burn_in=int(6 / lr), steps=int(12 / lr))
-    return compare(averages, covariance(expected)), averages["clipped"].mean(0)
+    return compare_moments(averages, covariance(expected)), averages["clipped"].mean(0)
 
 
 MILD, STRONG = 0.02, 0.03
@@ -217,7 +217,7 @@ def logistic_moments(sampler_class, lr: float, expected: dict[str, float]) -> li
         return out | {"clipped": (target.tensors[0].grad.abs() > limit).double().mean(1)}
 
     _, averages = sample(sampler_class, target, lr, observe, burn_in=300, steps=400)
-    return compare(averages, expected)
+    return compare_moments(averages, expected)
 
 
 STATED_BIAS = 0.01
@@ -261,8 +261,8 @@ def one_dimension(lr: float, v: float) -> tuple[Moment, float, float]:
 
     _, averages = sample(SGLRW, target, lr, observe, burn_in=150, steps=300)
     clipped = averages["clipped"].mean().item()
-    (moment,) = compare(averages, {"variance": 1 / (1 - clipped)})
-    return moment, float(laws.sgld(np.array([[a]]), lr, kT, v)[0, 0]) * a / kT, clipped
+    (moment,) = compare_moments(averages, {"variance": 1 / (1 - clipped)})
+    return moment, float(laws.sgld_covariance(np.array([[a]]), lr, kT, v)[0, 0]) * a / kT, clipped
 
 
 @each(("lr", "v"), [(0.05, 2.0), (0.1, 2.0), (0.1, 5.0)])

@@ -132,7 +132,7 @@ def test_it_reads_the_temperature_at_which_a_linear_regression_is_sampled(row: s
     assert abs(read - known) < 3 * np.hypot(error, 0.006)
     if batches == "independent":
         a = np.diag(target.curvature.numpy())
-        law = {SGLD: linear.sgld, SGHMC: linear.sghmc}[kind]
+        law = {SGLD: linear.sgld_covariance, SGHMC: linear.sghmc_covariance}[kind]
         covariance = law(a, kT=target.kT, v=target.gradient_noise, **settings)
         assert abs(read - np.trace(a @ covariance) / 8 / target.kT) < 4 * error + 0.02  # noise grows a little with θ
     else:

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from bayeslora.app.commands import command_settings
 from bayeslora.app.compose import plain
-from bayeslora.bias_check import BiasSettings, bias_check, compare, half_step, verdict
+from bayeslora.bias_check import BiasSettings, bias_check, change_verdict, half_step, metric_changes
 from bayeslora.diagnostics.paired import between, read
 from bayeslora.errors import ConfigError, CriteriaError, DataError
 from bayeslora.evaluation.results import Results
@@ -171,13 +171,13 @@ def test_chains_are_paired_by_their_numbers() -> None:
         each = [{"chain": k, "nll": v, "ece": v} for k, v in chains.items()]
         return Results.from_json({"ensemble": entry, "chains": each})
 
-    found = compare(of(1.0, {0: 1.0, 1: 2.0, 2: 3.0}), of(1.004, {2: 3.02, 0: 1.01, 1: 2.0}), LIMITS)
+    found = metric_changes(of(1.0, {0: 1.0, 1: 2.0, 2: 3.0}), of(1.004, {2: 3.02, 0: 1.01, 1: 2.0}), LIMITS)
     assert found["nll"]["chains_change"] == pytest.approx(0.01)
     assert found["nll"]["se"] == pytest.approx(0.01 / 3**0.5)
     assert (found["nll"]["passed"], found["ece"]["passed"]) == (True, True)
-    assert "chains differ by as much" in verdict(found["nll"])
-    quiet = compare(of(1.0, {0: 1.0, 1: 2.0}), of(1.1, {0: 1.1, 1: 2.1}), LIMITS)
-    assert verdict(quiet["nll"]) == "too large"
+    assert "chains differ by as much" in change_verdict(found["nll"])
+    quiet = metric_changes(of(1.0, {0: 1.0, 1: 2.0}), of(1.1, {0: 1.1, 1: 2.1}), LIMITS)
+    assert change_verdict(quiet["nll"]) == "too large"
 
 
 def test_a_regression_is_compared_by_its_own_metrics(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

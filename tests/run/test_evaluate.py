@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bayeslora.app.compose import recorded
+from bayeslora.app.compose import load_experiment
 from bayeslora.datasets.base import Data, Split
 from bayeslora.diagnostics.calibration import fit_temperature
 from bayeslora.posterior import Posterior
@@ -300,7 +300,7 @@ def log_probs(model: Any, split: Split, data: Data) -> Tensor:
 
 
 def test_maps_temperature_is_fitted_to_the_validation_set(uneven: Path) -> None:
-    setup = recorded(RunDirectory(uneven))
+    setup = load_experiment(RunDirectory(uneven))
     posterior = Posterior.load(uneven, setup.model())
     baseline, data = posterior.map_model(), setup.data
     fits = [fit_temperature(log_probs(baseline, s, data), s.targets).temperature
@@ -312,7 +312,7 @@ def test_maps_temperature_is_fitted_to_the_validation_set(uneven: Path) -> None:
 
 def test_a_draws_nll_is_the_mean_over_the_probe_sets_examples(uneven: Path) -> None:
     """Batches of 27 and 5: the mean of their means is another number."""
-    setup = recorded(RunDirectory(uneven))
+    setup = load_experiment(RunDirectory(uneven))
     posterior = Posterior.load(uneven, setup.model())
     inputs, targets = (torch.cat(parts) for parts in zip(*setup.probe()(), strict=True))
     assert len(targets) == 32

@@ -27,7 +27,7 @@ from bayeslora.evaluation.evaluated_split import evaluated_split
 from bayeslora.evaluation.results import Results
 from bayeslora.loggers import has_wandb_account, log_evaluation, make_loggers
 from bayeslora.loggers.keys import KEYS, panel_of
-from bayeslora.loggers.others import label
+from bayeslora.loggers.others import run_label
 from bayeslora.posterior import Posterior
 from bayeslora.runs.directory import RunDirectory
 from tests.run.tools import OWN, STEPS, TINY, Command, composed, digests, manifest, run
@@ -373,8 +373,10 @@ def test_the_command_prints_the_workspace_or_writes_it(tmp_path: Path, capsys: p
 
 
 def test_names_tell_jobs_of_a_sweep_apart() -> None:
-    assert label("quickstart", Path("outputs/quickstart/2026-11-24_12-00-00/3")) == "quickstart/2026-11-24_12-00-00/3"
-    assert label("quickstart", Path("/elsewhere/mine")) == "quickstart/mine"
+    assert (
+        run_label("quickstart", Path("outputs/quickstart/2026-11-24_12-00-00/3")) == "quickstart/2026-11-24_12-00-00/3"
+    )
+    assert run_label("quickstart", Path("/elsewhere/mine")) == "quickstart/mine"
 
 
 def test_a_sweeps_jobs_have_groups_and_tags_of_their_own_and_the_command_that_compares_them(
@@ -400,10 +402,10 @@ def test_mlflow_has_a_run_a_chain_and_one_for_the_evaluation(tmp_path: Path) -> 
     client = mlflow.tracking.MlflowClient(f"file:{tmp_path}/logs/mlruns")
     (experiment,) = client.search_experiments(filter_string="name = 'quickstart'")
     runs = {one.info.run_name: one for one in client.search_runs([experiment.experiment_id])}
-    assert set(runs) == {f"{label('quickstart', tmp_path)}/{part}" for part in ("chain_0", "evaluation")}
+    assert set(runs) == {f"{run_label('quickstart', tmp_path)}/{part}" for part in ("chain_0", "evaluation")}
     metrics = RunDirectory(tmp_path).metrics_file
     nll = json.loads(metrics.read_text())["ensemble"]["nll"]
-    logged = runs[f"{label('quickstart', tmp_path)}/evaluation"].data.metrics
+    logged = runs[f"{run_label('quickstart', tmp_path)}/evaluation"].data.metrics
     assert logged["evaluation/ensemble/nll"] == pytest.approx(nll)
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import bayeslora
-from bayeslora.app.compose import recorded
+from bayeslora.app.compose import load_experiment
 from bayeslora.errors import ConfigError, DataError
 from bayeslora.likelihood import Gaussian
 from bayeslora.posterior import Posterior
@@ -45,7 +45,7 @@ def test_it_says_what_it_is(finished: Path) -> None:
 
 def test_a_run_of_a_configuration_is_loaded_without_its_model(finished: Path, tmp_path: Path) -> None:
     """Also what `save` copied: the same probabilities as those of the model of the experiment, which is given."""
-    experiment = recorded(RunDirectory(finished))
+    experiment = load_experiment(RunDirectory(finished))
     given = Posterior.load(finished, experiment.model()).predict(experiment.loader(experiment.data.test))
     for folder in (finished, Posterior.load(finished).save(tmp_path / "kept")):
         posterior = Posterior.load(folder)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from bayeslora.app.compose import to_experiment
-from bayeslora.report.data import gradients
+from bayeslora.report.data import gradients_by_round
 from tests.run.tools import STEPS, TINY, Command, composed
 
 
@@ -46,9 +46,9 @@ def test_a_run_has_a_report_with_every_part(finished: Path, tmp_path: Path, comm
 def test_gradients_are_counted_from_the_warm_up_on_over_all_chains() -> None:
     setup = to_experiment(composed(*TINY))
     steps = [np.array(STEPS), np.array(STEPS)]
-    assert gradients(setup, steps) == [2.0 * (step - 3) for step in STEPS]
-    assert gradients(setup, steps)[-1] == setup.gradients([0, 1])
-    assert gradients(setup, [np.array(STEPS), np.array(STEPS[:2])])[-1] == (15 - 3) + (9 - 3)
+    assert gradients_by_round(setup, steps) == [2.0 * (step - 3) for step in STEPS]
+    assert gradients_by_round(setup, steps)[-1] == setup.gradients([0, 1])
+    assert gradients_by_round(setup, [np.array(STEPS), np.array(STEPS[:2])])[-1] == (15 - 3) + (9 - 3)
 
 
 def test_a_probe_set_larger_than_the_data_is_all_of_the_data() -> None:

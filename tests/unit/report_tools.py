@@ -13,7 +13,7 @@ from torch import Tensor
 
 from bayeslora.diagnostics.metrics import metrics, reliability
 from bayeslora.diagnostics.uncertainty import EntropySplit
-from bayeslora.evaluation.classification import summarise
+from bayeslora.evaluation.classification import classification_results
 from bayeslora.evaluation.criteria import judge
 from bayeslora.evaluation.predictions import Predictions
 from bayeslora.evaluation.results import Provenance, Results
@@ -87,7 +87,7 @@ def report(
     found: Predictions, scalars: list[dict[str, np.ndarray]], limits: Criteria = LIMITS, **more: Any
 ) -> ReportData:
     """What the report of such a run shows; `more` replaces parts of it."""
-    values = summarise(found, scalars, gradients=1_000)
+    values = classification_results(found, scalars, gradients=1_000)
     values = replace(
         values,
         criteria=judge(values, limits),

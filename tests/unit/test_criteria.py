@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from bayeslora.diagnostics.values import MeasuredTemperature
-from bayeslora.evaluation.classification import summarise
+from bayeslora.evaluation.classification import classification_results
 from bayeslora.evaluation.criteria import CRITERIA, failed, judge
 from bayeslora.evaluation.results import Criterion, Diagnostics, Results
 from bayeslora.settings import Criteria
@@ -100,7 +100,7 @@ def test_criteria_without_a_limit_are_left_out() -> None:
 
 
 def test_the_values_are_those_of_a_summary() -> None:
-    results = summarise(predictions([40, 40]), series([40, 40]), gradients=100)
+    results = classification_results(predictions([40, 40]), series([40, 40]), gradients=100)
     found = {name: one.value for name, one in judge(results, LIMITS).items()}
     metrics = results.to_json()
     diagnostics = metrics["diagnostics"]

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bayeslora.diagnostics.metrics import metrics, parts
+from bayeslora.diagnostics.metrics import metrics, score_parts
 from bayeslora.diagnostics.paired import paired, value_of
 from bayeslora.diagnostics.values import Difference
 from bayeslora.evaluation import regression
@@ -40,11 +40,11 @@ def densities(seed: int, examples: int) -> tuple[NormalMixture, NormalMixture, T
 def test_the_parts_of_scores_make_the_scores(classes: int) -> None:
     log_probs, _, truth = classifiers(0, 200, classes)
     scores = metrics(log_probs, truth)
-    found = {name: float(value_of(name, values)) for name, values in parts(log_probs, truth).items()}
+    found = {name: float(value_of(name, values)) for name, values in score_parts(log_probs, truth).items()}
     assert found == pytest.approx(scores, abs=1e-6)
     mixture, _, targets = densities(0, 200)
     of_density = regression.scores(mixture, targets)
-    for name, values in regression.parts(mixture, targets).items():
+    for name, values in regression.density_parts(mixture, targets).items():
         assert float(value_of(name, values)) == pytest.approx(getattr(of_density, name), abs=1e-9)
 
 
@@ -58,10 +58,10 @@ def test_standard_errors_are_those_of_repetition() -> None:
     for seed in range(repeats):
         one, other, truth = classifiers(seed, 300, 2)
         density, narrow, targets = densities(seed, 300)
-        several = paired(parts(one, truth), parts(other, truth)) | {
+        several = paired(score_parts(one, truth), score_parts(other, truth)) | {
             f"density {name}": difference
             for name, difference in paired(
-                regression.parts(density, targets), regression.parts(narrow, targets)
+                regression.density_parts(density, targets), regression.density_parts(narrow, targets)
             ).items()
         }
         for name, difference in several.items():
@@ -75,8 +75,8 @@ def test_standard_errors_are_those_of_repetition() -> None:
 
 def test_errors_of_means_are_the_usual_ones() -> None:
     one, other, truth = classifiers(1, 50, 3)
-    difference = (parts(one, truth)["nll"] - parts(other, truth)["nll"])[:, 0]
-    found = paired(parts(one, truth), parts(other, truth))["nll"]
+    difference = (score_parts(one, truth)["nll"] - score_parts(other, truth)["nll"])[:, 0]
+    found = paired(score_parts(one, truth), score_parts(other, truth))["nll"]
     assert found.value == pytest.approx(difference.mean())
     assert found.se == pytest.approx(difference.std(ddof=1) / np.sqrt(50))
 
@@ -97,4 +97,4 @@ def test_a_difference_within_two_standard_errors_is_a_tie(difference: Difference
 
 def test_one_example_has_no_error() -> None:
     one, other, truth = classifiers(1, 1, 3)
-    assert paired(parts(one, truth), parts(other, truth))["nll"].se is None
+    assert paired(score_parts(one, truth), score_parts(other, truth))["nll"].se is None

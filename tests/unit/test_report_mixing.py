@@ -91,10 +91,10 @@ def test_no_figure_is_drawn_of_nothing() -> None:
     assert mixing.ess_growth({"x": nan}, {}) is None
     assert mixing.autocorrelations({"x": nan}, [0, 1]) is None
     assert plots.cumulative(Results(), {}) is None
-    assert plots.reliability({}) is None
+    assert plots.reliability_diagrams({}) is None
     assert plots.selective(Selective()) is None
-    assert plots.corruptions({}) is None
-    assert plots.fidelity(FidelityCurve(), [], None) is None
+    assert plots.severity_curves({}) is None
+    assert plots.fidelity_curves(FidelityCurve(), [], None) is None
 
 
 def band(lengths: list[int], **curve: list[float | None]) -> tuple[np.ndarray, str]:
@@ -141,10 +141,10 @@ def test_chains_keep_their_numbers_in_the_legend() -> None:
 def test_fidelity_is_drawn_against_draws_and_gradients() -> None:
     curve = FidelityCurve(draws=[2.0, 4.0], agreement=[0.5, 0.6], total_variation=[0.4, 0.3])
     baseline = Fidelity(agreement=0.4, agreement_se=None, total_variation=0.5, total_variation_se=None)
-    figure = plots.fidelity(curve, [100.0, 200.0], baseline)
+    figure = plots.fidelity_curves(curve, [100.0, 200.0], baseline)
     assert figure is not None
     assert [axes.get_xlabel() for axes in figure.axes] == ["draws", "draws", "gradients", "gradients"]
     np.testing.assert_array_equal(figure.axes[2].lines[0].get_xdata(), [100, 200])
-    without = plots.fidelity(curve, [], None)
+    without = plots.fidelity_curves(curve, [], None)
     assert without is not None
     assert len(without.axes) == 2

@@ -48,16 +48,16 @@ class ResumePoints:
         content = serialise(snapshot.tensors, {"step": snapshot.step, "values": snapshot.values})
         digest = hashlib.sha256(content).hexdigest()[:16]
         path = write_atomically(self.folder / f"{snapshot.step:012d}-{digest}.safetensors", content)
-        steps = sorted({step for step, _ in self._files()}, reverse=True)
+        steps = sorted({step for step, _ in self._numbered_files()}, reverse=True)
         kept = {*steps[:KEEP], *[step for step in steps if self.lasting(step)][:1]}
-        for step, old in self._files():
+        for step, old in self._numbered_files():
             if step not in kept or (step == snapshot.step and old != path):
                 old.unlink(missing_ok=True)
         return path
 
     def steps(self) -> list[int]:
         """Steps after which there are points that are what they should be, newest first."""
-        return [step for step, file in self._files() if _intact(file)]
+        return [step for step, file in self._numbered_files() if _intact(file)]
 
     def read(self, step: int) -> Snapshot:
         """The snapshot taken after so many steps.
@@ -65,7 +65,7 @@ class ResumePoints:
         Raises:
             DataError: there is none, or it is damaged.
         """
-        for taken, file in self._files():
+        for taken, file in self._numbered_files():
             if taken == step and _intact(file):
                 tensors, metadata = parse_tensors(file)
                 values = metadata.get("values")
@@ -74,7 +74,7 @@ class ResumePoints:
                 return Snapshot(step, tensors, values)
         raise DataError(f"{self.folder} holds no whole resume point after {counted(step, 'step')}")
 
-    def _files(self) -> list[tuple[int, Path]]:
+    def _numbered_files(self) -> list[tuple[int, Path]]:
         """Steps and files, newest first."""
         entries = self.folder.iterdir() if self.folder.is_dir() else []
         numbered = [(int(match[1]), file) for file in entries if (match := NAME.fullmatch(file.name))]
