@@ -59,6 +59,15 @@ def of_instance(made: Any) -> dict[str, Any]:
     return described(type(made), **{name: value for name, value in vars(made).items() if not name.startswith("_")})
 
 
+def in_memory(dataset: Any) -> Mapping[str, Any] | None:
+    """What a run records of examples that a program gave to `bayeslora.sample`: their number, shapes and digest.
+
+    None where a dataset is recorded by its `_target_`, which makes it again.
+    """
+    held = dataset.get("in_memory") if isinstance(dataset, Mapping) else None
+    return held if isinstance(held, Mapping) else None
+
+
 @contextmanager
 def naming(what: str) -> Iterator[None]:
     """What a factory not of this package fails with, as a problem of `what`; a `ConfigError` is passed on as it is."""

@@ -21,7 +21,7 @@ from bayeslora.chain.plan import Plan
 from bayeslora.codec import decode, encode
 from bayeslora.compatibility import check_fit, check_task
 from bayeslora.datasets.base import Data, Split
-from bayeslora.datasets.in_memory import InPython, from_examples
+from bayeslora.datasets.in_memory import from_examples
 from bayeslora.engine.callbacks.milestones import Online
 from bayeslora.engine.callbacks.progress import Progress
 from bayeslora.engine.callbacks.thermometer import Thermometer
@@ -211,7 +211,7 @@ def _experiment(
             "temperature": temperature,
             "run_dir": str(run.root),
             "resume": False,
-            "dataset": described(InPython, examples=_digest(data.train)),
+            "dataset": {"in_memory": _described_examples(data.train)},
             "model": _described_model(make_model.args[0]),
             "sampler": described(make_sampler.func, _partial_=True, **make_sampler.keywords),
             "prior": of_instance(prior),
@@ -312,7 +312,9 @@ def _described_model(model: nn.Module | Callable[[], nn.Module]) -> dict[str, An
     return described(type(model), state=digest(model.state_dict())[:16])
 
 
-def _digest(split: Split) -> str:
-    """Of examples, inputs by name among them."""
+def _described_examples(split: Split) -> dict[str, Any]:
+    """Their number, the shapes of one's inputs, by name, and targets, and the digest of all."""
     inputs = split.inputs if isinstance(split.inputs, Mapping) else {"inputs": split.inputs}
-    return digest({**inputs, "targets": split.targets})[:16]
+    tensors = {**inputs, "targets": split.targets}
+    shapes = {name: list(tensor.shape[1:]) for name, tensor in tensors.items()}
+    return {"examples": len(split), "shapes": shapes, "digest": digest(tensors)[:16]}

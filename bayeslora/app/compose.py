@@ -20,6 +20,7 @@ from bayeslora.datasets.base import Data, limited
 from bayeslora.datasets.in_memory import load_data, made_data
 from bayeslora.errors import ConfigError, require
 from bayeslora.experiment import Experiment
+from bayeslora.factories import in_memory
 from bayeslora.likelihood import Bernoulli, Categorical, Likelihood
 from bayeslora.models.checkpoint import Checkpoint
 from bayeslora.parts import check_model_settings, check_sampler, check_temperature, check_warmup
@@ -110,7 +111,7 @@ def load_experiment(run: RunDirectory, trust: Any = None, data_path: str | None 
         evaluate: other settings of its evaluation; None leaves one as it is.
 
     Raises:
-        ConfigError: a path for a dataset that has none.
+        ConfigError: a path for a dataset that has none, or a run whose examples are those of a program.
         DataError: there is no run, or it names or points to what it should not.
     """
     experiment = of_settings(recorded_settings(run, trust, data_path, **evaluate))
@@ -122,6 +123,11 @@ def recorded_settings(
     run: RunDirectory, trust: Any = None, data_path: str | None = None, **evaluate: Any
 ) -> dict[str, Any]:
     """What `load_experiment` makes an experiment of, as plain values."""
+    if (examples := in_memory(run.config.get("dataset"))) is not None:
+        raise ConfigError(
+            f"this run was sampled by bayeslora.sample from examples of a program (digest {examples.get('digest')});"
+            " repeat the call there, with run_dir=… and test_dataset=…, to evaluate it"
+        )
     config = relocated(run.trusted(names(trust)), run.root)
     if not torch.cuda.is_available() and isinstance(config.get("trainer"), dict):
         config["trainer"] |= {"accelerator": "cpu", "channels_last": False}  # a run from elsewhere

@@ -55,9 +55,6 @@ PARTS = ("dataset", "model", "sampler", "prior", "likelihood")
 APART = ("checkpoint", "checkpoint_digest")
 """Keys of `model` beside the arguments of what it names, unless that takes them: see `models.checkpoint`."""
 
-IN_PYTHON = "bayeslora.datasets.in_memory.InPython"
-"""The dataset that runs of `bayeslora.sample` record."""
-
 
 def check_config(cfg: DictConfig) -> list[str]:
     """All unknown keys and wrongly typed values of a composed configuration, each with its fix."""
@@ -221,13 +218,7 @@ class Form:
 
     @classmethod
     def of(cls, cfg: DictConfig) -> Form:
-        """Check a composed configuration.
-
-        Raises:
-            ConfigError: it is that of a program, which only the program can build.
-        """
-        if OmegaConf.select(cfg, "dataset._target_") == IN_PYTHON:
-            instantiate(cfg.dataset)
+        """Check a composed configuration."""
         problems, usable, broken = Problems(), cfg, set()
         wrong = list(_form_problems(cfg))
         if wrong:

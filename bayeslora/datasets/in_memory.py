@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_map
 from bayeslora.datasets.base import Data, Real, Split, Transform, limited
 from bayeslora.datasets.images import Normalise
 from bayeslora.datasets.validation import check_class_numbers, check_counted_from_0
-from bayeslora.errors import ConfigError, DataError, require
+from bayeslora.errors import DataError, require
 
 log = logging.getLogger(__name__)
 
@@ -29,23 +29,6 @@ class Identity:
 
     def __call__(self, inputs: Tensor) -> Tensor:
         return inputs
-
-
-class InPython:
-    """The `dataset` that a run of `bayeslora.sample` records: its examples are in the program that called it.
-
-    Args:
-        examples: their digest.
-
-    Raises:
-        ConfigError: always.
-    """
-
-    def __init__(self, examples: str) -> None:
-        raise ConfigError(
-            f"this run was sampled by bayeslora.sample from examples of a program (digest {examples}); repeat the call"
-            " there, with run_dir=… and test_dataset=…, to evaluate it"
-        )
 
 
 def from_examples(

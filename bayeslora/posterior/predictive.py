@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from bayeslora.atomic import digest
 from bayeslora.counts import counted
 from bayeslora.errors import DataError, require
+from bayeslora.factories import in_memory
 from bayeslora.likelihood import NOISE, Bernoulli, Categorical, Gaussian, Likelihood, OfClasses, from_recorded
 from bayeslora.posterior.density import Mixture, NormalMixture, Normals, mixture_quantiles
 from bayeslora.posterior.stacked import Ask, Loader, Read, StackedDraws, as_they_are, outputs
@@ -158,8 +159,8 @@ class Posterior:
             ConfigError: its dataset cannot be loaded, or its configuration names code that is not trusted.
         """
         config = read_config(file) if self.root and (file := self.root / "config.yaml").is_file() else {}
-        target = str((config.get("dataset") or {}).get("_target_", "")).rpartition(".")[2]
-        if self.root is None or target in ("", "InPython"):
+        dataset = config.get("dataset")
+        if self.root is None or not dataset or in_memory(dataset):
             raise DataError(
                 "this posterior does not say how its model is made: give it, Posterior.load(run_dir, model)"
             )

@@ -19,6 +19,7 @@ from bayeslora.diagnostics.paired import between
 from bayeslora.diagnostics.values import Difference
 from bayeslora.evaluation.results import Criterion, Results
 from bayeslora.evaluation.scores import DrawScore, MapEnsemble, TemperedMap
+from bayeslora.factories import in_memory
 from bayeslora.report.table import Cell, ScoreColumn, columns, entry, score_cells
 from bayeslora.report.temperature import temperature_cell
 from bayeslora.report.words import MISSING, finite_or_none, listed, number
@@ -87,6 +88,8 @@ class Compared:
     def data(self) -> str:
         """What its data are called: one's own by their file or folder, others by their kind and task."""
         dataset = self.config.get("dataset") or {}
+        if in_memory(dataset):
+            return "examples of a program"
         kind, path, task = _kind(dataset), dataset.get("path"), dataset.get("task")
         if path and kind in OWN_DATA:
             return Path(str(path)).stem if kind in ("Csv", "Npz") else Path(str(path)).name

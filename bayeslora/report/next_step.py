@@ -11,6 +11,7 @@ from typing import Any
 from bayeslora.evaluation.criteria import AGAINST_MAP
 from bayeslora.evaluation.results import Criterion, Results
 from bayeslora.experiment import Experiment
+from bayeslora.factories import in_memory
 from bayeslora.report.words import listed, percent
 from bayeslora.runs.directory import SCHEDULES_WITHOUT_END, RunDirectory
 
@@ -132,7 +133,7 @@ class _Settings:
     def _call(self, changes: Mapping[str, Any]) -> str:
         """The same for a run of `bayeslora.sample`, and as settings for one of another program."""
         changed = {key: value for key, value in changes.items() if value is not None}
-        if str((self.experiment.record.get("dataset") or {}).get("_target_", "")).endswith("InPython"):
+        if in_memory(self.experiment.record.get("dataset")):
             named = ", ".join(f"{SAMPLE[key]}={value!r}" for key, value in changed.items() if key in SAMPLE)
             return f"bayeslora.sample(…, {named})" if named else "bayeslora.sample(…)"
         return f"python -m bayeslora.train … {shlex.join(f'{key}={value}' for key, value in changed.items())}"

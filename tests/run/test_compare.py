@@ -271,9 +271,10 @@ def test_settings_that_a_pilot_found_are_compared_as_they_were_asked(
         ({"_target_": "bayeslora.datasets.Csv", "path": "/data/wines.csv"}, "wines"),
         ({"_target_": "bayeslora.datasets.ImageFolder", "path": "/data/cats.v2"}, "cats.v2"),
         ({"_target_": "bayeslora.datasets.Glue", "path": "/data/x", "task": "rte"}, "Glue rte"),
+        ({"in_memory": {"examples": 40, "digest": "0f3c"}}, "examples of a program"),
     ],
 )
-def test_runs_are_called_by_their_data(pair: list[Path], dataset: dict[str, str], name: str) -> None:
+def test_runs_are_called_by_their_data(pair: list[Path], dataset: dict[str, Any], name: str) -> None:
     changed(pair[1], "config.yaml", dataset=dataset)
     runs = asked(f"run_dirs=[{pair[0]},{pair[1]}]")
     assert f" on {name}, T" in runs[1].title

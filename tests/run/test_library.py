@@ -20,6 +20,7 @@ from bayeslora.chain.plan import Plan
 from bayeslora.errors import ConfigError, DataError, DivergedError
 from bayeslora.likelihood import NOISE, Gaussian
 from bayeslora.posterior import Posterior
+from bayeslora.runs.trust import read_config
 from bayeslora.samplers import SGHMC
 from tests.run.tools import Command
 
@@ -95,9 +96,16 @@ def test_images_of_bytes_are_predicted_as_they_were_sampled(tmp_path: Path) -> N
 
 def test_the_command_says_where_to_evaluate_it(command: Command, tmp_path: Path) -> None:
     sampled(run_dir=tmp_path / "run")
-    result = command("evaluate", f"run_dir={tmp_path / 'run'}", "trust=torch")
+    result = command("evaluate", f"run_dir={tmp_path / 'run'}")
     assert result.code == 2
     assert "this run was sampled by bayeslora.sample from examples of a program" in result.err
+
+
+def test_a_run_records_what_its_examples_are_not_how_to_make_them(tmp_path: Path) -> None:
+    sampled(run_dir=tmp_path / "run", draws=1)
+    (examples,) = read_config(tmp_path / "run" / "config.yaml")["dataset"].values()
+    assert examples.pop("digest")
+    assert examples == {"examples": 40, "shapes": {"inputs": [3], "targets": []}}
 
 
 def test_without_a_run_directory_nothing_is_left_behind() -> None:
@@ -114,7 +122,7 @@ def test_a_repeated_call_goes_on_where_it_was(tmp_path: Path) -> None:
     longer = sampled(run_dir=tmp_path / "run", draws=4)
     assert (len(first), len(longer)) == (8, 8)  # both look at the one folder
     assert same_draws(longer, sampled())
-    with pytest.raises(ConfigError, match=r"another configuration: dataset.examples"):
+    with pytest.raises(ConfigError, match=r"another configuration: dataset.in_memory.digest"):
         sampled(data=(X + 1, CLASSES), run_dir=tmp_path / "run")
     with pytest.raises(ConfigError, match=r"another configuration: model.state"):
         sampled(nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 3)), run_dir=tmp_path / "run")

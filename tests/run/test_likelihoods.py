@@ -230,7 +230,7 @@ def test_several_inputs_are_evaluated_saved_and_loaded(tmp_path: Path) -> None:
     assert posterior.metrics is not None
     assert posterior.metrics["ensemble"]["accuracy"] > 0
     torch.testing.assert_close(Posterior.load(tmp_path / "run", made(Named)).predict(NAMED), posterior.predict(NAMED))
-    with pytest.raises(ConfigError, match=r"another configuration: dataset.examples"):
+    with pytest.raises(ConfigError, match=r"another configuration: dataset.in_memory.digest"):
         bayeslora.sample(
             made(Named), ({**NAMED, "flag": NAMED["flag"] + 1}, LABELS[:, 0]), run_dir=tmp_path / "run", **TINY
         )

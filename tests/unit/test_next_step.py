@@ -121,6 +121,13 @@ def test_runs_that_are_not_finished_trials_and_jobs_of_sweeps(
     assert found.command.replace("'", "").removesuffix(str(tmp_path)).endswith(ends)
 
 
+def test_a_run_of_a_program_is_told_the_call_or_the_settings(experiment: Experiment, tmp_path: Path) -> None:
+    sampled = experiment.but(record=experiment.record | {"dataset": {"in_memory": {"examples": 3}}})
+    call, settings = (step(one, tmp_path, None, potential_ess=100.0).command for one in (sampled, experiment))
+    assert call.startswith("bayeslora.sample(…, draws=120, ")
+    assert settings.startswith("python -m bayeslora.train … chain.num_draws=120 ")
+
+
 def test_the_run_of_a_bias_check_is_compared_with_the_one_it_repeats(experiment: Experiment, tmp_path: Path) -> None:
     command = "python -m bayeslora.bias_check run_dir=outputs/first"
     found = step(experiment, tmp_path / "half", command, draws=20, potential_ess=100.0)
