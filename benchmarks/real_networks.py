@@ -18,6 +18,8 @@ from typing import Any
 
 import yaml
 
+from bayeslora.evaluation.results import Results
+
 RESULTS = Path(__file__).parent / "results"
 OUTPUTS = Path("outputs/real_networks")
 
@@ -58,7 +60,7 @@ def run(name: str) -> dict[str, Any]:
     spent = (json.loads(times.read_text()) if times.exists() else 0.0) + cpu
     times.write_text(json.dumps(spent))
     config = yaml.safe_load((folder / "config.yaml").read_text())
-    metrics = json.loads((folder / "metrics.json").read_text())
+    metrics = Results.read(folder / "metrics.json").to_json()
     kept = {key: metrics[key] for key in ("map", "draw", "ensemble", "criteria", "provenance")}
     kept["diagnostics"] = {key: metrics["diagnostics"][key] for key in ("potential", "l2_norm", "function_space")}
     return {"cpu_seconds": spent, "temperature": config["temperature"], "metrics": kept, "overrides": ROWS[name]}

@@ -32,8 +32,8 @@ STORAGE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
 def run_command(config_name: str, doc: str | None, job: Callable[[Any], Any], settings: type | None = None) -> None:
     """Compose `conf/<config_name>.yaml` with the command line, run the job and end the process.
 
-    Exit codes are `usage.EXIT_CODES`. Errors are one message on stderr, without a traceback (set BAYESLORA_TRACEBACK=1
-    to see it).
+    Exit codes are `command_help.EXIT_CODES`. Errors are one message on stderr, without a traceback (set
+    BAYESLORA_TRACEBACK=1 to see it).
 
     Args:
         config_name: of the command, and of its configuration.

@@ -119,6 +119,7 @@ def read_rows(
         broken += 1
         return "skip"
 
+    # arrow takes types by the columns' names, so how many there are is known before it reads them as text
     quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
     try:
         header = next((row for row in csv.reader(io.StringIO(text), delimiter=separator, quoting=quoting) if row), None)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
-import math
 import tempfile
 from collections.abc import Iterator
 from contextlib import nullcontext, redirect_stderr, redirect_stdout
@@ -15,6 +13,7 @@ from typing import TYPE_CHECKING
 from bayeslora.app.choices import train_with
 from bayeslora.atomic import digest
 from bayeslora.doctor.finding import Finding, failure, ok
+from bayeslora.evaluation.results import Results
 
 if TYPE_CHECKING:
     from bayeslora.laws.checks import LawCheck
@@ -148,7 +147,7 @@ def _whole(run: RunDirectory) -> Finding:
         return failure(
             "run", f"a run of two draws left no {', '.join(missing)}", "see `run` in docs/troubleshooting.md"
         )
-    ensemble = json.loads(run.metrics_file.read_text())["ensemble"]
-    if not all(math.isfinite(value) for value in ensemble.values()):
+    ensemble = Results.read(run.metrics_file)["ensemble"]
+    if None in ensemble.values():  # as which NaN and infinity are written
         return failure("run", f"its metrics are not finite: {ensemble}", "see `run` in docs/troubleshooting.md")
     return ok("run", "two chains of two draws, evaluated, with a report; nothing of it is kept")

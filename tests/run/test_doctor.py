@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -19,7 +20,10 @@ from bayeslora import doctor, rng
 from bayeslora.doctor import command, config_groups, machine, sampling
 from bayeslora.doctor.finding import Check, Finding, Status, failure, ok, warning
 from bayeslora.errors import ConfigError
+from bayeslora.evaluation.results import Results
+from bayeslora.evaluation.scores import ClassificationScores
 from bayeslora.laws import checks
+from bayeslora.runs.directory import RunDirectory
 from tests.cases import each
 
 TWO = [next(checks.linear_checks()), next(checks.sam_checks())]
@@ -251,6 +255,18 @@ def test_a_run_is_whole_apart_and_repeats():
         ("chains apart", Status.OK),
         ("chains repeat", Status.OK),
     ]
+
+
+def test_a_run_that_lacks_a_file_or_a_finite_score_is_found(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    for file in (run.config_file, run.map_file(), run.diagnostics_file, run.report / "index.html"):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+    assert "left no metrics.json" in sampling._whole(run).message
+    run.write_metrics(Results(ensemble=ClassificationScores(0.9, math.nan, 0.1, 0.2)).to_json())
+    assert "not finite: {'accuracy': 0.9, 'nll': None" in sampling._whole(run).message
+    run.write_metrics(Results(ensemble=ClassificationScores(0.9, 0.5, 0.1, 0.2)).to_json())
+    assert sampling._whole(run).status is Status.OK
 
 
 def test_chains_that_share_all_their_randomness_and_that_do_not_repeat_are_found(monkeypatch):
