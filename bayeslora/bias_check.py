@@ -190,7 +190,7 @@ def change_table(comparison: Mapping[str, Any]) -> Table:
     rows.add_column("", no_wrap=True)
     for title in (f"ε = {old:g}", f"ε = {new:g}", "change", "± chains", "± examples", "limit"):
         rows.add_column(title, justify="right", no_wrap=True)
-    rows.add_column("verdict")
+    rows.add_column("verdict", max_width=24)
     for name in _compared(comparison):
         one = comparison[name]
         numbers = [one["before"], one["after"], one["change"], one["se"], one.get("test_se"), one["limit"]]
@@ -200,7 +200,7 @@ def change_table(comparison: Mapping[str, Any]) -> Table:
     if None not in (accepted := comparison.get("acceptance", [None])):
         was, becomes = accepted
         shown = [f"{was:.4f}", f"{becomes:.4f}", f"{becomes - was:+.4f}", "–", "–", "–"]
-        rows.add_row("acceptance", *shown, "of full-data steps by a Metropolis test: 1 without a bias")
+        rows.add_row("acceptance", *shown, "of full-data steps; 1 without a bias")
     return rows
 
 

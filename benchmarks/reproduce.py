@@ -199,7 +199,7 @@ def numbers(name: str) -> list[dict[str, Any]]:
 def differences(ours: Any, written: Any, path: str = "") -> Iterator[str]:
     """Where numbers differ from what is written: all but what depends on the machine's speed, on time and place."""
     if isinstance(ours, Mapping) and isinstance(written, Mapping):
-        for key in sorted(set(written) - {"provenance", "cpu_seconds", "command"}):
+        for key in sorted(set(written) - {"provenance", "cpu_seconds", "command", "title"}):
             yield from differences(ours.get(key), written.get(key), f"{path}.{key}")
     elif ours != written:
         yield f"{path[1:]}: {ours} here, {written} written"

@@ -242,7 +242,13 @@ class Posterior:
 
     def _each(self, loader: Loader, read: Read, chain: int | None = None) -> Iterator[Tensor]:
         """What is read of each draw's outputs in turn, [N, …], of all or of one chain."""
-        return (one for _, ask in self.groups(self.draws(chain)) for one in ask(loader, read))
+        try:
+            for _, ask in self.groups(self.draws(chain)):
+                yield from ask(loader, read)
+        except RuntimeError as error:  # torch's own, which has no kind for shapes
+            if any(word in str(error) for word in ("shape", "size", "channels", "dimension")):
+                raise DataError(f"the model cannot take these inputs: {error}") from error
+            raise
 
     def predict_draw(self, draw: Draw, loader: Loader) -> Tensor:
         """log p [N, C] of one draw, as `predict` gives it."""
@@ -287,7 +293,7 @@ class Posterior:
 
         Raises:
             DataError: images of bytes, of a posterior that was loaded and cannot know how they were scaled; batches
-                that are not the same in every pass.
+                that are not the same in every pass; inputs of a shape that the model does not take.
         """
         if isinstance(self.likelihood, Gaussian):
             density = self.predict_normals(inputs)

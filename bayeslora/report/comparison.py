@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import string
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -197,9 +198,17 @@ def _cells(
             for name, mean in means.items()
             if column.show(mean) == column.show(means[best])
             or between(examples.get(name), examples.get(best)).get(column.key, Difference()).tie
+            or _within_sampling_error(entries[name], entries[best])
         }
     level = level if len(level) < len(means) else set()
     return score_cells(column, list(entries.values()), [name in level for name in entries])
+
+
+def _within_sampling_error(one: DrawScore, other: DrawScore) -> bool:
+    """Whether two means over draws differ by no more than two standard errors of the difference, where known."""
+    if one.mean is None or other.mean is None or one.mcse is None or other.mcse is None:
+        return False
+    return abs(one.mean - other.mean) <= 2 * math.hypot(one.mcse, other.mcse)
 
 
 def convergence_grid(runs: Sequence[Compared]) -> Grid:

@@ -23,6 +23,7 @@ from rich.table import Table
 from bayeslora.app.commands import command_settings
 from bayeslora.compare import CompareSettings, compare, folders, labels
 from bayeslora.errors import ConfigError, DataError
+from bayeslora.evaluation.scores import DrawScore
 from bayeslora.report import comparison
 from bayeslora.report.comparison import caveats, marks
 from bayeslora.report.comparison_page import growth_figure, score_figure
@@ -228,6 +229,20 @@ def test_ties_are_not_bold_and_runs_without_examples_have_no_errors(
     runs = asked(f"run_dirs={pair[0].parent}/*")
     assert caveats(runs) == ["Differences of B to A have no standard error: that takes B to be evaluated again."]
     assert not any("less that of" in grid.title for grid in comparison.grids(runs))
+
+
+@pytest.mark.parametrize(("apart", "marked"), [(0.0005, [False, False]), (0.01, [False, True])])
+def test_single_draws_are_bold_where_more_than_their_sampling_error_is_between_them(
+    pair: list[Path], apart: float, marked: list[bool]
+) -> None:
+    runs = asked(f"run_dirs={pair[0].parent}/*")
+    runs = [
+        replace(run, results=replace(run.results, draw={"nll": DrawScore(0.2 - at * apart, 0.02, 0.001)}))
+        for at, run in enumerate(runs)
+    ]
+    grids = {grid.title: grid for grid in comparison.grids(runs)}
+    single = grids["Single draws, mean ± sd"]
+    assert [row[single.columns.index("NLL")].best for row in single.cells] == marked
 
 
 def test_runs_go_by_their_names_or_by_what_differs_where_that_tells_them_apart(pair: list[Path]) -> None:

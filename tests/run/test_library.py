@@ -81,6 +81,13 @@ def test_the_posterior_predicts_iterates_and_saves(tmp_path: Path) -> None:
         posterior.save(tmp_path / "kept")
 
 
+@pytest.mark.parametrize("parallel", ["sequential", "stacked"])
+def test_inputs_of_another_shape_are_refused_in_words(parallel: str) -> None:
+    posterior = sampled(parallel=parallel)
+    with pytest.raises(DataError, match=r"the model cannot take these inputs: .*shape"):
+        posterior.predict(X[:, :1])
+
+
 def test_images_of_bytes_are_predicted_as_they_were_sampled(tmp_path: Path) -> None:
     images = torch.randint(256, (40, 1, 3, 3), dtype=torch.uint8)
     model = nn.Sequential(nn.Flatten(), nn.Linear(9, 2))
