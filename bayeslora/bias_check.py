@@ -163,8 +163,10 @@ def metric_changes(before: Results, after: Results, limits: Mapping[str, float])
     old, new = _by_chain(before), _by_chain(after)
     comparison = {}
     for name in METRICS[before.task]:
-        changes = [_known(new[chain], name) - _known(old[chain], name) for chain in old.keys() & new.keys()]
-        was, becomes = _known(before.ensemble, name), _known(after.ensemble, name)
+        changes = [
+            _required_score(new[chain], name) - _required_score(old[chain], name) for chain in old.keys() & new.keys()
+        ]
+        was, becomes = _required_score(before.ensemble, name), _required_score(after.ensemble, name)
         change = becomes - was
         several = len(changes) > 1
         comparison[name] = {
@@ -236,7 +238,7 @@ def _by_chain(results: Results) -> dict[int, Scores]:
     return {one.chain: one.scores for one in results.chains}
 
 
-def _known(scores: Scores | None, name: str) -> float:
+def _required_score(scores: Scores | None, name: str) -> float:
     """A score that the run has.
 
     Raises:

@@ -229,18 +229,18 @@ def _experiment(
         check_task(data, likelihood)
     problems.raise_if_any()
     experiment = Experiment(
-        name, seed, temperature, make_model, partial(_given, data), likelihood, prior, make_sampler, make_warmup,
+        name, seed, temperature, make_model, partial(_identity, data), likelihood, prior, make_sampler, make_warmup,
         settings, trainer, evaluation, record, callbacks=callbacks, trained=isinstance(make_model.args[0], nn.Module),
     ).holding(data).with_batch_size()  # fmt: skip
     check_fit(experiment)
     return experiment
 
 
-def _given(data: Data) -> Data:
+def _identity(data: Data) -> Data:
     return data
 
 
-def _made(model: nn.Module | Callable[[], nn.Module]) -> nn.Module:
+def _new_model(model: nn.Module | Callable[[], nn.Module]) -> nn.Module:
     """A copy of the module, or a new one."""
     return copied(model) if isinstance(model, nn.Module) else model()
 
@@ -248,7 +248,7 @@ def _made(model: nn.Module | Callable[[], nn.Module]) -> nn.Module:
 def _model(model: nn.Module | Callable[[], nn.Module]) -> partial[nn.Module]:
     """The model's factory."""
     require(callable(model), f"model must be a module, or a function that makes one, not {type(model).__name__}")
-    return partial(_made, model)
+    return partial(_new_model, model)
 
 
 def _sampler(sampler: str | Callable[..., Sampler], lr: float | None, settings: dict[str, Any]) -> partial[Sampler]:

@@ -67,7 +67,7 @@ def run_command(config_name: str, doc: str | None, job: Callable[[Any], Any], se
         for failure in task.failures:
             raise failure
     except (BayesloraError, HydraException, OmegaConfBaseException, OSError, KeyboardInterrupt) as error:
-        code = print_problems(error, *_said(error))
+        code = print_problems(error, *_problems_of(error))
     sys.exit(code)
 
 
@@ -102,7 +102,7 @@ class _Task:
             return None
 
 
-def _said(error: BaseException) -> tuple[list[str], int]:
+def _problems_of(error: BaseException) -> tuple[list[str], int]:
     """What to tell the user of an error, one message a problem, and the exit code; other errors go on."""
     from hydra.errors import HydraException
 

@@ -58,12 +58,12 @@ def command_settings(kind: type[T], cfg: DictConfig, command: str) -> T:
     questions = [one.metadata.get("question") for one in fields(kind) if one.name not in given]  # type: ignore[arg-type]
     if missing := [question for question in questions if question]:
         raise ConfigError(*missing)
-    return _made(kind, given)
+    return _from_values(kind, given)
 
 
-def _made(kind: Any, values: Mapping[str, Any]) -> Any:
+def _from_values(kind: Any, values: Mapping[str, Any]) -> Any:
     hints = get_type_hints(kind)
-    return kind(**{n: _made(hints[n], v) if is_dataclass(hints[n]) else v for n, v in values.items()})
+    return kind(**{n: _from_values(hints[n], v) if is_dataclass(hints[n]) else v for n, v in values.items()})
 
 
 def _keys(kind: Any, path: str = "") -> Iterator[str]:

@@ -41,7 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
         return laws()
     started, findings = time.perf_counter(), []
     with _quiet():
-        for finding in found(chosen.quick, chosen.data, only_laws=chosen.laws):
+        for finding in run_checks(chosen.quick, chosen.data, only_laws=chosen.laws):
             findings.append(finding)
             if not chosen.json:
                 _show(finding)
@@ -89,7 +89,7 @@ def checks(quick: bool, data: Path | None = None, *, only_laws: bool = False) ->
         yield Check("run", run_and_repeat)
 
 
-def found(quick: bool, data: Path | None = None, *, only_laws: bool = False) -> Iterator[Finding]:
+def run_checks(quick: bool, data: Path | None = None, *, only_laws: bool = False) -> Iterator[Finding]:
     """What `checks` finds. Where their code cannot even be imported, that is the last finding."""
     from bayeslora.doctor.finding import failure
 

@@ -135,7 +135,7 @@ def datasets(data: Path | None = None) -> Iterator[Finding]:
     here = []
     for name, look in LOOKS.items():
         folder = None if data is None or not (data / name).is_dir() else data / name
-        for finding in Check(f"dataset {name}", partial(_found, look, name, folder)).run():
+        for finding in Check(f"dataset {name}", partial(_look_for, look, name, folder)).run():
             if finding.status is Status.OK:
                 here.append(f"{name} {finding.message}")
             else:
@@ -143,7 +143,7 @@ def datasets(data: Path | None = None) -> Iterator[Finding]:
     yield ok("dataset", "; ".join([*here, "digits comes with the installation; your own files: dataset.path=…"]))
 
 
-def _found(look: Look, name: str, folder: Path | None) -> Iterator[Finding]:
+def _look_for(look: Look, name: str, folder: Path | None) -> Iterator[Finding]:
     yield look(name, choice("dataset", name), folder)
 
 

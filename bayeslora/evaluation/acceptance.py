@@ -8,7 +8,7 @@ from torch import Tensor
 from bayeslora.chain.chain import Chain
 from bayeslora.chain.modes import set_sampling_mode
 from bayeslora.diagnostics.metropolis import accepted, log_ratio, proposal
-from bayeslora.evaluation.predictions import told
+from bayeslora.evaluation.predictions import with_progress
 from bayeslora.evaluation.results import Acceptance
 from bayeslora.experiment import Experiment
 from bayeslora.posterior import Posterior
@@ -38,7 +38,9 @@ def full_data_acceptance(posterior: Posterior, experiment: Experiment) -> Accept
             for name in moving.params
         }
         every = -(-len(store) // most)
-        for draw in told(posterior.draws(store.chain), len(store), f"steps on all data, chain {store.chain}, draws"):
+        for draw in with_progress(
+            posterior.draws(store.chain), len(store), f"steps on all data, chain {store.chain}, draws"
+        ):
             if draw.index % every == 0:
                 load_into(moving.network, draw.tensors, f"draw {draw.index} of chain {store.chain}")
                 values.append(float(_acceptance(moving, experiment, sizes, draw.step)))

@@ -12,7 +12,7 @@ from torch import Tensor
 from bayeslora.chain.modes import set_sampling_mode
 from bayeslora.diagnostics.measured_temperature import block_sizes, readings, temperatures
 from bayeslora.diagnostics.values import ALL, TOLERANCE, MeasuredTemperature
-from bayeslora.evaluation.predictions import told
+from bayeslora.evaluation.predictions import with_progress
 from bayeslora.evaluation.results import Diagnostics
 from bayeslora.evaluation.series import Series, by_scalar
 from bayeslora.experiment import Experiment
@@ -101,7 +101,7 @@ def readings_about(
     sizes = moving.padding.sizes(moving.params, 0)
     rows = []
     draws = next((len(store) for store in posterior.stores if store.chain == chain), 0)
-    for draw in told(posterior.draws(chain), draws, f"measuring temperatures, chain {chain}, draws"):
+    for draw in with_progress(posterior.draws(chain), draws, f"measuring temperatures, chain {chain}, draws"):
         load_into(moving.network, draw.tensors, f"draw {draw.index} of chain {chain}")
         with torch.autocast(
             experiment.device.type, torch.bfloat16, enabled=experiment.trainer.precision == "bf16-mixed"

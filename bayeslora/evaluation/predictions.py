@@ -193,7 +193,7 @@ class Pass(Rounds):
         likelihood: Likelihood | None = None,
     ) -> None:
         self.likelihood = likelihood or Categorical()
-        self.targets, self.owners = known(targets, self.likelihood)
+        self.targets, self.owners = observed_targets(targets, self.likelihood)
         loaders = [loader, probe, *(view.loader for view in views)]
         super().__init__(reading(self.likelihood, observed=self.owners is not None), loaders)
         self.loader, self.views, self.reference = loader, list(views), reference
@@ -274,7 +274,7 @@ def take_in(posterior: Posterior, work: Rounds) -> None:
     """Ask every draw of a posterior; draws in rounds, so that ensembles of part of them hold all chains."""
     last = None
     rounds = max((len(store) for store in posterior.stores), default=0)
-    seen = told(posterior.rounds(), rounds, "evaluating, a draw of every chain each")
+    seen = with_progress(posterior.rounds(), rounds, "evaluating, a draw of every chain each")
     for draws, ask in posterior.groups(draw for round_ in seen for draw in round_):
         answers = [ask(loader, work.read) for loader in work.loaders]
         for place, draw in enumerate(draws):
@@ -304,11 +304,11 @@ def predict(posterior: Posterior, work: Pass, validation: tuple[Loader, Tensor] 
         by_map = {view.name: work.log_probs(end, view.loader) for view in work.views}
         if validation is not None:
             loader, targets = validation
-            held_out = work.log_probs(end, loader), known(targets, work.likelihood)[0]
+            held_out = work.log_probs(end, loader), observed_targets(targets, work.likelihood)[0]
     return work.result(baseline, members, held_out, by_map)
 
 
-def known(targets: Tensor, likelihood: Likelihood) -> tuple[Tensor, Tensor | None]:
+def observed_targets(targets: Tensor, likelihood: Likelihood) -> tuple[Tensor, Tensor | None]:
     """Targets that are there, [M], and their places [M, A]; None where each example has one."""
     if targets.ndim == 1 or not isinstance(likelihood, OfClasses):
         return targets, None
@@ -321,7 +321,7 @@ EVERY = 5.0
 """Seconds between lines where there is no terminal; what takes less is not told."""
 
 
-def told(items: Iterable[T], total: int, what: str) -> Iterator[T]:
+def with_progress(items: Iterable[T], total: int, what: str) -> Iterator[T]:
     """The items, of which there are `total`, told as they come: `what` is done with them."""
     console = Console(stderr=True)
     if console.is_terminal:

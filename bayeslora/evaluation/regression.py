@@ -35,7 +35,7 @@ from bayeslora.experiment import Experiment
 from bayeslora.likelihood import Gaussian
 from bayeslora.posterior.density import NormalMixture, Normals
 from bayeslora.posterior.predictive import Posterior, normals
-from bayeslora.posterior.stacked import Loader, as_they_are, outputs
+from bayeslora.posterior.stacked import Loader, outputs, raw_outputs
 
 LEVELS = (50, 90, 95)
 """Central predictive intervals whose coverage is told, in percent."""
@@ -116,7 +116,7 @@ class RegressionPass(Rounds):
     def __init__(self, experiment: Experiment, loader: Loader, probe: Loader, targets: Tensor) -> None:
         assert isinstance(experiment.likelihood, Gaussian)
         assert experiment.data.real is not None
-        super().__init__(as_they_are, [loader, probe])
+        super().__init__(raw_outputs, [loader, probe])
         self.likelihood, self.loader = experiment.likelihood, loader
         self.mean, self.std = (
             torch.tensor(v, dtype=torch.float64) for v in (experiment.data.real.mean, experiment.data.real.std)

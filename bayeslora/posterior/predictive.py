@@ -17,7 +17,7 @@ from bayeslora.errors import DataError, require
 from bayeslora.factories import in_memory
 from bayeslora.likelihood import NOISE, Bernoulli, Categorical, Gaussian, Likelihood, OfClasses, from_recorded
 from bayeslora.posterior.density import Mixture, NormalMixture, Normals, mixture_quantiles
-from bayeslora.posterior.stacked import Ask, Loader, Read, StackedDraws, as_they_are, outputs
+from bayeslora.posterior.stacked import Ask, Loader, Read, StackedDraws, outputs, raw_outputs
 from bayeslora.posterior.store import MAP_FILE, Draw, DrawStore, load_into, read_baseline, read_tensors
 from bayeslora.runs.identity import Fingerprint, first_few, put_fixed
 from bayeslora.runs.trust import read_config
@@ -314,7 +314,7 @@ class Posterior:
         require(isinstance(self.likelihood, Gaussian), "this posterior is of classes: use predict")
         assert isinstance(self.likelihood, Gaussian)
         mixture, loader = NormalMixture(), self._loader(inputs)
-        for given in self._each(loader, as_they_are, chain):
+        for given in self._each(loader, raw_outputs, chain):
             mixture.add(*normals(given, self.likelihood))
         return mixture.normals
 
@@ -334,7 +334,7 @@ class Posterior:
         require(isinstance(likelihood, Gaussian), "this posterior is of classes, which have no quantiles: use predict")
         assert isinstance(likelihood, Gaussian)
         loader = self._loader(inputs)
-        moments = [normals(given, likelihood) for given in self._each(loader, as_they_are)]
+        moments = [normals(given, likelihood) for given in self._each(loader, raw_outputs)]
         mean, variance = (torch.stack(part) for part in zip(*moments, strict=True))
         quantiles = mixture_quantiles(mean, variance, torch.atleast_1d(torch.as_tensor(levels, dtype=torch.float64)))
         return quantiles[0] if isinstance(levels, float | int) else quantiles

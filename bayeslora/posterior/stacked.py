@@ -32,13 +32,13 @@ Ask = Callable[[Loader, Read], Tensor]
 """Passes over examples, and what is kept of a batch -> that of each of K draws, [K, N, …], on the CPU."""
 
 
-def as_they_are(outputs: Tensor, targets: Tensor) -> Tensor:  # noqa: ARG001
+def raw_outputs(outputs: Tensor, targets: Tensor) -> Tensor:  # noqa: ARG001
     """The outputs themselves."""
     return outputs
 
 
 @torch.inference_mode()
-def outputs(model: nn.Module, batches: Iterable[tuple[Any, Tensor]], read: Read = as_they_are) -> Tensor:
+def outputs(model: nn.Module, batches: Iterable[tuple[Any, Tensor]], read: Read = raw_outputs) -> Tensor:
     """Outputs of a model in evaluation mode for every example, or what is read of them, [N, …], on the CPU."""
     model.eval()
     return torch.cat([read(model(inputs)[None], targets)[0].cpu() for inputs, targets in batches])
@@ -70,7 +70,7 @@ class StackedDraws:
             merged = self._merge(group) if self.layers and self._agrees is not False else {}
             yield group, partial(self._ask, group, merged)
 
-    def _ask(self, draws: list[Draw], merged: _Weights, loader: Loader, read: Read = as_they_are) -> Tensor:
+    def _ask(self, draws: list[Draw], merged: _Weights, loader: Loader, read: Read = raw_outputs) -> Tensor:
         if merged and self._agrees is None:
             self._agrees = self._compare(draws, merged, next(iter(loader()))[0])
         if not merged or not self._agrees:
@@ -93,7 +93,7 @@ class StackedDraws:
 
     @torch.inference_mode()
     def _together(
-        self, merged: _Weights, count: int, batches: Iterable[tuple[Any, Tensor]], read: Read = as_they_are
+        self, merged: _Weights, count: int, batches: Iterable[tuple[Any, Tensor]], read: Read = raw_outputs
     ) -> Tensor:
         """What is read of the outputs of K draws at once, [K, N, …]."""
         self.model.eval()

@@ -11,7 +11,10 @@ from pathlib import Path
 import bayeslora
 
 PACKAGE = Path(bayeslora.__file__).parent
-VAGUE = {"build", "fit", "recorded", "files", "usage", "examples", "tables", "sources"}
+VAGUE = {
+    "build", "fit", "recorded", "files", "usage", "examples", "tables", "sources",
+    "found", "said", "known", "told", "made",
+}  # fmt: skip
 """Words that do not say of what, or what is done with it."""
 OF_MANY = {"main": "what each command's module runs: `python -m bayeslora.train`"}
 """Public names that several modules define, with the reason."""

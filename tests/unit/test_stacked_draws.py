@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from bayeslora.models import lora_classifier
 from bayeslora.posterior import Posterior, stacked
-from bayeslora.posterior.stacked import Loader, as_they_are
+from bayeslora.posterior.stacked import Loader, raw_outputs
 from bayeslora.posterior.store import DrawStore
 from bayeslora.rng import seeded
 from tests.cases import each
@@ -52,7 +52,7 @@ def test_lora_draws_asked_together_are_those_asked_alone(family: str, tmp_path: 
 
 def each_of(kept: Posterior, loader: Loader) -> Iterator[Tensor]:
     """Outputs of each draw, asked in groups."""
-    return (one for _, ask in kept.groups() for one in ask(loader, as_they_are))
+    return (one for _, ask in kept.groups() for one in ask(loader, raw_outputs))
 
 
 def tokens(seed: int) -> Tensor:
