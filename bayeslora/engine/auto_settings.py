@@ -68,7 +68,7 @@ def pilot(experiment: Experiment) -> Tuning:
     for one in pilots:
         one.begin()
     fresh = [experiment.batches(group, fresh=True) for group in groups]
-    full = experiment.chain.batch_size is None
+    full = experiment.chain.batch_size in (None, len(experiment.data.train))
     given = experiment.chain.burn_in
     burn_in = None if isinstance(given, str) else given
     trial = is_trial(burn_in)

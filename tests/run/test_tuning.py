@@ -101,6 +101,11 @@ def test_a_batch_that_is_found_is_recorded_and_kept(
     assert digests(tmp_path / "given") == draws
 
 
+def test_a_batch_of_all_the_data_has_no_noise(tmp_path: Path) -> None:
+    run(tmp_path, "chain.batch_size=48", base=(*SMALL, "chain.burn_in=40"))
+    assert {one["heat"] for one in recorded(tmp_path)["tuning"]["blocks"].values()} == {None}
+
+
 def test_a_killed_run_goes_on_with_what_it_has_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run(tmp_path / "whole", base=TRIAL)
     from bayeslora.engine.callbacks.resume import KeepResumePoints
