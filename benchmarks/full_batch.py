@@ -1,6 +1,6 @@
 """Up to which N all the data at every step are the better choice: what the slowest block's relaxation costs.
 
-    python benchmarks/full_batch.py            a line for each N and batch, written to benchmarks/results/full_batch.jsonl
+    python benchmarks/full_batch.py       a line for each N and batch, written to benchmarks/results/full_batch.jsonl
 
 An MLP of 50 hidden units on N of the teacher's examples (benchmarks/minibatches.py). `lr=auto` finds the step sizes for
 all the data, for the batch that it calls cheapest, and for 256; noise may heat a block by 5 %. A relaxation in steps is
