@@ -1,12 +1,11 @@
 """What control variates would save on minibatches: the variance of ∇ℓₙ(θ) − ∇ℓₙ(θ̃) beside that of ∇ℓₙ(θ).
 
 A chain at T = 1 moves away from its anchor θ̃, where the gradient of all N examples is known. k steps later, a batch of
-B examples has a gradient of variance S²_k/B in place of S²/B, at two gradients an example and N more for each anchor.
-For the same noise a plain batch takes B·S²/S²_k examples, so an anchor kept for m steps saves at most the factor
+B examples has a gradient of variance S²_k (1/B − 1/N) in place of S² (1/B − 1/N), for two gradients an example, and N
+more for each anchor. For an anchor that is kept for m steps: the plain batch B' of the same noise, 1/B' − 1/N the mean over
+k < m of S²_k/S² (1/B − 1/N), beside the N/m + 2B examples a step that the anchor costs.
 
-    mean over k < m of (S²/S²_k) · B / (N/m + 2B).
-
-    python benchmarks/control_variates.py      a line a data set, written to benchmarks/results/control_variates.jsonl
+    python benchmarks/control_variates.py     # a line a data set, written to benchmarks/results/control_variates.jsonl
 
 An MLP of 50 hidden units on digits and on the teacher's labels of benchmarks/minibatches.py, full-batch BAOAB at the
 step sizes that `lr=auto` finds. Ratios are medians over anchors, of the whole net and of the worse block.
@@ -83,12 +82,20 @@ def measured(name: str) -> dict[str, Any]:
             by_layer = [left[layer] / plain[layer] for layer in plain]
             ratios[lag].append((sum(left.values()) / sum(plain.values()), max(by_layer)))
     ratio = {lag: [statistics.median(one[at] for one in found) for at in (0, 1)] for lag, found in ratios.items()}
-    gains = {}
-    for kept in LAGS:  # lags up to the one an anchor is kept for, by steps between the measured ones
-        saved = statistics.fmean(1 / ratio[min(lag for lag in LAGS if lag >= k)][0] for k in range(1, kept + 1))
-        gains[kept] = saved * BATCH / (len(x) / kept + 2 * BATCH)
-    return {"data": name, "N": len(x), "batch": BATCH, "S²_k / S², net and worse layer": ratio, "saved, at most": gains,
-            "burn_in": settings["burn_in"], "momentum": settings["sampler_settings"]["momentum"]}  # fmt: skip
+    size, costs = len(x), {}
+    for kept in LAGS:  # steps between the measured ones count as the next measured
+        share = statistics.fmean(ratio[min(lag for lag in LAGS if lag >= k)][0] for k in range(1, kept + 1))
+        plain_batch = 1 / (share * (1 / BATCH - 1 / size) + 1 / size)
+        costs[kept] = [round(plain_batch), round(size / kept + 2 * BATCH)]
+    return {
+        "data": name,
+        "N": size,
+        "batch": BATCH,
+        "S²_k / S², net and worse layer": ratio,
+        "plain batch, examples a step": costs,
+        "burn_in": settings["burn_in"],
+        "momentum": settings["sampler_settings"]["momentum"],
+    }
 
 
 def main() -> None:
