@@ -2,8 +2,8 @@
 
 A chain at T = 1 moves away from its anchor θ̃, where the gradient of all N examples is known. k steps later, a batch of
 B examples has a gradient of variance S²_k (1/B − 1/N) in place of S² (1/B − 1/N), for two gradients an example, and N
-more for each anchor. For an anchor that is kept for m steps: the plain batch B' of the same noise, 1/B' − 1/N the mean over
-k < m of S²_k/S² (1/B − 1/N), beside the N/m + 2B examples a step that the anchor costs.
+more for each anchor. For an anchor that is kept for m steps: the plain batch B' of the same noise, 1/B' − 1/N the mean
+over k < m of S²_k/S² (1/B − 1/N), beside the N/m + 2B examples a step that the anchor costs.
 
     python benchmarks/control_variates.py     # a line a data set, written to benchmarks/results/control_variates.jsonl
 
