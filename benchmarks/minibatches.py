@@ -52,7 +52,7 @@ ROWS: dict[str, dict[str, Any]] = {
         burn_in=1222, thin=82, batch_size=128,
     ),
     "teacher, 128": SHORT | {"batch_size": 128},
-    "digits, 256 by SGLRW": {"sampler": "sglrw", "batch_size": 256, "draws": 60},
+    "digits, 256 by SGLRW": {"sampler": "sglrw", "lr": "auto", "batch_size": 256, "draws": 60},
     "softmax regression": {},
 }  # fmt: skip
 """Arguments of `bayeslora.sample` by what the row is called."""

@@ -39,7 +39,7 @@ PAGE = ROOT / "docs" / "results.md"
 THREE = (0, 1, 2)
 MEMBERS = {"map": "MAP", "map_ensemble": "MAP × K", "ensemble": "draws"}
 """Rows of `metrics.json`, and what the tables call them."""
-PLAN = ("burn_in", "num_draws", "thin", "num_chains", "batch_size")
+PLAN = ("burn_in", "num_draws", "thin", "num_chains", "batch_size", "cycles", "exploration")
 KEPT = (*MEMBERS, "criteria", "reference", "provenance")
 KNOWN = 0.1
 """Standard error of T_b/T up to which tables show it."""
@@ -118,7 +118,8 @@ def fidelity() -> Iterator[tuple[str, Row]]:
         "chain.warmup.schedule_settings={rise: 0.1}",
     )  # fmt: skip
     start = (*wide, f"chain.warmup.steps={12 * EPOCH}")
-    draws = ("chain.num_draws=14", f"chain.burn_in={4 * EPOCH}", f"chain.thin={EPOCH}")
+    factors = "chain.lr_factors={head: 0.1, stem: 0.4}"  # of what noise would heat most (docs/step-size.md)
+    draws = (factors, "chain.num_draws=14", f"chain.burn_in={4 * EPOCH}", f"chain.thin={EPOCH}")
     own: dict[str, tuple[str, ...]] = {
         "map": (
             *adam, f"chain.warmup.steps={30 * EPOCH - 1}", "sampler=map", "sampler.lr=1e-4", "temperature=0",
@@ -128,12 +129,18 @@ def fidelity() -> Iterator[tuple[str, Row]]:
         "sglrw": (*start, *draws, "sampler=sglrw", "sampler.lr=2.0"),
         "sghmc": (*start, *draws, "sampler=sghmc", "sampler.lr=0.2"),
         "cyclical": (
-            prior, "chain.warmup.steps=0", "chain.burn_in=0", "sampler=sghmc", "sampler.lr=0.1", "chain.cycles=5",
-            "chain.exploration=0.6", "chain.schedule=cyclical", "chain.num_draws=15", "chain.thin=156",
+            prior, factors, "chain.warmup.steps=0", "chain.burn_in=0", "sampler=sghmc", "sampler.lr=0.5",
+            "chain.schedule=cyclical", "chain.cycles=5", "chain.exploration=0.6", "chain.num_draws=15",
+            "chain.thin=156",
         ),
         "sam_sgld": (  # two gradients a step
-            *start, "sampler=sam_sgld", "sampler.lr=2.0", "chain.num_draws=14", f"chain.burn_in={2 * EPOCH}",
+            *start, factors, "sampler=sam_sgld", "sampler.lr=2.0", "chain.num_draws=14", f"chain.burn_in={2 * EPOCH}",
             f"chain.thin={EPOCH // 2}",
+        ),
+        "auto": (  # what the tuner finds on batches of 64, and the temperature there
+            *wide, f"chain.warmup.steps={3 * EPOCH}", "chain.batch_size=64", "sampler=baoab", "sampler.lr=auto",
+            "sampler.momentum=auto", "chain.burn_in=200", "chain.num_draws=20", "chain.thin=10", "chain.num_chains=1",
+            "trainer.precision=32-true", "trainer.compile=false",
         ),
         "sghmc-short": (
             *wide, f"chain.warmup.steps={9 * EPOCH}", f"chain.burn_in={3 * EPOCH}", "chain.num_draws=10",
@@ -144,7 +151,26 @@ def fidelity() -> Iterator[tuple[str, Row]]:
         yield f"fidelity-{name}", Row("cifar10_resnet20frn_sgld", (*data, *settings))
 
 
-ROWS: dict[str, Row] = {**dict(digits()), **dict(mrpc()), **dict(fidelity())}
+def resnet18() -> Iterator[tuple[str, Row]]:
+    """CIFAR-10, ResNet-18 of full size with augmentation: 15 epochs to MAP, then 12 draws of each of two chains."""
+    epoch = 195  # steps of 256 of 50,000 images
+    data = (
+        "dataset.path=DATA/cifar10", "dataset.augment=true", "evaluate.ood=cifar100", "evaluate.ood_path=DATA/cifar100",
+        "evaluate.corruptions=true", "trainer.precision=bf16-mixed", "trainer.compile=true", "chain.num_chains=2",
+        "chain.batch_size=256", f"chain.warmup.steps={15 * epoch}", "chain.warmup.optimizer.lr=0.005",
+        "chain.warmup.schedule=linear", "chain.warmup.schedule_settings={rise: 0.2}",
+    )  # fmt: skip
+    draws = (f"chain.burn_in={2 * epoch}", "chain.num_draws=12", f"chain.thin={epoch // 2}")
+    cycles = (
+        "chain.burn_in=0", "chain.cycles=3", "chain.exploration=0.7", "chain.schedule=cyclical", "chain.num_draws=12",
+        "chain.thin=60", "sampler.lr=0.005",
+    )  # fmt: skip
+    yield "resnet18-sgld", Row("cifar10_resnet18_sgld", (*data, *draws))
+    yield "resnet18-sgld-T0.01", Row("cifar10_resnet18_sgld", (*data, *draws, "temperature=0.01"))
+    yield "resnet18-cyclical-T0.01", Row("cifar10_resnet18_csghmc", (*data, *cycles, "temperature=0.01"))
+
+
+ROWS: dict[str, Row] = {**dict(digits()), **dict(mrpc()), **dict(fidelity()), **dict(resnet18())}
 
 
 def run(
@@ -182,7 +208,8 @@ def numbers_of(folder: Path) -> dict[str, Any]:
     chain = config["chain"]
     plan = {"warmup": chain["warmup"]["steps"], **{key: chain[key] for key in PLAN}}
     kept = {key: metrics[key] for key in KEPT if metrics.get(key) is not None}
-    return {"temperature": config["temperature"], "plan": plan, **kept,
+    found = {"tuning": config["tuning"]} if "tuning" in config else {}
+    return {"temperature": config["temperature"], "plan": plan, **found, **kept,
             "diagnostics": {key: metrics["diagnostics"].get(key) for key in SCALARS}}  # fmt: skip
 
 
@@ -220,7 +247,7 @@ def over_seeds(values: Sequence[float], digits: int) -> str:
 
 def scores(runs: Sequence[Mapping[str, Any]], member: str) -> str:
     """Accuracy in per cent, NLL and ECE of one of the members."""
-    there = [one[member] for one in runs if one.get(member)]
+    there = [one[member] for one in runs if "accuracy" in (one.get(member) or {})]
     if not there:
         return "–"
     parts = [over_seeds([100 * m["accuracy"] for m in there], 1)]

@@ -83,35 +83,43 @@ CIFAR = 50_000
 """Training images of CIFAR-10."""
 
 
+def _epochs(plan: Mapping[str, Any], draws: float) -> float:
+    """Epochs of gradients at which a chain has kept so many draws."""
+    steps = plan["warmup"] + plan["burn_in"] + plan["thin"] * draws
+    if plan.get("cycles"):  # each explores before it samples
+        sampled = plan["thin"] * plan["num_draws"] / plan["cycles"]
+        begun = -(-draws * plan["thin"] // sampled)
+        steps += begun * sampled * plan["exploration"] / (1 - plan["exploration"])
+    return steps * plan["batch_size"] / CIFAR
+
+
 def fidelity(rows: Mapping[str, Runs]) -> Figure | None:
-    """Agreement with the HMC posterior and total variation from it, by epochs of gradients a chain."""
+    """Agreement with the HMC posterior and total variation from it, by epochs of gradients a chain.
+
+    Of samplers the draws so far; of MAP a line for one chain's and one for all, the deep ensemble at equal cost.
+    """
     first = {name: runs[0] for name, runs in rows.items() if runs and (runs[0].get("reference") or {}).get("curve")}
     if not first:
         return None
     titles = {"agreement": "agreement with HMC", "total_variation": "total variation from HMC"}
     with rc_context(STYLE):
-        figure = Figure(figsize=(8.5, 3.4), layout="constrained")
+        figure = Figure(figsize=(8.5, 3.8), layout="constrained")
         for panel, (key, title) in zip(figure.subplots(1, 2), titles.items(), strict=True):
             for color, (name, one) in zip(PALETTE, first.items(), strict=False):
-                plan, reference = one["plan"], one["reference"]
-                epoch = CIFAR / plan["batch_size"]
-                each = [draws / plan["num_chains"] for draws in reference["curve"]["draws"]]
-                epochs = [(plan["warmup"] + plan["burn_in"] + plan["thin"] * draws) / epoch for draws in each]
-                label = f"{name.partition('-')[2]}: draws of {plan['num_chains']} chains"
-                panel.plot(epochs, reference["curve"][key], color=color, marker="o", markersize=3, label=label)
-                for member, style in (("map", ":"), ("map_ensemble", "--")):
-                    if values := reference.get(member):
-                        label = f"{name.partition('-')[2]}: {MEMBERS[member].replace('4', str(plan['num_chains']))}"
-                        panel.plot(
-                            [plan["warmup"] / epoch, epochs[-1]],
-                            [values[key]] * 2,
-                            color=color,
-                            linestyle=style,
-                            label=label,
-                        )
+                plan, reference, label = one["plan"], one["reference"], name.partition("-")[2]
+                chains = plan["num_chains"]
+                if one["temperature"] == 0:
+                    for member, style, words in (("map", ":", "one"), ("map_ensemble", "--", f"ensemble of {chains}")):
+                        at = f"MAP of {plan['warmup'] * plan['batch_size'] / CIFAR:.0f} epochs, {words}"
+                        panel.axhline(reference[member][key], color=color, linestyle=style, linewidth=1.2, label=at)
+                    continue
+                curve = reference["curve"]
+                epochs = [_epochs(plan, draws / chains) for draws in curve["draws"]]
+                label += f", {chains} chains"
+                panel.plot(epochs, curve[key], color=color, marker="o", markersize=3, linewidth=1.2, label=label)
             panel.axhline(PUBLISHED[key], color=QUIET, linewidth=1, label="one net by SGD (Izmailov et al.)")
             panel.set_title(title)
             panel.set_xlabel("epochs of gradients a chain")
         handles, labels = figure.axes[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=2)
+        figure.legend(handles, labels, loc="outside lower center", ncols=3)
     return figure
