@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import copy
 import math
+import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -56,6 +57,8 @@ FRICTION = (0.005, 0.3)
 """Limits of 1 − μ."""
 PAIRS = 4
 """Pairs of minibatches from which the variance of the gradient is estimated."""
+SILENCE = 10.0
+"""Seconds after which a pilot says where it is."""
 SETTLING = 60
 """Times that step sizes and momentum are found from each other: their logarithms come closer by half each time."""
 
@@ -138,6 +141,7 @@ class Tuner:
         self.coupling: deque[float] = deque(maxlen=REMEMBERED)
         self.noise: dict[str, deque[float]] = {block: deque(maxlen=REMEMBERED) for block in self.blocks}
         self.halvings, self.kept = 0, list[list[Snapshot]]()
+        self._last_line = time.monotonic()
 
     def run(self) -> Tuning:
         """Warm up, estimate, move, estimate again; what is found in the end.
@@ -169,8 +173,15 @@ class Tuner:
         for _ in range(steps):
             for pilot, batch in zip(self.pilots, self.batches, strict=True):
                 pilot.step(batch(pilot.steps_taken))
+            self._report(f"step {self.pilots[0].steps_taken:,}")
         for pilot in self.pilots:
             pilot.check_finite()
+
+    def _report(self, where: str) -> None:
+        """Say where the pilot is, where it has been silent for long."""
+        if time.monotonic() - self._last_line > SILENCE:
+            self.say(f"pilot: {where}")
+            self._last_line = time.monotonic()
 
     def _estimate(self) -> Tuning:
         """Estimate all curvatures where the pilots are, and set the step sizes that follow."""
@@ -178,7 +189,10 @@ class Tuner:
         if self.trial:
             values = dict.fromkeys(self.blocks, max(whole(probe) for _, whole, probe in pairs))
         else:
-            values = {block: max(by_block[block](probe) for by_block, _, probe in pairs) for block in self.blocks}
+            values = dict[str, float]()
+            for block in self.blocks:
+                self._report(f"curvature of {block} after step {self.pilots[0].steps_taken:,}")
+                values[block] = max(by_block[block](probe) for by_block, _, probe in pairs)
         for block, value in values.items():
             self.seen[block].append(max(value, self._prior_curvature(block)) + sampler.own_curvature)
         roots = {name: math.sqrt(self._unscaled(block)) for block, names in self.blocks.items() for name in names}

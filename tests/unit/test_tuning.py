@@ -158,6 +158,15 @@ def test_a_pilot_that_diverges_goes_on_at_half_the_step_three_times() -> None:
         tuned(pilot(sampler=never), burn_in=200)
 
 
+def test_a_pilot_that_takes_long_says_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr("bayeslora.chain.tuning.SILENCE", -1.0)
+    found = tuned(pilot(), say=said.append, burn_in=200)
+    steps = [int(line.removeprefix("pilot: step ")) for line in said if line.startswith("pilot: step ")]
+    assert steps == list(range(1, found.steps + 1))
+    assert "pilot: curvature of wide after step 160" in said
+
+
 def on_minibatches(size: int = 10, **settings) -> Tuning:
     """What a pilot finds on independent batches of that size."""
     one = pilot(sampler=partial(BAOAB, lr=1e-3, momentum=0.9))
