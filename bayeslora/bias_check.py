@@ -105,6 +105,8 @@ def bias_check(settings: BiasSettings) -> dict[str, Any]:
     if not console.is_terminal:
         console.width = 160  # a file has no width; the table must not be cut to a guess of it
     console.print(change_table(comparison))
+    for line in change_lines(comparison):
+        console.print(line, soft_wrap=True, highlight=False, markup=False)
     console.print(f"bias check: {where}", soft_wrap=True, highlight=False)
     problems = list(_problems(comparison))
     if settings.strict and problems:
@@ -183,27 +185,37 @@ def metric_changes(before: Results, after: Results, limits: Mapping[str, float])
 
 
 def change_table(comparison: Mapping[str, Any]) -> Table:
-    """The comparison for the terminal."""
+    """The comparison's numbers for the terminal."""
     from rich import box
     from rich.table import Table
 
     old, new = comparison["lr"]
-    rows = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    rows = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
     rows.add_column("", no_wrap=True)
-    for title in (f"ε = {old:g}", f"ε = {new:g}", "change", "± chains", "± examples", "limit"):
+    for title in (f"ε = {old:.3g}", f"ε = {new:.3g}", "change", "± chains", "± examples"):
         rows.add_column(title, justify="right", no_wrap=True)
-    rows.add_column("verdict", max_width=24)
-    for name in _compared(comparison):
-        one = comparison[name]
-        numbers = [one["before"], one["after"], one["change"], one["se"], one.get("test_se"), one["limit"]]
-        specs = (".4f", ".4f", "+.4f", ".4f", ".4f", "g")
-        shown = ["–" if value is None else format(value, spec) for value, spec in zip(numbers, specs, strict=True)]
-        rows.add_row(metric_title(name), *shown, change_verdict(one))
+    numbers = {metric_title(name): comparison[name] for name in _compared(comparison)}
+    cells = {
+        title: [one["before"], one["after"], one["change"], one["se"], one.get("test_se")]
+        for title, one in numbers.items()
+    }
     if None not in (accepted := comparison.get("acceptance", [None])):
         was, becomes = accepted
-        shown = [f"{was:.4f}", f"{becomes:.4f}", f"{becomes - was:+.4f}", "–", "–", "–"]
-        rows.add_row("acceptance", *shown, "of full-data steps; 1 without a bias")
+        cells["acceptance"] = [was, becomes, becomes - was, None, None]
+    for title, values in cells.items():
+        specs = (".4f", ".4f", "+.4f", ".4f", ".4f")
+        shown = ["–" if value is None else format(value, spec) for value, spec in zip(values, specs, strict=True)]
+        rows.add_row(title, *(text.replace("-", "−") for text in shown))
     return rows
+
+
+def change_lines(comparison: Mapping[str, Any]) -> list[str]:
+    """What each row of the table says, in words."""
+    named = {name: comparison[name] for name in _compared(comparison)}
+    lines = [f"{metric_title(name)}: {change_verdict(one)} (limit {one['limit']:g})" for name, one in named.items()]
+    if None not in comparison.get("acceptance", [None]):
+        lines.append("acceptance: of steps on all data, had they a Metropolis test; 1 without a bias")
+    return lines
 
 
 def change_verdict(one: Mapping[str, Any]) -> str:

@@ -202,6 +202,10 @@ class Corruptions:
     kinds: dict[str, Corruption] = field(default_factory=dict, metadata=FLAT)
 
 
+TIE = " (a tie)"
+"""After a difference within two of its standard errors."""
+
+
 @dataclass(frozen=True)
 class Criterion:
     """A limit that a run is held to: its value, the limit, how they must lie, and whether they do.
@@ -223,7 +227,7 @@ class Criterion:
             return "–"
         if self.se is None:
             return f"{self.value:.4g}".replace("-", "−")
-        tie = " (a tie)" if Difference(self.value, self.se).tie else ""
+        tie = TIE if Difference(self.value, self.se).tie else ""
         digits = max(0, 1 - floor(log10(self.se))) if self.se > 0 else 4  # two of the standard error
         return f"{self.value:z.{digits}f} ± {self.se:.{digits}f}{tie}".replace("-", "−")
 

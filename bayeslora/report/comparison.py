@@ -18,11 +18,11 @@ from rich.text import Text
 
 from bayeslora.diagnostics.paired import between
 from bayeslora.diagnostics.values import Difference
-from bayeslora.evaluation.results import Criterion, Results
+from bayeslora.evaluation.results import TIE, Criterion, Results
 from bayeslora.evaluation.scores import DrawScore, MapEnsemble, TemperedMap
 from bayeslora.factories import in_memory
 from bayeslora.report.table import Cell, ScoreColumn, columns, entry, score_cells
-from bayeslora.report.temperature import temperature_cell
+from bayeslora.report.temperature import block_title, temperature_cell
 from bayeslora.report.words import MISSING, finite_or_none, listed, number
 from bayeslora.runs.provenance import as_asked
 
@@ -39,6 +39,8 @@ OWN_DATA = ("Csv", "Npz", "ImageFolder", "Hub")
 """Datasets that are called by the file, folder or name of the hub that they read."""
 LONGEST_NAME = 16
 """Characters of a run's name in tables."""
+LONGEST_LABEL = 36
+"""Characters on a line of what a row of a table in the terminal is called; criteria take two lines."""
 DIAGNOSTICS = {
     ("potential", "rhat"): ("Potential R-hat", ".3f"),
     ("potential", "ess_bulk"): ("Potential bulk ESS", ",.0f"),
@@ -230,7 +232,7 @@ def temperature_grid(runs: Sequence[Compared]) -> Grid:
         block: [temperature_cell(one.get(block)) for one in measured]
         for block in dict.fromkeys(name for one in measured for name in one)
     }
-    shown = {block: [Cell(cell or MISSING) for cell in row] for block, row in cells.items() if any(row)}
+    shown = {block_title(block): [Cell(cell or MISSING) for cell in row] for block, row in cells.items() if any(row)}
     title = "Measured temperature ± standard error, by T (in brackets: does not decide)"
     return Grid(title, [run.mark for run in runs], list(shown), list(shown.values()))
 
@@ -300,17 +302,23 @@ def text_tables(runs: Sequence[Compared], width: int = 80) -> Iterator[Table | T
 
 def _table(grid: Grid) -> Table:
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
-    table.add_column("", no_wrap=True)
+    table.add_column("", width=_label_width(grid))
     for column in grid.columns:
-        table.add_column(column, justify="right", overflow="fold")
+        table.add_column(column, justify="right", overflow="fold", vertical="bottom")
     for name, cells in zip(grid.rows, grid.cells, strict=True):
         table.add_row(name, *(Text(cell.text, style="bold" if cell.best else "") for cell in cells))
     return table
 
 
+def _label_width(grid: Grid) -> int:
+    """Characters of the first column: names of settings and blocks are not broken, for they hold no spaces."""
+    words = [word for name in grid.rows for word in name.split()]
+    return max(min(LONGEST_LABEL, max(map(len, grid.rows))), *map(len, words))
+
+
 def _within(grid: Grid, width: int) -> Iterator[Grid]:
     """A table as several that are no wider than so many characters, as far as one column each can be."""
-    room = width - max(map(len, grid.rows))
+    room = width - _label_width(grid)
     widths = [
         2 + min(40, max(len(column), *(len(row[at].text) for row in grid.cells)))
         for at, column in enumerate(grid.columns)
@@ -382,7 +390,7 @@ def _verdict(criterion: Criterion | None) -> Cell:
     """A criterion's value and whether it is met; a dash where the run was not held to it."""
     if criterion is None:
         return Cell(MISSING)
-    return Cell(f"{number(criterion.value, '.3g').replace('-', '−')} {'✓' if criterion.passed else '✗'}")
+    return Cell(f"{criterion.shown.removesuffix(TIE)} {'✓' if criterion.passed else '✗'}")
 
 
 def shown_columns(runs: Sequence[Compared]) -> tuple[ScoreColumn, ...]:

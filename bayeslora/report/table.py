@@ -174,8 +174,8 @@ def entry(source: Scores | Mapping[str, DrawScore] | None, name: str) -> DrawSco
     return DrawScore(score(source, name))
 
 
-def results_table(results: Results) -> Table:
-    """The rows as a table for the terminal, the best of each column in bold."""
+def results_table(results: Results, folded: bool = False) -> Table:
+    """The rows as a table for the terminal, the best of each column in bold; `folded`: with "± …" on a second line."""
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     table.add_column("", no_wrap=True)
     for column in columns(results):
@@ -183,7 +183,8 @@ def results_table(results: Results) -> Table:
     lines = rows(results)
     for at, row in enumerate(lines):
         before_differences = not row.difference and any(one.difference for one in lines[at + 1 : at + 2])
-        cells = [Text(cell.text, style="bold" if cell.best else "") for cell in row.cells]
+        texts = [cell.text.replace(" ± ", "\n± ") if folded else cell.text for cell in row.cells]
+        cells = [Text(text, style="bold" if cell.best else "") for text, cell in zip(texts, row.cells, strict=True)]
         label = row.label.removeprefix("Ensemble ") if row.difference else row.label  # for narrow terminals
         table.add_row(label, *cells, end_section=before_differences)
     return table
@@ -194,7 +195,10 @@ def print_summary(results: Results, page: Path | None, step: Step | None = None)
     console = Console()
     if not console.is_terminal:
         console.width = 120  # a file has no width; the table must not be cut to a guess of it
-    console.print(results_table(results))
+    table = results_table(results)
+    if console.measure(table, options=console.options.update(max_width=1000)).maximum > console.width:
+        table = results_table(results, folded=True)
+    console.print(table)
     written = [] if page is None else [f"report: {page}"]
     following = [] if step is None else [f"next: {step.why}", f"  {step.command}"]
     for line in (*criteria_lines(results), *written, *following):

@@ -34,10 +34,10 @@ def measured_temperature_verdict(results: Results) -> str | None:
         return f"The run does not sample at its temperature: {', '.join(words)}{more}; {limit} are allowed."
     if unknown:
         first, reason = next(iter(unknown.items()))
-        more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
+        more = f", and of {len(unknown) - 1} more," if len(unknown) > 1 else ""
         return f"The temperature of {first}{more} is not shown to be right ({reason or 'no reason was recorded'})."
     worst = max(off, key=lambda block: abs(off[block] - 1))
-    return f"Every block samples within {limit} of its temperature (at most {_by(off[worst], 1)}, {_name(worst)})."
+    return f"Every block samples within {limit} of its temperature (at most {_by(off[worst])}, {_name(worst)})."
 
 
 def temperature_figure(results: Results) -> Figure | None:
@@ -71,6 +71,11 @@ def temperature_figure(results: Results) -> Figure | None:
     return figure
 
 
+def block_title(block: str) -> str:
+    """What a block, or several together, are called in figures and tables."""
+    return {ALL: "whole net", POOLED: "small blocks"}.get(block, block)
+
+
 def temperature_cell(one: MeasuredTemperature | None) -> str | None:
     """A block's temperature with its standard error, in brackets where it does not decide; None if there is none."""
     if one is None or one.ratio is None or one.se is None:
@@ -97,11 +102,11 @@ def _tolerance(results: Results) -> float:
     return TOLERANCE if limit is None else limit
 
 
-def _by(ratio: float, digits: int = 0) -> str:
-    """How far a temperature is off, with digits after the point of the percentage."""
+def _by(ratio: float) -> str:
+    """How far a temperature is off, in digits that tell it from the few percent that are allowed."""
     if ratio >= 3:
         return f"{ratio:.2g} times too hot"
-    return f"{percent(abs(ratio - 1), digits)} too {'hot' if ratio > 1 else 'cold'}"
+    return f"{percent(abs(ratio - 1), 1 if abs(ratio - 1) < 0.1 else 0)} too {'hot' if ratio > 1 else 'cold'}"
 
 
 def _name(block: str) -> str:
@@ -111,4 +116,4 @@ def _name(block: str) -> str:
 def _label(block: str, one: MeasuredTemperature) -> str:
     """A block with its coordinates."""
     size = "" if one.size is None else f" ({one.size:,})"
-    return {ALL: "whole net", POOLED: "small blocks"}.get(block, block) + size
+    return block_title(block) + size

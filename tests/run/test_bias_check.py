@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -194,4 +195,8 @@ def test_a_regression_is_compared_by_its_own_metrics(tmp_path: Path, capsys: pyt
         assert found[name]["change"] == pytest.approx(after["ensemble"][name] - before["ensemble"][name])
         assert found[name]["test_se"] > 0
     assert "ece" not in found
-    assert "calibration error" in capsys.readouterr().out
+    shown = capsys.readouterr().out.rpartition("ε = ")[2]
+    assert re.search(r"^calibration error: .*\(limit 0.005\)$", shown, re.MULTILINE)
+    table, _, _ = shown.partition("NLL: ")
+    assert "calibration error" in table
+    assert max(map(len, table.splitlines())) <= 80

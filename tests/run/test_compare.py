@@ -97,7 +97,7 @@ def test_the_text_holds_scores_diagnostics_criteria_and_what_differs(
         nll = (other["nll"] - one["nll"])[:, 0]
     shown = f"{nll.mean():+.3f} ± {nll.std(ddof=1) / len(nll) ** 0.5:.3f}".replace("-", "−")
     assert differences[1] == shown
-    assert table_of(out, "Criteria") == {"Bulk ESS": ["512 ✓", "12 ✗"]}
+    assert table_of(out, "Criteria") == {"Bulk ESS": ["512.5 ✓", "12 ✗"]}
     assert table_of(out, "Settings that differ") == {
         "sampler.lr": ["0.01", "0.02"],
         "seed": ["0", "7"],
@@ -264,6 +264,22 @@ def test_wide_tables_are_printed_in_parts(pair: list[Path]) -> None:
     assert max(map(len, lines)) <= 80
     assert not any("…" in line for line in lines)
     assert sum("Potential R-hat" in line for line in lines) > 1
+
+
+def test_criteria_of_two_runs_stand_side_by_side_at_80_columns(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(finished, tmp_path / "cold")
+    changed(tmp_path / "cold", "config.yaml", temperature=0.1)
+    runs = asked(f"run_dirs=[{finished},{tmp_path / 'cold'}]")
+    criteria = comparison.criteria_grid(runs)
+    assert max(map(len, criteria.rows)) > comparison.LONGEST_LABEL  # which take a second line
+    printed = capsys.readouterr().out.partition("Criteria")[2]
+    assert "Criteria" not in printed  # one table, not one a run
+    assert max(map(len, printed.splitlines())) <= 80
+    for judged, cells in zip(runs[0].results.criteria.values(), criteria.cells, strict=True):
+        assert cells[0].text == f"{judged.shown.removesuffix(' (a tie)')} {'✓' if judged.passed else '✗'}"
+        assert cells[0].text in printed
 
 
 def test_settings_that_a_pilot_found_are_compared_as_they_were_asked(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from dataclasses import asdict
 from typing import Any
 
@@ -98,6 +99,19 @@ def test_the_terminal_table_has_the_rows_of_the_page() -> None:
     for row in table.rows(of(found)):
         assert row.label.removeprefix("Ensemble ") in text
         assert all(cell.text in text for cell in row.cells)
+
+
+def test_a_terminal_too_narrow_for_the_table_gets_every_number_of_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("bayeslora.report.table.Console", lambda: Console(width=80, force_terminal=True))
+    found = of(run(ensemble={**GOOD, "f1": 0.5}, draw=single({**POOR, "f1": 0.81})))
+    table.print_summary(found, None)
+    printed = re.sub("\x1b\\[[0-9;]*m", "", capsys.readouterr().out)
+    assert max(map(len, printed.splitlines())) <= 80
+    assert "…" not in printed
+    values = [part for row in table.rows(found) for cell in row.cells for part in cell.text.partition(" ± ")[::2]]
+    assert [value for value in values if value not in printed] == []
 
 
 # Against MAP
