@@ -32,6 +32,8 @@ import result_figures
 import yaml
 from peers.results import table
 
+from bayeslora.evaluation.results import Results
+
 ROOT = Path(__file__).resolve().parents[1]
 RUNS = Path("outputs/results")
 NUMBERS = ROOT / "docs" / "results"
@@ -203,7 +205,7 @@ def run(
 
 def numbers_of(folder: Path) -> dict[str, Any]:
     """Of a run directory what tables and figures show."""
-    metrics = json.loads((folder / "metrics.json").read_text())
+    metrics = Results.read(folder / "metrics.json").to_json()
     config = yaml.safe_load((folder / "config.yaml").read_text())
     chain = config["chain"]
     plan = {"warmup": chain["warmup"]["steps"], **{key: chain[key] for key in PLAN}}
