@@ -81,6 +81,11 @@ def test_the_posterior_predicts_iterates_and_saves(tmp_path: Path) -> None:
         posterior.save(tmp_path / "kept")
 
 
+def test_one_example_is_data() -> None:
+    one = CLASSES.argmax().view(1)  # of the last class, so that all are known
+    assert sampled(data=(X[one], CLASSES[one]), batch_size=None).predict(X).shape == (len(X), 3)
+
+
 @pytest.mark.parametrize("parallel", ["sequential", "stacked"])
 def test_inputs_of_another_shape_are_refused_in_words(parallel: str) -> None:
     posterior = sampled(parallel=parallel)
