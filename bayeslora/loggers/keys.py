@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import Literal
 
 Kind = Literal["line", "bar", "table", "image", "page"]
@@ -208,8 +207,3 @@ KEYS: dict[str, Panel] = {
     **{f"report/{name}": _PLOTS for name in (*_FIGURES, "*")},
 }  # fmt: skip
 """Every key that is logged (`*` stands for a name that depends on the network or the data), and where it is shown."""
-
-
-def panel_of(key: str) -> Panel | None:
-    """The panel that shows a key, or None."""
-    return next((panel for pattern, panel in KEYS.items() if fnmatchcase(key, pattern)), None)
