@@ -287,9 +287,9 @@ class Component:
 
 
 def short(value: Any) -> str:
-    """A value of a setting as text: numbers with six digits, lists without quotes, yes or no."""
+    """A value of a setting as text: numbers with six digits, lists in brackets without quotes, yes or no."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, list | tuple):
-        return " ".join(map(short, value)) or "none"
+        return f"[{', '.join(map(short, value))}]" if value else "none"
     return f"{value:g}" if isinstance(value, float) else str(value)

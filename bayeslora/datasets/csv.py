@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bayeslora.counts import counted
 from bayeslora.datasets.base import Data, Sizes
 from bayeslora.datasets.delimited import DECIMALS, Column, header_problems, parse_column, read_rows
 from bayeslora.datasets.tabular import (
@@ -102,12 +103,12 @@ class Csv(Sizes):
         if self.test_path is None:
             train, test = held_out(len(table[named[0]].values), self.test_share)
             parts = [{name: column.take(rows) for name, column in table.items()} for rows in (train, test)]
-            notes = [f"{len(test):,} rows held out for the test set"]
+            notes = [f"{counted(len(test), 'row')} held out for the test set"]
         else:
             other, more = self._read(Path(self.test_path).expanduser(), table)
             parts, dropped, notes = [table, other], dropped + more, []
         if dropped:
-            notes.append(f"{dropped:,} rows with an empty cell left out")
+            notes.append(f"{counted(dropped, 'row')} with an empty cell left out")
         is_dates = parts[0][named[0]].dates
         values = [_together([part.pop(name) for name in named]) for part in parts]
         targets = read_targets(values[0], values[1], self.task, f"{file}, column {target}")

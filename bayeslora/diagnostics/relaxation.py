@@ -85,7 +85,8 @@ def too_short(times: list[Relaxation], cycles: bool = False) -> str | None:
     if not short:
         return None
     worst = short[0]
-    others = f", and {len(short) - 1} further of {len(times)} blocks are too slow" if len(short) > 1 else ""
+    more = len(short) - 1
+    others = f", and {more} more of {len(times)} blocks {'is' if more == 1 else 'are'} too slow" if more else ""
     steps, key = ("sampling steps before a cycle's first draw", "thin") if cycles else ("steps of burn-in", "burn_in")
     time = counted(round(worst.steps), "step")
     return (

@@ -106,7 +106,10 @@ def _probe_pairs(results: Results) -> Iterator[tuple[str, str]]:
     if probes.rhat_median is not None:
         yield "R-hat of predictions", f"{number(probes.rhat_median, '.3f')} in the median"
         worst_rhat = probes.rhat_q95
-        yield "Worst 5 %", "do not vary" if worst_rhat is None else f"R-hat above {number(worst_rhat, '.3f')}"
+        yield (
+            "Worst 5 %",
+            "they do not vary, and have no R-hat" if worst_rhat is None else f"R-hat above {number(worst_rhat, '.3f')}",
+        )
         shares = {"1.01": probes.fraction_below_1_01, "1.05": probes.fraction_below_1_05}
         words = [f"{percent(share, 0)} of them at most {limit}" for limit, share in shares.items()]
         yield "R-hat within limits", ", ".join(words)
@@ -118,12 +121,14 @@ def _probe_pairs(results: Results) -> Iterator[tuple[str, str]]:
 
 def _agreement_pairs(results: Results) -> Iterator[tuple[str, str]]:
     between = results.diagnostics.agreement
-    if between is None:
+    if between is None or results.task == "regression":  # agreement is of classes
         return
     if between.kl is None:
         yield "Between chains", f"{MISSING} {between.reason or 'no reason was recorded'}"
         return
-    yield "Same class predicted", f"{percent(between.same_top)} of the examples, by any two chains"
+    things = "examples" if results.predicted is None else results.predicted.of
+    what = "Same answer" if things == "labels" else "Same class predicted"
+    yield what, f"{percent(between.same_top)} of the {things}, by any two chains"
     distance = f"KL {number(between.kl, '.4f')} nats, total variation {number(between.total_variation, '.4f')}"
     yield "Between two chains", distance
 

@@ -22,8 +22,8 @@ from bayeslora.evaluation.results import TIE, Criterion, Results
 from bayeslora.evaluation.scores import DrawScore, MapEnsemble, TemperedMap
 from bayeslora.factories import in_memory
 from bayeslora.report.table import Cell, ScoreColumn, columns, entry, score_cells
-from bayeslora.report.temperature import block_title, temperature_cell
-from bayeslora.report.words import MISSING, finite_or_none, listed, number
+from bayeslora.report.temperature import temperature_cell
+from bayeslora.report.words import MISSING, block_title, finite_or_none, listed, number
 from bayeslora.runs.provenance import as_asked
 
 SILENT = {"run_dir", "resume", "logger", "callbacks", "provenance", "fingerprint", "asked", "tuning", "name"}

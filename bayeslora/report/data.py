@@ -104,7 +104,7 @@ def report_data(
     data.gradients = gradients_by_round(experiment, data.steps)
     data.reliability = diagrams(predictions, results)
     if (count := results.predicted) is not None:
-        what = "labels that are known" if count.of == "labels" else "positions that have a class"
+        what = "known labels" if count.of == "labels" else "positions with a class"
         data.notes.insert(
             0,
             f"Scores are means over the {count.predictions:,} {what} of {count.examples:,} examples.",

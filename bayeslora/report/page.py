@@ -19,7 +19,7 @@ TERMS: tuple[tuple[str, str, bool | None], ...] = (
     ("MAP", "the end point of chain 0's warm-up: one network, without sampling", None),
     ("MAP × K", "the warm-up ends of all K chains, their predictions averaged: a deep ensemble", None),
     ("Draw", "one kept state of a chain; all draws of all chains are the ensemble", None),
-    ("NLL", "mean negative log of what was predicted for the truth, in nats per example", None),
+    ("NLL", "mean negative log of what was predicted for the truth, in nats", None),
     ("ECE", "mean distance of accuracy from confidence, over 15 bins of confidence", False),
     ("Brier score", "squared error of the probabilities, summed over classes: 0 to 2", False),
     ("Mutual information", "what draws disagree about, of the entropy of a prediction, in nats", False),

@@ -114,7 +114,7 @@ def selective(curves: Selective) -> Figure | None:
     panel.set(xlabel="share of examples answered, most confident first", ylabel="error rate", xlim=(0, 1.01))
     panel.xaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
     scale(panel, percent=True)
-    handles = [_handle(name, f" (area {curve.aurc:.4f})") for name, curve in shown.items()]
+    handles = [_handle(name, f" (area {curve.aurc:.3g})") for name, curve in shown.items()]
     legend(figure, handles)
     return figure
 

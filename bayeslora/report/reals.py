@@ -61,7 +61,9 @@ class Reals:
             target = int(np.abs(self.residuals[at]).argmax())
             which = f"{at:,}" + (f", target {target}" if self.truth.shape[1] > 1 else "")
             cells = [(self.truth, ".4g"), (self.mean, ".4g"), (self.sd, ".3g"), (self.residuals, "+.1f")]
-            rows.append((f"Example {which}", [number(values[at, target], spec) for values, spec in cells]))
+            rows.append(
+                (f"Example {which}", [number(values[at, target], spec).replace("-", "−") for values, spec in cells])
+            )
         return rows
 
 

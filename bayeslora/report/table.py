@@ -17,7 +17,7 @@ from bayeslora.diagnostics.values import Difference
 from bayeslora.evaluation.criteria import failed
 from bayeslora.evaluation.results import FunctionSpace, Results
 from bayeslora.evaluation.scores import DrawScore, MapEnsemble, Scores, TemperedMap, score
-from bayeslora.report.words import MISSING, finite_or_none, number
+from bayeslora.report.words import MISSING, block_title, finite_or_none, number
 
 if TYPE_CHECKING:
     from bayeslora.report.next_step import Step
@@ -206,9 +206,9 @@ def print_summary(results: Results, page: Path | None, step: Step | None = None)
 
 
 def tempering(results: Results) -> str | None:
-    """A sentence on the temperature fitted to MAP, or why there is none; None without a baseline."""
+    """A sentence on the temperature fitted to MAP, or why there is none; None without a baseline or classes."""
     fitted = results.map_tempered
-    if fitted is None:
+    if fitted is None or results.task == "regression":  # which has no logits to scale
         return None
     if finite_or_none(fitted.temperature) is None:
         return f"MAP with a fitted temperature is left out: {fitted.reason or 'no reason was recorded'}."
@@ -253,7 +253,10 @@ def criterion_reason(results: Results, name: str) -> str | None:
         return (results.diagnostics.function_space or FunctionSpace()).reason
     if scalar == "temperature":
         unknown = {b: one.reason for b, one in results.diagnostics.temperature.items() if one.status == "not shown"}
-        return "; ".join(f"{block}: {reason}" for block, reason in unknown.items()) or "draws without readings"
+        return (
+            "; ".join(f"{block_title(block)}: {reason}" for block, reason in unknown.items())
+            or "draws without readings"
+        )
     return results.diagnostics.of(scalar).reason
 
 

@@ -13,7 +13,7 @@ from matplotlib.patches import Patch
 from bayeslora.diagnostics.values import ALL, POOLED, TOLERANCE, MeasuredTemperature
 from bayeslora.evaluation.results import Criterion, Results
 from bayeslora.report.style import INK, PALETTE, QUIET, STYLE, legend, new_figure
-from bayeslora.report.words import percent
+from bayeslora.report.words import block_title, percent
 
 MAX_NAMED = 4
 """Blocks that a sentence names."""
@@ -69,11 +69,6 @@ def temperature_figure(results: Results) -> Figure | None:
             handles.insert(1, Line2D([], [], color=PALETTE[1], marker="D", linestyle="", ms=3, label="from momenta"))
         legend(figure, handles, columns=2)  # four do not fit beside each other
     return figure
-
-
-def block_title(block: str) -> str:
-    """What a block, or several together, are called in figures and tables."""
-    return {ALL: "whole net", POOLED: "small blocks"}.get(block, block)
 
 
 def temperature_cell(one: MeasuredTemperature | None) -> str | None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from bayeslora.codec import decode
 from bayeslora.counts import counted
-from bayeslora.diagnostics.values import Tuning
+from bayeslora.diagnostics.values import ALL, POOLED, Tuning
 from bayeslora.evaluation.results import Provenance
 from bayeslora.settings import Component, short
 
@@ -37,9 +37,16 @@ def number(value: Any, spec: str, unit: str = "") -> str:
 
 
 def percent(share: Any, digits: int = 1) -> str:
-    """A share as a percentage that does not break across lines, or a dash."""
+    """A share as a percentage that does not break across lines, or a dash; 100 % are all, not nearly all."""
     finite = finite_or_none(share)
+    while finite is not None and 0.5 < finite < 1 and digits < 6 and round(100 * finite, digits) == 100:
+        digits += 1
     return number(None if finite is None else 100 * finite, f".{digits}f", "\N{NO-BREAK SPACE}%")
+
+
+def block_title(block: str) -> str:
+    """What a block, or several together, are called in figures and tables."""
+    return {ALL: "whole net", POOLED: "small blocks"}.get(block, block)
 
 
 def listed(items: Sequence[str]) -> str:
@@ -73,7 +80,9 @@ def run_settings(experiment: Experiment) -> list[tuple[str, str]]:
     made, model = experiment.model(), str(experiment.component("model"))
     count = sum(p.numel() for p in made.parameters() if p.requires_grad)
     model = type(made).__name__ if model.startswith("<") else model  # what a function without a name makes
-    draws = counted(plan.num_draws, "draw")
+    chains, every = counted(chain.num_chains, "chain"), f", one every {counted(plan.thin, 'step')}"
+    draws = counted(plan.num_draws, "draw") + ("" if plan.thin == 1 else every)
+    batches = "all data" if chain.batch_size is None else f"batches of {chain.batch_size:,}"
     return [
         ("Temperature", temperature(experiment.effective_temperature)),
         ("Prior", prior(experiment.potential.prior)),
@@ -82,8 +91,8 @@ def run_settings(experiment: Experiment) -> list[tuple[str, str]]:
         ("Data", f"{data.name}: N = {len(data.train):,} training examples; evaluated on {experiment.evaluation.split}"),
         ("Model", f"{model}; {counted(count, 'sampled parameter')}"),
         ("Sampler", str(experiment.component("sampler"))),
-        ("Chains", f"{chain.num_chains} × {counted(plan.total, 'step')} of batch {chain.batch_size or 'full'}"),
-        ("Plan of a chain", f"{plan.warmup:,} warm-up, {plan.burn_in:,} burn-in, {draws} × {plan.thin}"),
+        ("Chains", f"{chains} of {counted(plan.total, 'step')} on {batches}"),
+        ("Plan of a chain", f"{counted(plan.warmup, 'step')} of warm-up, {plan.burn_in:,} of burn-in, {draws}"),
         *pilot_pairs(experiment.record.get("tuning")),
         ("Precision", f"{trainer.precision} on {trainer.accelerator}"),
         ("Seed", str(experiment.seed)),
@@ -123,7 +132,7 @@ def run_notes(run: RunDirectory, experiment: Experiment) -> list[str]:
         notes.append(f"The probe set is all {len(train):,} training examples: {wish}.")
     if (short := experiment.short_burn_in()) is not None:
         notes.append(f"Chains may start off their law: {short}.")
-    return [*notes, *experiment.data.notes]
+    return [*notes, *map(sentence, experiment.data.notes)]
 
 
 def provenance_pairs(recorded: Provenance) -> Iterator[tuple[str, str]]:
@@ -137,7 +146,7 @@ def provenance_pairs(recorded: Provenance) -> Iterator[tuple[str, str]]:
     yield "Time", _time(recorded.seconds)
     if (tokens := recorded.tokens) is not None:
         rate = f"{tokens.per_second:,.0f} a second" if tokens.per_second else f"{MISSING} no times were noted"
-        yield "Tokens", f"{rate}; {tokens.per_batch:,.0f} a batch, {percent(tokens.padding, 0)} of padding beside them"
+        yield "Tokens", f"{rate}; {tokens.per_batch:,.0f} a batch, and {percent(tokens.padding, 0)} padding beside them"
     if recorded.versions:
         python = f"Python {recorded.python}, " if recorded.python else ""
         yield "Versions", python + ", ".join(f"{name} {value}" for name, value in recorded.versions.items())

@@ -177,7 +177,7 @@ def test_rows_with_empty_cells_are_left_out_if_asked(tmp_path: Path) -> None:
         Csv(file).load()
     data = Csv(file, missing="drop").load()
     assert len(data.train) + len(data.test) == 20
-    assert "1 rows with an empty cell left out" in data.notes
+    assert "1 row with an empty cell left out" in data.notes
 
 
 def column(cells: Callable[[int], Any], header: str = "a,y", **settings: Any) -> tuple[str, dict[str, Any]]:

@@ -125,7 +125,7 @@ def test_labels_are_predicted_and_scored_one_by_one(parallel: str, tmp_path: Pat
     page = (tmp_path / "run" / "report" / "index.html").read_text()
     assert "&lt;old&gt;" in page
     assert "nats per label" in page
-    assert f"means over the {int(there.sum())} labels that are known of 40 examples" in page
+    assert f"means over the {int(there.sum())} known labels of 40 examples" in page
     again = Posterior.load(tmp_path / "run", labeller())
     torch.testing.assert_close(again.predict(X).exp(), p)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import re
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from rich.console import Console
 from bayeslora.codec import decode, encode
 from bayeslora.evaluation.criteria import judge
 from bayeslora.evaluation.results import Provenance, Results
+from bayeslora.evaluation.scores import PredictionCount
 from bayeslora.report import chain_rows, shift_rows, table, verdict
 from bayeslora.report.words import duration, number, percent, provenance_pairs
 from bayeslora.settings import Criteria
@@ -306,8 +307,12 @@ def test_parts_of_the_draws_have_headings_and_dashes_for_what_is_not_known() -> 
 
 
 def test_predictions_of_the_chains_are_described_or_the_reason_given() -> None:
-    pairs = dict(chain_rows.function_pairs(report(predictions([30, 30]), series([30, 30])).results))
+    results = report(predictions([30, 30]), series([30, 30])).results
+    pairs = dict(chain_rows.function_pairs(results))
     assert set(pairs) >= {"R-hat of predictions", "Same class predicted", "Between two chains", "ESS of the potential"}
+    labels = replace(results, predicted=PredictionCount("labels", 90, 30))
+    assert dict(chain_rows.function_pairs(labels))["Same answer"].endswith("of the labels, by any two chains")
+    assert "Between two chains" not in dict(chain_rows.function_pairs(replace(results, task="regression")))
     one = dict(chain_rows.function_pairs(report(predictions([30]), series([30])).results))
     assert one["R-hat of predictions"] == "– R-hat compares chains and there is only one"
     assert one["Between chains"] == "– there is only one chain to compare"
@@ -404,6 +409,11 @@ def test_numbers_that_are_none_are_dashes_and_zero_has_no_sign() -> None:
         "–", "–", "–", "0.00", "1.23", "–",
     ]  # fmt: skip
     assert percent(np.float64(0.5)) == "50.0\N{NO-BREAK SPACE}%"
+    assert [percent(share, 0).split("\N{NO-BREAK SPACE}")[0] for share in (0.994, 0.9996, 1.0)] == [
+        "99",
+        "99.96",
+        "100",
+    ]
 
 
 @each(
