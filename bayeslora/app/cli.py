@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import shutil
 import signal
 import sys
 import warnings
@@ -150,12 +151,20 @@ EXTRAS = {
 
 
 def require_extras(arguments: list[str]) -> None:
-    """Raise `ConfigError` for a launcher or a search whose extra is not installed."""
+    """Raise `ConfigError` for a launcher, logger or search whose extra, or whose cluster, is not here."""
     problems = Problems()
     for argument in arguments:
-        extra, distribution = EXTRAS.get(argument.lstrip("+"), (None, ""))
-        if extra and not any(metadata.distributions(name=distribution)):
-            problems.add(f"{argument} needs an extra: pip install 'bayeslora[{extra}]'")
+        key, _, values = argument.lstrip("+").partition("=")
+        for choice in (f"{key}={value.strip()}" for value in values.strip("[]").split(",")):
+            extra, distribution = EXTRAS.get(choice, (None, ""))
+            if extra and not any(metadata.distributions(name=distribution)):
+                problems.add(f"{choice} needs an extra: pip install 'bayeslora[{extra}]'")
+    slurm = "hydra/launcher=submitit_slurm" in arguments and {"-m", "--multirun"} & {*arguments}
+    if slurm and shutil.which("srun") is None:  # said before a thousand jobs are composed
+        problems.add(
+            "hydra/launcher=submitit_slurm gives jobs to SLURM, and there is no srun here: start it where the cluster's"
+            " commands are; hydra/launcher=joblib or submitit_local runs the jobs on this machine"
+        )
     problems.raise_if_any()
 
 
@@ -189,6 +198,11 @@ def hydra_message(error: Exception) -> str:
         return (
             f"{key}={values} names several values: for a run of each add -m (python -m bayeslora.train -m … "
             f"{key}={values}); a list is written '{key}=[{values}]'"
+        )
+    if "HydraConfig was not set" in str(error):
+        return (
+            "${hydra:…} is not known before the jobs begin, so that run_dir cannot hold it; leave run_dir out, and each"
+            " job gets a folder of its own, or give hydra.sweep.dir=FOLDER for FOLDER/0, FOLDER/1, …"
         )
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     kept = [line for line in lines if not re.match(r"(full_key|object_type|reference_type|Set the environment)", line)]

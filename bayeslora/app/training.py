@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from contextlib import suppress
 from pathlib import Path
@@ -15,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from bayeslora.app.config import check_keys
 from bayeslora.atomic import user_path
 from bayeslora.errors import ConfigError, DataError, DivergedError, require
+from bayeslora.runs.provenance import COMMAND
 
 if TYPE_CHECKING:
     from bayeslora.evaluation.results import Results
@@ -31,6 +33,7 @@ def train(cfg: DictConfig) -> Results | None:
     from bayeslora.runs.directory import RunDirectory
 
     set_paths(cfg)
+    set_command()
     set_run_dir(cfg)
     set_tags(cfg)
     run = RunDirectory(cfg.run_dir)
@@ -80,6 +83,16 @@ def set_run_dir(cfg: DictConfig) -> None:
         return
     if hydra.mode == RunMode.MULTIRUN and not given:  # jobs that run chains of one run share its folder
         cfg.run_dir = hydra.sweep.dir if cfg.chain.index is not None else f"{hydra.sweep.dir}/{hydra.job.num}"
+
+
+def set_command() -> None:
+    """Have a job of a sweep recorded by its own settings: its process may be one of a launcher's."""
+    COMMAND[:] = ["python", *sys.orig_argv[1:]]
+    if HydraConfig.initialized() and (hydra := HydraConfig.get()).mode == RunMode.MULTIRUN:
+        folders = [source.path for source in hydra.runtime.config_sources if source.provider == "command-line"]
+        options = [option for folder in folders for option in ("--config-dir", folder)]
+        given = [one.removeprefix("++") for one in hydra.overrides.task]
+        COMMAND[:] = ["python", "-m", "bayeslora.train", *options, *given]
 
 
 def set_tags(cfg: DictConfig) -> None:
@@ -138,9 +151,15 @@ def _resumed(cfg: DictConfig, named: bool) -> Path:
 
 
 class TellComparison(Callback):
-    """Prints the command that compares a sweep's runs, where several were evaluated."""
+    """Prints where a sweep's jobs write what they say, and where its run's report is or what compares its runs."""
+
+    def on_multirun_start(self, config: Any, **kwargs: Any) -> None:  # noqa: ARG002
+        if "submitit" in str(config.hydra.launcher.get("_target_")):
+            print(f"the jobs write to {config.hydra.sweep.dir}/.submitit what they say", flush=True)  # noqa: T201
 
     def on_multirun_end(self, config: Any, **kwargs: Any) -> None:  # noqa: ARG002
         folder = Path(str(config.hydra.sweep.dir))
+        if (folder / "metrics.json").exists():  # one run, whose chains were the jobs
+            print(f"all jobs have ended: {folder}/report/index.html", flush=True)  # noqa: T201
         if len([*folder.glob("*/metrics.json")]) > 1:
             print(f"compare them: python -m bayeslora.compare 'run_dirs={folder}/*'", flush=True)  # noqa: T201

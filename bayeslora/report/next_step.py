@@ -26,6 +26,10 @@ SAMPLE = {
 """Settings by their names as arguments of `bayeslora.sample`."""
 
 
+OF_THE_JOB = {"run_dir", "resume", "chain.index", "search"}
+"""Settings that say which part of the work a process did, and where: the next run has its own."""
+
+
 @dataclass(frozen=True)
 class Step:
     """What to do next.
@@ -115,20 +119,10 @@ class _Settings:
         kept = []
         for token in self.tokens:
             key = token.lstrip("+").partition("=")[0]
-            if token not in ("-m", "--multirun") and key not in {*changes, "run_dir", "resume"}:
-                kept.append(self._of_this_job(token))
+            if token not in ("-m", "--multirun") and key not in OF_THE_JOB | changes.keys():
+                kept.append(token)
         added = [f"{key}={value}" for key, value in changes.items() if value is not None]
         return shlex.join(["python", "-m", "bayeslora.train", *(["-m"] if sweep else []), *kept, *added])
-
-    def _of_this_job(self, token: str) -> str:
-        """One of a sweep's values in the place of all."""
-        key, _, value = token.partition("=")
-        if "," not in value or value[:1] in "[{'\"":
-            return token
-        node: Any = self.experiment.record
-        for name in key.lstrip("+").split("."):
-            node = node.get(name) if isinstance(node, Mapping) else None
-        return token if node is None or isinstance(node, Mapping) else f"{key}={node}"
 
     def _call(self, changes: Mapping[str, Any]) -> str:
         """The same for a run of `bayeslora.sample`, and as settings for one of another program."""
@@ -193,11 +187,11 @@ def _cure_of_chains(unmet: Mapping[str, Criterion], settings: _Settings) -> Step
             settings.command(longer),
         )
     more = {"chain.num_draws": _count(factor * chain.num_draws)}
-    what = listed([one.title for one in limits.values()][:2]) or "The temperature of a block"
-    within = settings.can_be_longer
+    titles = [one.title for one in limits.values()][:2] or ["The temperature of a block"]
+    want, goes_on = "wants" if len(titles) == 1 else "want", "goes on" if settings.can_be_longer else "again, longer,"
     return Step(
-        f"{what} wants about {factor:.1f} times the draws. The run {'goes on' if within else 'again, longer,'} with:",
-        settings.command(more, longer=within),
+        f"{listed(titles)} {want} about {factor:.1f} times the draws. The run {goes_on} with:",
+        settings.command(more, longer=settings.can_be_longer),
     )
 
 

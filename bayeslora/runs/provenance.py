@@ -18,12 +18,15 @@ LAYOUT = 2
 
 PACKAGES = ("bayeslora", "torch", "lightning", "hydra-core", "torchvision", "transformers", "peft", "arviz")
 
+COMMAND = ["python", *sys.orig_argv[1:]]
+"""What started this process; in the jobs of a sweep their own settings (`app.training`)."""
+
 
 def provenance() -> dict[str, Any]:
     """Command, commit, versions and hardware of this process."""
     return {
         "layout": LAYOUT,
-        "command": shlex.join(["python", *sys.orig_argv[1:]]),
+        "command": shlex.join(COMMAND),
         "commit": commit(),
         "python": platform.python_version(),
         "versions": {name: _version(name) for name in PACKAGES},

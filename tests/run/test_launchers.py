@@ -42,6 +42,9 @@ def test_two_jobs_make_the_run_that_two_chains_in_a_row_make(launcher: str, fini
     ours, theirs = (json.loads((f / "metrics.json").read_text()) for f in (folder, finished))
     assert len(ours["chains"]) == 2
     assert {**ours, "provenance": None} == {**theirs, "provenance": None}  # whoever ended last evaluated all of it
+    assert f"all jobs have ended: {folder}/report/index.html" in result.out
+    command = yaml.safe_load((folder / "config.yaml").read_text())["provenance"]["command"]
+    assert command.startswith("python -m bayeslora.train experiment=digits_resnet ")  # not that of a launcher's worker
     left = {file.name for file in folder.iterdir() if file.is_dir() and not file.name.startswith(".")}
     assert left == {"chains"}  # no folders of the jobs' own
 
@@ -99,3 +102,15 @@ def test_a_launcher_that_is_not_installed_is_named_with_its_extra(monkeypatch: p
     monkeypatch.setattr(metadata, "distributions", lambda name: [])
     with pytest.raises(ConfigError, match=r"hydra/launcher=ray needs an extra: pip install 'bayeslora\[ray\]'"):
         require_extras(["hydra/launcher=ray", "seed=0"])
+    with pytest.raises(ConfigError, match=r"^logger=mlflow needs an extra: pip install 'bayeslora\[mlflow\]'$"):
+        require_extras(["logger=[csv, mlflow]"])
+
+
+def test_slurm_is_asked_for_where_it_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(metadata, "distributions", lambda name: [name])
+    monkeypatch.setenv("PATH", str(tmp_path))
+    require_extras(["hydra/launcher=submitit_slurm", "--cfg", "job"])
+    with pytest.raises(ConfigError, match="there is no srun here"):
+        require_extras(["-m", "hydra/launcher=submitit_slurm", "chain.index=range(0,1000)"])
+    (tmp_path / "srun").touch(mode=0o755)
+    require_extras(["-m", "hydra/launcher=submitit_slurm", "chain.index=range(0,1000)"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -149,6 +150,8 @@ def test_a_sweep_gives_each_job_a_folder_and_goes_on_after_a_failure(
     assert [yaml.safe_load(job.read_text())["seed"] for job in jobs] == [0, 1]
     assert all((job.parent / "metrics.json").exists() for job in jobs)
     assert digests(jobs[0].parent, 1) != digests(jobs[1].parent, 1)
+    commands = [yaml.safe_load(job.read_text())["provenance"]["command"] for job in jobs]
+    assert [shlex.split(text)[-1] for text in commands] == ["seed=0", "seed=1"]  # a job's own settings
     assert result.code == 2
     assert "bayeslora: seed: Value 'oops' of type 'str' could not be converted to Integer" in result.err
     assert "Traceback" not in result.err

@@ -50,7 +50,8 @@ def step(experiment: Experiment, root: Path, command: str | None = COMMAND, draw
     ("values", "why", "added"),
     [
         ({"potential_ess": 100.0}, "2.4 times the draws", ["chain.num_draws=120"]),
-        ({"function_space_rhat": 1.02}, "2.4 times the draws", ["chain.num_draws=120"]),
+        ({"function_space_rhat": 1.02}, "predictions wants about 2.4 times the draws", ["chain.num_draws=120"]),
+        ({"potential_ess": 100.0, "function_space_rhat": 1.02}, "potential want about 2.4", ["chain.num_draws=120"]),
     ],
 )
 def test_chains_that_are_a_little_short_go_on(
@@ -109,7 +110,8 @@ def test_where_all_is_met_the_step_size_is_checked(experiment: Experiment, tmp_p
     [
         (COMMAND, 20, "not finished", "experiment=template sampler.lr=0.05 run_dir="),
         (COMMAND + " size=smoke", 50, "a trial", "experiment=template sampler.lr=0.05"),
-        ("python -m bayeslora.train -m experiment=template temperature=0.5,1", 20, "", "temperature=1.0 run_dir="),
+        ("python -m bayeslora.train -m experiment=template temperature=1", 20, "", "template temperature=1 run_dir="),
+        (COMMAND + " search=mine chain.index=1 size=smoke", 50, "a trial", "experiment=template sampler.lr=0.05"),
         (None, 20, "not finished", "python -m bayeslora.train … run_dir="),
     ],
 )
