@@ -9,8 +9,10 @@ from functools import cache
 from pathlib import Path
 
 import bayeslora
+from tests.cases import each
 
 PACKAGE = Path(bayeslora.__file__).parent
+TESTS = Path(__file__).parents[1]
 VAGUE = {
     "build", "fit", "recorded", "files", "usage", "examples", "tables", "sources",
     "found", "said", "known", "told", "made",
@@ -36,11 +38,13 @@ def several(places: dict[str, list[str]]) -> dict[str, list[str]]:
     return {name: files for name, files in places.items() if len(files) > 1}
 
 
-def test_no_two_modules_have_the_same_file_name() -> None:
+@each(("files", "often"), [(PACKAGE, {"__init__"}), (TESTS, {"__init__", "conftest"})])
+def test_no_two_modules_have_the_same_file_name(files: Path, often: set[str]) -> None:
     places = defaultdict(list)
-    for file in modules():
-        places[Path(file).stem].append(file)
-    assert several(places).keys() == {"__init__"}
+    for file in files.rglob("*.py"):
+        places[file.stem].append(str(file))
+    assert len(places) > 70
+    assert several(places).keys() == often
 
 
 def test_no_two_modules_define_the_same_public_function_or_class() -> None:
