@@ -54,7 +54,7 @@ class OfClasses:
         """Which targets are there, bool of their shape."""
         return targets != self.ignore_index
 
-    def given(self, log_p: Tensor) -> Tensor:
+    def in_output_order(self, log_p: Tensor) -> Tensor:
         """Log-probabilities [B, …, C] as `Posterior.predict` gives them, in the order of the model's outputs."""
         return log_p
 
@@ -107,7 +107,7 @@ class Categorical(OfClasses):
         logits = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
         return logits.movedim(-1 - self.axes, -1).log_softmax(-1)
 
-    def given(self, log_p: Tensor) -> Tensor:
+    def in_output_order(self, log_p: Tensor) -> Tensor:
         """[B, *positions, C] -> [B, C, *positions]."""
         return log_p.movedim(-1, -1 - self.axes)
 
@@ -146,7 +146,7 @@ class Bernoulli(OfClasses):
         logits = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
         return nn.functional.logsigmoid(torch.stack([-logits, logits], dim=-1))
 
-    def given(self, log_p: Tensor) -> Tensor:
+    def in_output_order(self, log_p: Tensor) -> Tensor:
         """[B, L, 2] -> log-probability that a label holds, [B, L]."""
         return log_p[..., 1]
 

@@ -252,15 +252,15 @@ class Posterior:
 
     def predict_draw(self, draw: Draw, loader: Loader) -> Tensor:
         """log p [N, C] of one draw, as `predict` gives it."""
-        return self._given(log_probs(self.model_of(draw), loader(), self.likelihood))
+        return self._in_output_order(log_probs(self.model_of(draw), loader(), self.likelihood))
 
-    def _given(self, log_p: Tensor) -> Tensor:
-        return self.likelihood.given(log_p) if isinstance(self.likelihood, OfClasses) else log_p
+    def _in_output_order(self, log_p: Tensor) -> Tensor:
+        return self.likelihood.in_output_order(log_p) if isinstance(self.likelihood, OfClasses) else log_p
 
     def predict_map(self, loader: Loader) -> Tensor | None:
         """log p [N, C] of the MAP baseline; None where the run kept none."""
         model = self.map_model()
-        return None if model is None else self._given(log_probs(model, loader(), self.likelihood))
+        return None if model is None else self._in_output_order(log_probs(model, loader(), self.likelihood))
 
     def map_model(self) -> nn.Module | None:
         """The model with the MAP baseline's tensors; None where the run kept none."""
@@ -301,12 +301,12 @@ class Posterior:
         if return_std:
             loader, moments = self._loader(inputs), NormalMixture()
             for log_p in self._each(loader, reading(self.likelihood)):
-                p = self._given(log_p).exp()
+                p = self._in_output_order(log_p).exp()
                 moments.add(p, torch.zeros_like(p))
             return moments.normals.mean, moments.normals.spread.sqrt()
         mixture, loader = Mixture(), self._loader(inputs)
         for log_p in self._each(loader, reading(self.likelihood)):
-            mixture.add(self._given(log_p))
+            mixture.add(self._in_output_order(log_p))
         return mixture.log_probs
 
     def predict_normals(self, inputs: Any, chain: int | None = None) -> Normals:
