@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
+from numbers import Number
 from types import NoneType, UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -55,8 +56,21 @@ def described(make: Callable[..., Any], **settings: Any) -> dict[str, Any]:
 
 
 def of_instance(made: Any) -> dict[str, Any]:
-    """How an object that keeps its settings as attributes is recorded; what it keeps privately is no setting."""
-    return described(type(made), **{name: value for name, value in vars(made).items() if not name.startswith("_")})
+    """How an object that keeps its settings as attributes is recorded.
+
+    What it keeps privately is no setting, nor is what a configuration cannot hold, such as a function.
+    """
+    held = {name: value for name, value in vars(made).items() if not name.startswith("_") and _can_be_recorded(value)}
+    return described(type(made), **held)
+
+
+def _can_be_recorded(value: Any) -> bool:
+    """Whether a value is a number, text, or made of such."""
+    if isinstance(value, Mapping):
+        return all(map(_can_be_recorded, value.values()))
+    if isinstance(value, list | tuple):
+        return all(map(_can_be_recorded, value))
+    return isinstance(value, str | Number | NoneType) or getattr(value, "shape", None) == ()
 
 
 def in_memory(dataset: Any) -> Mapping[str, Any] | None:

@@ -268,6 +268,10 @@ def check_together(chain: ChainSettings, trainer: TrainerSettings) -> None:
     )
 
 
+UNNAMED = "a function"
+"""What a `lambda` is called."""
+
+
 @dataclass(frozen=True)
 class Component:
     """A part of a run as it is recorded: the name of a class, and the arguments that it is given."""
@@ -279,11 +283,16 @@ class Component:
     def of(cls, node: Mapping[str, Any]) -> Component:
         """What a node with a `_target_` names."""
         arguments = {key: value for key, value in node.items() if not key.startswith("_")}
-        return cls(str(node["_target_"]).rsplit(".", 1)[-1], arguments)
+        return cls(spoken(str(node["_target_"])).rsplit(".", 1)[-1], arguments)
 
     def __str__(self) -> str:
         given = {name: value for name, value in self.arguments.items() if value is not None}
         return ", ".join([self.name, *(f"{name} {short(value)}" for name, value in given.items())])
+
+
+def spoken(target: str) -> str:
+    """A dotted name in words where Python's own has marks: of functions without a name, and what they define."""
+    return target.replace("<lambda>", UNNAMED).replace(".<locals>", "")
 
 
 def short(value: Any) -> str:

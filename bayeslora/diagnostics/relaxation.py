@@ -87,11 +87,13 @@ def too_short(times: list[Relaxation], cycles: bool = False) -> str | None:
     worst = short[0]
     more = len(short) - 1
     others = f", and {more} more of {len(times)} blocks {'is' if more == 1 else 'are'} too slow" if more else ""
-    steps, key = ("sampling steps before a cycle's first draw", "thin") if cycles else ("steps of burn-in", "burn_in")
+    of = ("sampling step", "before a cycle's first draw", "thin") if cycles else ("step", "of burn-in", "burn_in")
+    step, before, key = of
+    few = f"{counted(round(worst.burn_in), step)} {before} {'is' if round(worst.burn_in) == 1 else 'are'} too few"
     time = counted(round(worst.steps), "step")
     return (
-        f"{worst.burn_in:,.0f} {steps} are too few: where the data do not constrain block {worst.block}, it forgets its"
-        f" start in N·σ²/ε = {time}, and needs {ENOUGH:g} times that{others}. Until then draws are"
-        f" colder than the posterior; make chain.{key} {ENOUGH * worst.steps:,.0f}, or sampler.lr (chain.lr_factors of"
+        f"{few}: where the data do not constrain block {worst.block}, it forgets its start in N·σ²/ε = {time}, and"
+        f" needs {ENOUGH:g} times that{others}. Until then draws are colder than the posterior; make"
+        f" chain.{key} {ENOUGH * worst.steps:,.0f}, or sampler.lr (chain.lr_factors of"
         " the block) larger, or choose a sampler with momentum, or a smaller prior.variance"
     )

@@ -25,6 +25,7 @@ from bayeslora.report.table import Cell, ScoreColumn, columns, entry, score_cell
 from bayeslora.report.temperature import temperature_cell
 from bayeslora.report.words import MISSING, block_title, finite_or_none, listed, number
 from bayeslora.runs.provenance import as_asked
+from bayeslora.settings import Component, spoken
 
 SILENT = {"run_dir", "resume", "logger", "callbacks", "provenance", "fingerprint", "asked", "tuning", "name"}
 """Parts of a configuration whose differences change no number (the run's name is its title)."""
@@ -106,7 +107,7 @@ class Compared:
 
 def _kind(node: Any) -> str:
     """The name of the class that a part of a configuration names."""
-    return str((node or {}).get("_target_", "?")).rsplit(".", 1)[-1]
+    return Component.of(node).name if node and "_target_" in node else "?"
 
 
 @dataclass(frozen=True)
@@ -370,11 +371,9 @@ def _settings(run: Compared) -> dict[str, str]:
 
 def _text(value: Any) -> str:
     """A setting as one writes it."""
-    if isinstance(value, float):
-        return f"{value:.6g}"
-    return (
-        {None: "null", True: "true", False: "false"}[value] if value is None or isinstance(value, bool) else str(value)
-    )
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return f"{value:.6g}" if isinstance(value, float) else spoken(str(value))
 
 
 def _leaves(node: Any, name: str) -> Iterator[tuple[str, Any]]:

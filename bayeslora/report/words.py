@@ -10,7 +10,7 @@ from bayeslora.codec import decode
 from bayeslora.counts import counted
 from bayeslora.diagnostics.values import ALL, POOLED, Tuning
 from bayeslora.evaluation.results import Provenance
-from bayeslora.settings import Component, short
+from bayeslora.settings import UNNAMED, Component, short
 
 if TYPE_CHECKING:
     from bayeslora.experiment import Experiment
@@ -79,7 +79,7 @@ def run_settings(experiment: Experiment) -> list[tuple[str, str]]:
     data, plan, chain, trainer = experiment.data, experiment.plan, experiment.chain, experiment.trainer
     made, model = experiment.model(), str(experiment.component("model"))
     count = sum(p.numel() for p in made.parameters() if p.requires_grad)
-    model = type(made).__name__ if model.startswith("<") else model  # what a function without a name makes
+    model = type(made).__name__ if model.startswith(UNNAMED) else model  # what a function without a name makes
     chains, every = counted(chain.num_chains, "chain"), f", one every {counted(plan.thin, 'step')}"
     draws = counted(plan.num_draws, "draw") + ("" if plan.thin == 1 else every)
     batches = "all data" if chain.batch_size is None else f"batches of {chain.batch_size:,}"

@@ -3,30 +3,38 @@
 from __future__ import annotations
 
 import csv
+import html
 import io
 import json
 import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor, nn
+from torch.utils.data import Dataset
 
+import bayeslora
 from bayeslora.app.commands import command_settings
 from bayeslora.compare import CompareSettings, compare, folders, labels
 from bayeslora.errors import ConfigError, DataError
 from bayeslora.evaluation.scores import DrawScore
+from bayeslora.likelihood import Categorical
 from bayeslora.report import comparison
 from bayeslora.report.comparison import caveats, marks
 from bayeslora.report.comparison_page import growth_figure, score_figure
+from bayeslora.samplers import SGLD
 from tests.run.tools import composed
 
 
@@ -310,3 +318,43 @@ def test_runs_are_called_by_their_data(pair: list[Path], dataset: dict[str, Any]
     runs = asked(f"run_dirs=[{pair[0]},{pair[1]}]")
     assert f" on {name}, T" in runs[1].title
     assert any("different datasets" in note for note in caveats(runs))
+
+
+def test_what_a_program_gives_without_a_name_is_called_by_words(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Linked(Categorical):
+        def __init__(self, link: Callable[[Tensor], Tensor]) -> None:
+            super().__init__()
+            self.link = link
+
+        def log_p(self, outputs: Tensor) -> Tensor:
+            return super().log_p(self.link(outputs))
+
+    class Rows(Dataset[tuple[Tensor, int]]):
+        def __init__(self, row: Callable[[int], tuple[Tensor, int]]) -> None:
+            self.row = row
+
+        def __len__(self) -> int:
+            return 24
+
+        def __getitem__(self, at: int) -> tuple[Tensor, int]:
+            if at >= len(self):
+                raise IndexError
+            return self.row(at)
+
+    x = torch.randn(24, 3, generator=torch.Generator().manual_seed(0))
+    rows = Rows(lambda at: (x[at], at % 2))
+    for name, sampler in (("own", lambda params, **given: SGLD(params, **given)), ("ours", SGLD)):
+        posterior = bayeslora.sample(
+            lambda: nn.Linear(3, 2), rows, sampler, likelihood=Linked(lambda outputs: outputs / 2), lr=0.01, chains=2,
+            draws=4, thin=1, burn_in=1, warmup=1, test_dataset=rows, run_dir=tmp_path / name,
+        )  # fmt: skip
+        print(posterior)
+    runs = asked(f"run_dirs=[{tmp_path / 'own'},{tmp_path / 'ours'}]", f"out_dir={tmp_path / 'both'}")
+    assert "a function on examples of a program" in runs[0].title
+    pages = [tmp_path / "own/report/index.html", *(tmp_path / "both").iterdir()]
+    assert len(pages) == 3
+    for text in (capsys.readouterr().out, *(html.unescape(page.read_text()) for page in pages)):
+        assert not re.search(r"<lambda>|<locals>|<function|object at 0x", text)
+    assert "sample: a function" in pages[0].read_text()

@@ -53,7 +53,7 @@ def batch_for_n(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Potential, "kT", lambda self, temperature: temperature / BATCH)
 
 
-@pytest.mark.filterwarnings("ignore:.*burn-in are too few")
+@pytest.mark.filterwarnings("ignore:.*burn-in (is|are) too few")
 @each(
     ("settings", "mutate", "hot"),
     [
