@@ -12,11 +12,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from bayeslora.chain.batches import Batches
 from bayeslora.chain.modes import evaluation_mode
 from bayeslora.counts import counted
-from bayeslora.datasets.base import Data
+from bayeslora.datasets.base import Data, Split
 from bayeslora.errors import ConfigError, Problems, require
 from bayeslora.experiment import Experiment
 from bayeslora.factories import first_line
-from bayeslora.likelihood import NOISE, Bernoulli, Categorical, Gaussian, Likelihood
+from bayeslora.likelihood import NOISE, Bernoulli, Categorical, Gaussian, Likelihood, OfClasses
 from bayeslora.parts import is_own
 from bayeslora.potential import matches
 
@@ -81,6 +81,14 @@ def check_task(data: Data, likelihood: Likelihood) -> None:
         )
     if isinstance(likelihood, Categorical):
         _check_positions(data, likelihood)
+    if isinstance(likelihood, OfClasses):
+        for name in ("train", "validation", "test"):
+            split: Split | None = getattr(data, name)
+            if split is not None and len(split):
+                known = bool(likelihood.observed(split.targets).any())
+                require(
+                    known, f"{data.name}, {name}: no target is known, so there is nothing to learn or to be judged by"
+                )
 
 
 def _check_positions(data: Data, likelihood: Categorical) -> None:
@@ -161,7 +169,7 @@ def _check_outputs(experiment: Experiment, model: nn.Module) -> None:
     """Raise `ConfigError` unless the model takes two examples of the data and gives what the likelihood needs."""
     data, name = experiment.data, f"model: {experiment.record['model']['_target_']}"
     try:
-        with torch.no_grad(), evaluation_mode(model):
+        with evaluation_mode(model):
             two = torch.arange(2) % len(data.train)  # the only one twice
             given = model(data.transform(data.train.take(two).inputs))
             shape = list(given.shape)
@@ -173,11 +181,15 @@ def _check_outputs(experiment: Experiment, model: nn.Module) -> None:
     must_give = "logits " * (data.real is None) + str(wanted)
     hint = _hint(data, shape)
     require(shape == wanted, f"{name} gives {shape} for two examples of {data.name}; it must give {must_give}{hint}")
-    if isinstance(experiment.likelihood, Categorical):
+    if isinstance(experiment.likelihood, OfClasses):
+        last = given.grad_fn.name().partition("Backward")[0].lower() if given.grad_fn is not None else ""
+        given = given.detach()
         sums = given.double().sum(1)
+        if isinstance(experiment.likelihood, Categorical) and bool((given >= 0).all()):
+            last = "softmax" if torch.allclose(sums, torch.ones_like(sums), atol=1e-3) else last
         require(
-            bool((given < 0).any()) or not torch.allclose(sums, torch.ones_like(sums), atol=1e-3),
-            f"{name} gives probabilities, which sum to 1; it must give logits: leave its softmax out",
+            last not in ("softmax", "sigmoid"),
+            f"{name} gives probabilities; it must give logits: leave its {last} out",
         )
 
 

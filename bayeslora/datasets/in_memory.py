@@ -212,6 +212,8 @@ def _targets(
         names = ("target",) if count == 1 else tuple(f"target {i}" for i in range(count))
         return Real(names, (0.0,) * count, (1.0,) * count), ()
     most = int(targets.max())
+    if most < 0:
+        raise DataError(f"{name}: no target is known, there is none of 0 or more")
     if class_names is None and targets.ndim == 1:
         check_counted_from_0(targets, name)
     names = tuple(class_names) if class_names is not None else tuple(map(str, range(most + 1)))

@@ -175,7 +175,7 @@ def test_regression_is_evaluated_in_its_own_terms(
     assert "validation/rmse" in posterior.diagnostics()
     page = (tmp_path / "run" / "report" / "index.html").read_text()
     assert "RMSE" in page
-    assert "needs classes" in page
+    assert "needs classes" not in page  # its rows are left out
     again = Posterior.load(tmp_path / "run", net(outputs))
     torch.testing.assert_close(again.predict(X[:20]).sd, said.sd)
 
@@ -212,7 +212,8 @@ BAD = {
     "must give \\[2, 1\\]; the targets are real numbers: if they are classes, give whole": {
         "data": (X, CLASSES.float())
     },
-    "gives probabilities, which sum to 1; .* leave its softmax out": {"model": nn.Sequential(net(), nn.Softmax(-1))},
+    "gives probabilities; it must give logits: leave its softmax out": {"model": nn.Sequential(net(), nn.Softmax(-1))},
+    "gives probabilities; it must give logits: leave its sigmoid out": {"model": nn.Sequential(net(), nn.Sigmoid())},
     "if these are classes, dataset.task=classification for a CSV": {
         "data": (X, CLASSES.float()),
         "likelihood": "categorical",

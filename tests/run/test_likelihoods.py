@@ -239,6 +239,14 @@ def test_several_inputs_are_evaluated_saved_and_loaded(tmp_path: Path) -> None:
 REFUSED: dict[str, dict[str, Any]] = {
     "choose likelihood=bernoulli|labels must be 1, 0": {"data": (X, LABELS + 1), "likelihood": "bernoulli"},
     "labels must be 1, 0, or -1": {"data": (X, X), "likelihood": "bernoulli"},
+    "sample, train: no target is known": {"data": (X, LABELS * 0 - 1), "likelihood": "bernoulli"},
+    "leave its sigmoid out": {
+        "model": made(lambda: nn.Sequential(nn.Linear(X.shape[1], LABELS.shape[1]), nn.Sigmoid())),
+        "data": (X, LABELS), "likelihood": "bernoulli",
+    },
+    "sample: no target is known": {
+        "model": segmenter(), "data": (IMAGES, PIXELS * 0 - 100),
+    },
     "gives \\[2, 3\\] for two examples of sample; it must give logits \\[2, 2\\]": {
         "data": (X, LABELS[:, :2]), "likelihood": "bernoulli",
     },
