@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import re
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -36,18 +35,11 @@ from bayeslora.posterior import Posterior
 from bayeslora.potential import Prior
 from bayeslora.runs.directory import RunDirectory
 from bayeslora.samplers import BY_NAME, Sampler
-from bayeslora.settings import AUTO, ChainSettings, Evaluation, TrainerSettings
+from bayeslora.settings import AUTO, ChainSettings, Evaluation, TrainerSettings, in_arguments
 
 DEFAULT_PRIOR: dict[str, Any] = {"variance": 2.0, "scaling": "fan_in"}
 """The prior of `sample`, that of conf/prior/fan_in.yaml; docs/step-size.md says what others gave."""
 DEVICES = ("cpu", "cuda", "cuda:0")
-ARGUMENTS = {
-    "chain.warmup.optimizer.lr": "warmup_lr", "chain.warmup.steps": "warmup", "chain.burn_in": "burn_in",
-    "chain.thin": "thin", "chain.num_draws": "draws", "chain.num_chains": "chains", "chain.batch_size": "batch_size",
-    "chain.parallel": "parallel", "sampler.lr": "lr", "prior.variance": "prior",
-    "chain.lr_factors": "chain_settings['lr_factors']",
-}  # fmt: skip
-"""What `sample` calls the settings that messages name."""
 
 
 @contextmanager
@@ -56,18 +48,12 @@ def _told_by_argument() -> Iterator[None]:
     try:
         yield
     except ConfigError as error:
-        error.problems = [_own_names(problem) for problem in error.problems]
+        error.problems = [in_arguments(problem) for problem in error.problems]
         error.args = ("\n".join(error.problems),)
         raise
     except DivergedError as error:
-        error.args = (_own_names(str(error)),)
+        error.args = (in_arguments(str(error)),)
         raise
-
-
-def _own_names(message: str) -> str:
-    for setting, argument in ARGUMENTS.items():
-        message = re.sub(rf"\b{re.escape(setting)}\b(?!\.\w)", argument, message)
-    return message
 
 
 @_told_by_argument()
@@ -172,7 +158,7 @@ def _run(run_dir: Path | str | None) -> tuple[RunDirectory, Any]:
 def _sampled(experiment: Experiment, run: RunDirectory, keeps: Any, evaluated: bool) -> Posterior:
     """The chains run, and their draws checked or evaluated."""
     if (short := experiment.short_burn_in()) is not None:
-        warnings.warn(_own_names(short), stacklevel=4)
+        warnings.warn(in_arguments(short), stacklevel=4)
     experiment, stopped = sampled(experiment, run)
     if stopped:
         raise DivergedError("; ".join(dict.fromkeys(stopped.values())), list(stopped))

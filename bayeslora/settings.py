@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -268,6 +269,14 @@ def check_together(chain: ChainSettings, trainer: TrainerSettings) -> None:
     )
 
 
+ARGUMENTS = {
+    "chain.warmup.optimizer.lr": "warmup_lr", "chain.warmup.steps": "warmup", "chain.burn_in": "burn_in",
+    "chain.thin": "thin", "chain.num_draws": "draws", "chain.num_chains": "chains", "chain.batch_size": "batch_size",
+    "chain.parallel": "parallel", "sampler.lr": "lr", "prior.variance": "prior",
+    "chain.lr_factors": "chain_settings['lr_factors']", "chain.probe_size": "chain_settings['probe_size']",
+    "dataset.validation_size": "val_dataset",
+}  # fmt: skip
+"""What `bayeslora.sample` calls the settings that messages name."""
 UNNAMED = "a function"
 """What a `lambda` is called."""
 
@@ -288,6 +297,13 @@ class Component:
     def __str__(self) -> str:
         given = {name: value for name, value in self.arguments.items() if value is not None}
         return ", ".join([self.name, *(f"{name} {short(value)}" for name, value in given.items())])
+
+
+def in_arguments(message: str) -> str:
+    """A message with arguments of `bayeslora.sample` in the place of settings."""
+    for setting, argument in ARGUMENTS.items():
+        message = re.sub(rf"\b{re.escape(setting)}\b(?!\.\w)", argument, message)
+    return message
 
 
 def spoken(target: str) -> str:

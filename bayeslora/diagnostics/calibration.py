@@ -67,7 +67,7 @@ def fit_temperature(log_probs: Tensor | None, targets: Tensor | None) -> Tempera
     Source: Guo, Pleiss, Sun, Weinberger (2017), "On calibration of modern neural networks".
     """
     if log_probs is None or targets is None or not len(targets):
-        return _missing("there is no validation set to fit it on; set dataset.validation_size to carve one")
+        return _missing("there is no validation set to fit it on; dataset.validation_size gives one")
     shapes = f"{list(log_probs.shape)} and {list(targets.shape)}"
     fit = log_probs.ndim == 2 and targets.shape == log_probs.shape[:1]
     require(fit, f"a temperature is fitted to log_probs [N, C] and targets [N], not {shapes}")

@@ -16,6 +16,7 @@ from bayeslora.evaluation.results import Results
 from bayeslora.evaluation.scores import TemperedMap
 from bayeslora.evaluation.series import Series, by_scalar
 from bayeslora.experiment import Experiment
+from bayeslora.factories import in_memory
 from bayeslora.report.classes import ClassRow, class_rows
 from bayeslora.report.gallery import Gallery, Shown, confident_errors, most_uncertain
 from bayeslora.report.next_step import Step, next_step
@@ -45,6 +46,7 @@ class ReportData:
         reals: predictions of a regression, in the place of classes, diagrams and examples.
         absent: why there are no tables and figures of classes.
         next: what to do next: why, and a command to paste; None where nothing is known of the run.
+        of_program: whether `bayeslora.sample` made the run, to whose reader settings are arguments.
     """
 
     title: str
@@ -64,6 +66,7 @@ class ReportData:
     reals: Reals | None = None
     absent: str = "no predictions were recorded"
     next: Step | None = None
+    of_program: bool = False
 
     @property
     def draws(self) -> int:
@@ -97,6 +100,7 @@ def report_data(
         },
         notes=run_notes(run, experiment),
         next=next_step(results, experiment, run),
+        of_program=in_memory(experiment.record.get("dataset")) is not None,
     )
     if isinstance(predictions, RegressionPass):
         data.reals, data.absent = Reals.of(predictions), ABSENT
@@ -107,7 +111,7 @@ def report_data(
         what = "known labels" if count.of == "labels" else "positions with a class"
         data.notes.insert(
             0,
-            f"Scores are means over the {count.predictions:,} {what} of {count.examples:,} examples.",
+            f"Scores are means over the {count.predictions:,} {what} in {count.examples:,} examples.",
         )
         if count.of == "positions":
             data.classes = class_rows(predictions.ensemble, predictions.targets, experiment.data.class_names)

@@ -14,15 +14,13 @@ from bayeslora.experiment import Experiment
 from bayeslora.factories import in_memory
 from bayeslora.report.words import listed, percent
 from bayeslora.runs.directory import SCHEDULES_WITHOUT_END, RunDirectory
+from bayeslora.settings import ARGUMENTS
 
 LONGEST = 8.0
 """Factor on a run's length, or on its step size, beyond which another cure is looked for."""
 ROOM = 1.2
 """What is taken more than what is just enough."""
-SAMPLE = {
-    "chain.num_draws": "draws", "chain.thin": "thin", "chain.burn_in": "burn_in", "chain.num_chains": "chains",
-    "sampler.lr": "lr", "sampler": "sampler", "temperature": "temperature", "run_dir": "run_dir",
-}  # fmt: skip
+SAMPLE = ARGUMENTS | {name: name for name in ("sampler", "temperature", "run_dir")}
 """Settings by their names as arguments of `bayeslora.sample`."""
 
 
@@ -128,8 +126,11 @@ class _Settings:
         """The same for a run of `bayeslora.sample`, and as settings for one of another program."""
         changed = {key: value for key, value in changes.items() if value is not None}
         if in_memory(self.experiment.record.get("dataset")):
-            named = ", ".join(f"{SAMPLE[key]}={value!r}" for key, value in changed.items() if key in SAMPLE)
-            return f"bayeslora.sample(…, {named})" if named else "bayeslora.sample(…)"
+            given = {SAMPLE[key]: value for key, value in changed.items() if key in SAMPLE}
+            swept = {name: value.replace(",", ", ") for name, value in given.items() if "," in str(value)}
+            loop = "".join(f"for {name} in ({values}): " for name, values in swept.items())
+            named = ", ".join(f"{name}={name if name in swept else repr(value)}" for name, value in given.items())
+            return f"{loop}bayeslora.sample({', '.join(['…', *filter(None, [named])])})"
         return f"python -m bayeslora.train … {shlex.join(f'{key}={value}' for key, value in changed.items())}"
 
 

@@ -14,6 +14,7 @@ from bayeslora.report.data import ReportData
 from bayeslora.report.figures import Plot, figures
 from bayeslora.report.temperature import measured_temperature_verdict
 from bayeslora.report.words import provenance_pairs
+from bayeslora.settings import in_arguments
 
 TERMS: tuple[tuple[str, str, bool | None], ...] = (
     ("MAP", "the end point of chain 0's warm-up: one network, without sampling", None),
@@ -84,6 +85,7 @@ def _page(data: ReportData, plots: Mapping[str, list[Plot]]) -> str:
     ]
     headings, parts = chain_rows.part_rows(results)
     worst, best = classes.worst_and_best(data.classes)
+    tempering = table.tempering(results) or ""
     shown: dict[str, Any] = {
         "met": met,
         "count": count,
@@ -95,7 +97,7 @@ def _page(data: ReportData, plots: Mapping[str, list[Plot]]) -> str:
         "variance": shift_rows.variance_rows(results),
         "terms": [(term, text) for term, text, real in TERMS if real in (None, data.reals is not None)],
         "rows": table.rows(results),
-        "tempering": table.tempering(results),
+        "tempering": in_arguments(tempering) if data.of_program else tempering,
         "criteria": table.criteria_rows(results),
         "scalars": chain_rows.scalar_rows(results),
         "every_scalar": chain_rows.scalar_rows(results, grouped=False),

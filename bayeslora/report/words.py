@@ -10,7 +10,8 @@ from bayeslora.codec import decode
 from bayeslora.counts import counted
 from bayeslora.diagnostics.values import ALL, POOLED, Tuning
 from bayeslora.evaluation.results import Provenance
-from bayeslora.settings import UNNAMED, Component, short
+from bayeslora.factories import in_memory
+from bayeslora.settings import UNNAMED, Component, in_arguments, short
 
 if TYPE_CHECKING:
     from bayeslora.experiment import Experiment
@@ -132,7 +133,8 @@ def run_notes(run: RunDirectory, experiment: Experiment) -> list[str]:
         notes.append(f"The probe set is all {len(train):,} training examples: {wish}.")
     if (short := experiment.short_burn_in()) is not None:
         notes.append(f"Chains may start off their law: {short}.")
-    return [*notes, *map(sentence, experiment.data.notes)]
+    every = [*notes, *map(sentence, experiment.data.notes)]
+    return list(map(in_arguments, every)) if in_memory(experiment.record.get("dataset")) else every
 
 
 def provenance_pairs(recorded: Provenance) -> Iterator[tuple[str, str]]:

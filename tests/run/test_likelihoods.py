@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -125,7 +126,8 @@ def test_labels_are_predicted_and_scored_one_by_one(parallel: str, tmp_path: Pat
     page = (tmp_path / "run" / "report" / "index.html").read_text()
     assert "&lt;old&gt;" in page
     assert "nats per label" in page
-    assert f"means over the {int(there.sum())} known labels of 40 examples" in page
+    assert f"means over the {int(there.sum())} known labels in 40 examples" in page
+    assert not re.search(r"\b(dataset|chain|sampler)\.\w", page.partition('<h2 id="settings">')[0])  # arguments
     again = Posterior.load(tmp_path / "run", labeller())
     torch.testing.assert_close(again.predict(X).exp(), p)
 

@@ -127,6 +127,8 @@ def test_a_run_of_a_program_is_told_the_call_or_the_settings(experiment: Experim
     sampled = experiment.but(record=experiment.record | {"dataset": {"in_memory": {"examples": 3}}})
     call, settings = (step(one, tmp_path, None, potential_ess=100.0).command for one in (sampled, experiment))
     assert call.startswith("bayeslora.sample(…, draws=120, ")
+    sweep = step(sampled, tmp_path, None, nll_above_map=0.1).command
+    assert sweep == "for temperature in (0.1, 0.3, 1): bayeslora.sample(…, temperature=temperature)"
     assert settings.startswith("python -m bayeslora.train … chain.num_draws=120 ")
 
 
