@@ -43,11 +43,20 @@ def settled(experiment: Experiment, run: RunDirectory) -> Experiment:
     found, table = dict[str, Any](), None
     if "sampler.lr" in asked:
         run.check_writable()
+        print(f"{in_words(experiment)}; first a pilot, which finds the step sizes", flush=True)  # noqa: T201
         result = pilot(experiment)
         print(tuning.pilot_table(result), flush=True)  # noqa: T201
         found, table = pilot_settings(experiment, result), encode(result)
     experiment = experiment.settled(found, table)
     return experiment.settled(lengths(experiment))
+
+
+def in_words(experiment: Experiment) -> str:
+    """What a run is: its name, sampler, temperature, model and data."""
+    sampler, model = experiment.component("sampler").name, experiment.component("model").name
+    return (
+        f"{experiment.name}: {sampler} at T = {experiment.effective_temperature:g}, {model} on {experiment.data.name}"
+    )
 
 
 def adopted(experiment: Experiment, run: RunDirectory) -> Experiment:

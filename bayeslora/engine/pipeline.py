@@ -10,7 +10,7 @@ import torch
 from bayeslora.counts import counted
 from bayeslora.diagnostics.relaxation import relaxation_table
 from bayeslora.engine.acceleration import accelerate, forecast
-from bayeslora.engine.auto_settings import adopted, settled
+from bayeslora.engine.auto_settings import adopted, in_words, settled
 from bayeslora.engine.runner import ChainRunner
 from bayeslora.engine.trial import tried
 from bayeslora.errors import DivergedError, WorkerError
@@ -97,11 +97,10 @@ def sampled(experiment: Experiment, run: RunDirectory) -> tuple[Experiment, dict
 
 def announcement(experiment: Experiment, chains: list[int], run: RunDirectory) -> str:
     """What is about to run, for how long, and where it goes."""
-    plan, sampler, model = experiment.plan, experiment.component("sampler").name, experiment.component("model").name
+    plan = experiment.plan
     many = f"chain{'s' * (len(chains) > 1)} {', '.join(map(str, chains))} of {counted(plan.total, 'step')}"
-    what = f"{sampler} at T = {experiment.effective_temperature:g}, {model} on {experiment.data.name}"
     time = f"about {duration(forecast(experiment, chains))}, and the evaluation"
-    return f"{experiment.name}: {what}; {many}, {counted(plan.num_draws, 'draw')} each; {time}; {run.root}"
+    return f"{in_words(experiment)}; {many}, {counted(plan.num_draws, 'draw')} each; {time}; {run.root}"
 
 
 def prepared(experiment: Experiment, run: RunDirectory) -> Experiment:
