@@ -220,7 +220,8 @@ def carve(
     Args:
         data: a dataset with an empty validation split; `lengths` and `texts` go where their examples go.
         validation_size: examples moved from train to validation.
-        limit_train: keep at most this many training examples (after the validation set is taken); None keeps all.
+        limit_train: keep at most this many training examples: of those that the validation set leaves, then, if they
+            are fewer, of those that `limit_test` takes from the validation set; None keeps all that the former leaves.
         limit_test: keep at most this many test and validation examples; None keeps all.
         split_seed: seed of the shuffles; the run's own seed does not enter, so runs stay comparable.
 
@@ -228,7 +229,9 @@ def carve(
         ConfigError: nothing would be left to train on, or a number is negative.
     """
     problems = size_problems(validation_size, limit_train, limit_test)
-    if not problems and validation_size >= len(data.train):
+    shown = validation_size if limit_test is None else min(validation_size, limit_test)
+    used = validation_size if limit_train is None else shown
+    if not problems and used >= len(data.train):
         problems.append(
             f"dataset.validation_size={validation_size} leaves nothing of the {len(data.train)} training examples;"
             " make it smaller"
@@ -237,17 +240,17 @@ def carve(
         raise ConfigError(*problems)
     order = torch.randperm(len(data.train), generator=generator(split_seed, 0, 0, "split/train"))
     held_out, kept = order[:validation_size], order[validation_size:]
-    if limit_train is not None:
-        kept = kept[:limit_train]
+    if limit_train is not None:  # a trial on few examples: what the shortened validation set leaves is trained on, too
+        kept = torch.cat([kept, held_out[used:]])[:limit_train]
     test = torch.randperm(len(data.test), generator=generator(split_seed, 0, 0, "split/test"))[:limit_test]
     everything = slice(None)  # a view: nothing is copied, nothing shuffled
     train_rows = everything if len(kept) == len(data.train) else kept
     test_rows = everything if len(test) == len(data.test) else test
-    rows = {"train": ("train", train_rows), "validation": ("train", held_out[:limit_test]), "test": ("test", test_rows)}
+    rows = {"train": ("train", train_rows), "validation": ("train", held_out[:shown]), "test": ("test", test_rows)}
     return replace(
         data,
         train=data.train.take(train_rows),
-        validation=data.train.take(held_out[:limit_test]),
+        validation=data.train.take(held_out[:shown]),
         test=data.test.take(test_rows),
         lengths=None if data.lengths is None else data.lengths[train_rows],
         texts={name: _picked(data.texts[source], index) for name, (source, index) in rows.items() if data.texts},

@@ -323,3 +323,16 @@ def test_carving_takes_lengths_and_texts_along() -> None:
     assert carve(data).texts["train"] == names
     assert carve(toy(), validation_size=6).lengths is None
     assert carve(toy(), validation_size=6).texts == {}
+
+
+def test_a_shortened_validation_set_leaves_the_rest_of_few_examples_to_train_on() -> None:
+    """A trial of an experiment whose validation set is larger than the data at hand."""
+    carved = carve(toy(), validation_size=N + 1, limit_train=N, limit_test=4)
+    assert [len(split) for split in (carved.train, carved.validation, carved.test)] == [N - 4, 4, 4]
+    assert sorted(carved.train.targets.tolist() + carved.validation.targets.tolist()) == [*range(N)]
+    enough = carve(toy(), validation_size=6, limit_train=N - 6, limit_test=4)
+    whole = carve(toy(), validation_size=6)
+    assert enough.train.targets.equal(whole.train.targets)
+    for limits in ({"limit_test": 4}, {"limit_train": N}, {"limit_train": N, "limit_test": N}):
+        with pytest.raises(ConfigError, match=f"validation_size={N} leaves nothing of the {N} training examples"):
+            carve(toy(), validation_size=N, **limits)
