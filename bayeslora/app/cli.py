@@ -115,7 +115,7 @@ def _problems_of(error: BaseException) -> tuple[list[str], int]:
         raise error
     if isinstance(error, KeyboardInterrupt):
         name = str(error) or signal.SIGINT.name
-        advice = "nothing is lost. Repeat the command with run_dir=… of this run to go on"
+        advice = "what was written is kept. Repeat the command; run_dir=… of a run that had begun goes on with it"
         return [f"stopped by {name}; {advice}" if name.startswith("SIG") else name], InterruptedRunError.exit_code
     assert isinstance(error, Exception)
     return [hydra_message(error)], ConfigError.exit_code

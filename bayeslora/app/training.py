@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections import Counter
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +22,7 @@ from bayeslora.runs.provenance import COMMAND
 
 if TYPE_CHECKING:
     from bayeslora.evaluation.results import Results
+    from bayeslora.runs.directory import RunDirectory
 
 
 def train(cfg: DictConfig) -> Results | None:
@@ -37,10 +40,26 @@ def train(cfg: DictConfig) -> Results | None:
     set_run_dir(cfg)
     set_tags(cfg)
     run = RunDirectory(cfg.run_dir)
-    experiment = to_experiment(cfg, run)
-    from bayeslora.engine.pipeline import run_experiment  # Lightning takes more
+    with saying_what_is_kept(run):
+        experiment = to_experiment(cfg, run)
+        from bayeslora.engine.pipeline import run_experiment  # Lightning takes more
 
-    return run_experiment(experiment, run)
+        return run_experiment(experiment, run)
+
+
+@contextmanager
+def saying_what_is_kept(run: RunDirectory) -> Iterator[None]:
+    """Inside the block, a signal that ends the command says whether there is a run to go on with."""
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        name = str(stop) or signal.SIGINT.name
+        advice = (
+            f"stopped by {name}; nothing is lost. Repeat the command with run_dir={run.root} to go on"
+            if run.config_file.exists()
+            else f"stopped by {name} before the run had begun: nothing was kept yet. Repeat the command to start it"
+        )
+        raise KeyboardInterrupt(advice) from stop
 
 
 def train_or_search(cfg: DictConfig) -> float | None:

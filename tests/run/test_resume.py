@@ -113,7 +113,7 @@ PLACES = {
     "the configuration half written": Stop(WRITE, 1, "half", "config.yaml"),
     "the configuration before it has its name": Stop(RENAME, 1, "before", "config.yaml"),
     "the configuration just written": Stop(RENAME, 1, "after", "config.yaml"),
-    "between two chains": Stop("bayeslora.engine.runner:ChainRunner.fit", 1, "after"),
+    "between two chains": Stop("bayeslora.engine.runner:ChainRunner.run_group", 1, "after"),
     "the metrics half written": Stop(WRITE, 1, "half", "metrics.json"),
     "the metrics just written": Stop(RENAME, 1, "after", "metrics.json"),
     "the predictions": Stop("bayeslora.posterior.predictive:Posterior.model_of", 4),
@@ -212,6 +212,19 @@ def test_a_signal_between_the_chains_or_in_the_evaluation_ends_with_130(
     assert "nothing is lost" in result.err
     assert zygote("train", *arguments).code == 0
     assert left(tmp_path / "run") == reference(*settings)[0]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("at", ["bayeslora.datasets.base:carve", "bayeslora.engine.auto_settings:pilot_settings"])
+def test_a_signal_before_the_run_has_begun_says_that_nothing_was_kept(
+    number: int, at: str, zygote: Zygote, tmp_path: Path
+) -> None:
+    """While the data are read, and in the pilot; what is repeated then is a new run."""
+    arguments = (*TINY, "logger=none", "sampler.lr=auto", f"run_dir={tmp_path / 'run'}")
+    result = zygote("train", *arguments, stop=Stop(at, 1, number=number))
+    assert (result.code, (tmp_path / "run" / "config.yaml").exists()) == (130, False), result
+    advice = "before the run had begun: nothing was kept yet. Repeat the command to start it"
+    assert result.err.splitlines()[-1] == f"bayeslora: stopped by {signal.Signals(number).name} {advice}"
 
 
 # More draws
