@@ -166,6 +166,8 @@ def _sampled(experiment: Experiment, run: RunDirectory, keeps: Any, evaluated: b
     posterior.transform, posterior._keeps = experiment.data.transform, keeps
     if evaluated:
         posterior.metrics = evaluate(run, experiment)
+        if keeps is not None:
+            print("draws and report are in a temporary folder, which goes with the posterior; run_dir=… keeps them")  # noqa: T201
     else:
         check_recorded_nll(posterior, experiment)
     return posterior

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 from matplotlib import rc_context
@@ -75,7 +76,8 @@ def temperature_cell(one: MeasuredTemperature | None) -> str | None:
     """A block's temperature with its standard error, in brackets where it does not decide; None if there is none."""
     if one is None or one.ratio is None or one.se is None:
         return None
-    shown = f"{one.ratio:.3g} ± {one.se:.1g}"
+    digits = max(0, -math.floor(math.log10(one.se))) if one.se else 3
+    shown = f"{one.ratio:.{digits}f} ± {one.se:.{digits}f}"
     return shown if one.status == "measured" else f"({shown})"
 
 
@@ -105,7 +107,7 @@ def _by(ratio: float) -> str:
 
 
 def _name(block: str) -> str:
-    return {ALL: "the whole net", POOLED: "the pool of small blocks"}.get(block, block)
+    return {ALL: "the whole net", POOLED: "the pool of small blocks"}.get(block, f"block {block}")
 
 
 def _label(block: str, one: MeasuredTemperature) -> str:

@@ -105,7 +105,7 @@ def pilot_pairs(recorded: Mapping[str, Any] | None) -> list[tuple[str, str]]:
     if recorded is None:
         return []
     tuning = decode(Tuning, recorded, "tuning")
-    by_block = [f"{name} {one.step_size:.3g} (curvature {one.curvature:.3g})" for name, one in tuning.blocks.items()]
+    by_block = [f"{name}: {one.step_size:.3g} (curvature {one.curvature:.3g})" for name, one in tuning.blocks.items()]
     shown = by_block if len(by_block) <= MAX_BLOCKS else [*by_block[: MAX_BLOCKS - 1], f"{len(by_block)} blocks in all"]
     halved = f", halved {counted(tuning.halvings, 'time')} after it diverged" if tuning.halvings else ""
     slowest = f"slowest relaxation {counted(round(tuning.relaxation), 'step')}"

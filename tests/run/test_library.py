@@ -22,6 +22,7 @@ from bayeslora.likelihood import NOISE, Gaussian
 from bayeslora.posterior import Posterior
 from bayeslora.runs.trust import read_config
 from bayeslora.samplers import SGHMC
+from tests.cases import each
 from tests.run.tools import Command
 
 TINY = {"chains": 2, "draws": 4, "thin": 1, "burn_in": 2, "warmup": 3, "batch_size": 8, "progress": False}
@@ -357,3 +358,14 @@ def test_acceptance_of_full_data_steps_falls_with_the_step() -> None:
     assert small is not None and large is not None  # noqa: PT018
     assert [m["diagnostics"]["acceptance"]["draws"] for m in (small, large)] == [4, 4]
     assert 0 < large["diagnostics"]["acceptance"]["mean"] < small["diagnostics"]["acceptance"]["mean"] <= 1
+
+
+@each("kept", [True, False])
+def test_it_says_when_draws_and_report_go_with_the_posterior(
+    kept: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    x, y = torch.randn(40, 3), torch.arange(40) % 2
+    short = {"draws": 2, "thin": 1, "burn_in": 1, "warmup": 1, "chains": 2, "lr": 0.01, "progress": False}
+    run_dir = tmp_path / "run" if kept else None
+    bayeslora.sample(nn.Linear(3, 2), (x, y), "sgld", test_dataset=(x, y), run_dir=run_dir, **short)
+    assert ("goes with the posterior; run_dir=… keeps them" in capsys.readouterr().out) != kept

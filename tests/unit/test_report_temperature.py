@@ -25,11 +25,12 @@ def known(ratio: float, status: str = "measured", reason: str | None = None) -> 
 
 
 SAID: list[tuple[dict[str, Measured], str]] = [
-    ({"stem": known(1.63), "head": known(1.02), "all": known(1.1)}, "stem runs 63 % too hot; 5 % are allowed"),
-    ({"stem": known(0.941)}, "stem runs 5.9 % too cold; 5 % are allowed"),
-    ({"stem": known(4.2), "head": known(0.8)}, "stem runs 4.2 times too hot, head runs 20 % too cold"),
+    ({"stem": known(1.63), "head": known(1.02), "all": known(1.1)}, "block stem runs 63 % too hot; 5 % are allowed"),
+    ({"stem": known(0.941)}, "block stem runs 5.9 % too cold; 5 % are allowed"),
+    ({"stem": known(4.2), "head": known(0.8)}, "block stem runs 4.2 times too hot, block head runs 20 % too cold"),
     ({"stem": known(1.01), "all": known(1.0, "not shown", "few")}, "the whole net is not shown to be right (few)"),
     ({"stem": known(1.02), "pooled": known(0.97)}, "(at most 3.0 % too cold, the pool of small blocks)"),
+    ({"0": known(1.02)}, "(at most 2.0 % too hot, block 0)"),
     ({"all": Measured(reason="T = 0")}, "the whole net is not shown to be right (T = 0)"),
 ]
 
@@ -56,5 +57,6 @@ def test_runs_are_compared_block_by_block_and_loggers_get_them() -> None:
     ]
     grid = temperature_grid(runs)
     assert grid.rows == ["stem", "noise"]
-    assert [[cell.text for cell in row] for row in grid.cells] == [["1.6 ± 0.01", "1 ± 0.01"], ["(1.2 ± 0.01)", "–"]]
+    texts = [[cell.text for cell in row] for row in grid.cells]
+    assert texts == [["1.60 ± 0.01", "1.00 ± 0.01"], ["(1.20 ± 0.01)", "–"]]
     assert final_scalars(runs[0].results)["evaluation/diagnostics/temperature/stem/ratio"] == 1.6
