@@ -124,7 +124,7 @@ def test_runs_that_are_not_finished_trials_and_jobs_of_sweeps(
 
 
 def test_a_run_of_a_program_is_told_the_call_or_the_settings(experiment: Experiment, tmp_path: Path) -> None:
-    sampled = experiment.but(record=experiment.record | {"dataset": {"in_memory": {"examples": 3}}})
+    sampled = experiment.but(record={**experiment.record, "dataset": {"in_memory": {"examples": 3}}})
     call, settings = (step(one, tmp_path, None, potential_ess=100.0).command for one in (sampled, experiment))
     assert call.startswith("bayeslora.sample(…, draws=120, ")
     sweep = step(sampled, tmp_path, None, nll_above_map=0.1).command
