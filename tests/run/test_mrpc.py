@@ -65,7 +65,7 @@ def test_draws_hold_adapter_and_head_only(finished: Path, roberta: Path):
 
 def test_the_report_shows_pairs_tokens_and_padding(finished: Path):
     page = (finished / "report" / "index.html").read_text()
-    for words in ("of padding", "a second", "lora_A", "mutual information"):
+    for words in ("padding beside them", "a second", "lora_A", "mutual information"):
         assert words in page
     assert "cat" in page  # a sentence of the pairs that the ensemble is least sure of
 
