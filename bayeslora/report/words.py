@@ -83,6 +83,8 @@ def run_settings(experiment: Experiment) -> list[tuple[str, str]]:
     model = type(made).__name__ if model.startswith(UNNAMED) else model  # what a function without a name makes
     chains, every = counted(chain.num_chains, "chain"), f", one every {counted(plan.thin, 'step')}"
     draws = counted(plan.num_draws, "draw") + ("" if plan.thin == 1 else every)
+    probes = min(chain.probe_size, len(data.train))
+    probe_set = f"all {probes:,}" if probes == len(data.train) else f"{probes:,}"
     batches = "all data" if chain.batch_size is None else f"batches of {chain.batch_size:,}"
     return [
         ("Temperature", temperature(experiment.effective_temperature)),
@@ -95,6 +97,7 @@ def run_settings(experiment: Experiment) -> list[tuple[str, str]]:
         ("Chains", f"{chains} of {counted(plan.total, 'step')} on {batches}"),
         ("Plan of a chain", f"{counted(plan.warmup, 'step')} of warm-up, {plan.burn_in:,} of burn-in, {draws}"),
         *pilot_pairs(experiment.record.get("tuning")),
+        ("Probe set", f"{probe_set} training examples"),
         ("Precision", f"{trainer.precision} on {trainer.accelerator}"),
         ("Seed", str(experiment.seed)),
     ]  # fmt: skip
@@ -114,7 +117,7 @@ def pilot_pairs(recorded: Mapping[str, Any] | None) -> list[tuple[str, str]]:
 
 def run_notes(run: RunDirectory, experiment: Experiment) -> list[str]:
     """What a reader must know before the numbers."""
-    wanted, chain, train = experiment.plan.num_draws, experiment.chain, experiment.data.train
+    wanted, chain = experiment.plan.num_draws, experiment.chain
     tempered = experiment.effective_temperature
     notes = []
     for store in map(run.store, range(chain.num_chains)):
@@ -128,9 +131,6 @@ def run_notes(run: RunDirectory, experiment: Experiment) -> list[str]:
         notes.append(
             "Training images were augmented, which softens the likelihood: the target is not the plain posterior."
         )
-    if chain.probe_size > len(train):
-        wish = f"chain.probe_size={chain.probe_size} asks for more"
-        notes.append(f"The probe set is all {len(train):,} training examples: {wish}.")
     if (short := experiment.short_burn_in()) is not None:
         notes.append(f"Chains may start off their law: {short}.")
     every = [*notes, *map(sentence, experiment.data.notes)]
