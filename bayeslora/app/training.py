@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -36,11 +35,10 @@ def train(cfg: DictConfig) -> Results | None:
     from bayeslora.runs.directory import RunDirectory
 
     set_paths(cfg)
-    set_command()
     set_run_dir(cfg)
     set_tags(cfg)
     run = RunDirectory(cfg.run_dir)
-    with saying_what_is_kept(run):
+    with recorded_as_asked(), saying_what_is_kept(run):
         experiment = to_experiment(cfg, run)
         from bayeslora.engine.pipeline import run_experiment  # Lightning takes more
 
@@ -104,14 +102,19 @@ def set_run_dir(cfg: DictConfig) -> None:
         cfg.run_dir = hydra.sweep.dir if cfg.chain.index is not None else f"{hydra.sweep.dir}/{hydra.job.num}"
 
 
-def set_command() -> None:
-    """Have a job of a sweep recorded by its own settings: its process may be one of a launcher's."""
-    COMMAND[:] = ["python", *sys.orig_argv[1:]]
+@contextmanager
+def recorded_as_asked() -> Iterator[None]:
+    """Inside the block, a job of a sweep is recorded by its own settings: its process may be one of a launcher's."""
+    before = [*COMMAND]
     if HydraConfig.initialized() and (hydra := HydraConfig.get()).mode == RunMode.MULTIRUN:
         folders = [source.path for source in hydra.runtime.config_sources if source.provider == "command-line"]
         options = [option for folder in folders for option in ("--config-dir", folder)]
         given = [one.removeprefix("++") for one in hydra.overrides.task]
         COMMAND[:] = ["python", "-m", "bayeslora.train", *options, *given]
+    try:
+        yield
+    finally:
+        COMMAND[:] = before
 
 
 def set_tags(cfg: DictConfig) -> None:

@@ -13,6 +13,7 @@ import yaml
 
 from bayeslora.app.cli import require_extras
 from bayeslora.errors import ConfigError
+from bayeslora.runs.provenance import provenance
 from tests.run.tools import TINY, Command, Ended, digests, ended, manifest, process
 
 PLUGINS = {
@@ -64,6 +65,7 @@ def search(tmp_path: Path, command: Command) -> Callable[..., Ended]:
 
 def test_a_search_minimises_the_nll_on_the_validation_set(search: Callable[..., Ended], tmp_path: Path) -> None:
     """The second trial, whose step size is the larger one, diverges: it counts as the worst there is."""
+    before = provenance()["command"]
     exploding = ("sampler._target_=tests.run.tools.Exploding", "sampler.at=3", "sampler.above=0.06")
     result = search("dataset.validation_size=40", *exploding)
     assert result.code == 0, result.err
@@ -79,6 +81,8 @@ def test_a_search_minimises_the_nll_on_the_validation_set(search: Callable[..., 
     assert metrics["provenance"]["split"] == "validation"
     assert best["best_value"] == metrics["ensemble"]["nll"]
     assert "the worst a trial can be" in result.out
+    assert f"sampler.lr={trials[1]['sampler']['lr']}" in trials[1]["provenance"]["command"]
+    assert provenance()["command"] == before  # what this process does next is no trial's
 
 
 @pytest.mark.parametrize(
