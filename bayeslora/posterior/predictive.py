@@ -246,7 +246,8 @@ class Posterior:
             for _, ask in self.groups(self.draws(chain)):
                 yield from ask(loader, read)
         except RuntimeError as error:  # torch's own, which has no kind for shapes
-            if any(word in str(error) for word in ("shape", "size", "channels", "dimension")):
+            out_of_memory = isinstance(error, torch.OutOfMemoryError)  # its message speaks of sizes, too
+            if not out_of_memory and any(word in str(error) for word in ("shape", "size", "channels", "dimension")):
                 raise DataError(f"the model cannot take these inputs: {error}") from error
             raise
 

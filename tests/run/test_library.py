@@ -94,6 +94,14 @@ def test_inputs_of_another_shape_are_refused_in_words(parallel: str) -> None:
         posterior.predict(X[:, :1])
 
 
+def test_memory_that_runs_out_is_not_called_a_wrong_shape() -> None:
+    def passes() -> Any:
+        raise torch.OutOfMemoryError("tried to allocate 2 GiB; set max_split_size_mb")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        sampled().predict(passes)
+
+
 def test_images_of_bytes_are_predicted_as_they_were_sampled(tmp_path: Path) -> None:
     images = torch.randint(256, (40, 1, 3, 3), dtype=torch.uint8)
     model = nn.Sequential(nn.Flatten(), nn.Linear(9, 2))
