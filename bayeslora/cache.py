@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 Tensors = dict[str, Tensor]
 
-FORMAT = "2"
+FORMAT = "3"
 """Changes when the same sources are to give other tensors."""
 
 
@@ -78,7 +78,8 @@ def fingerprint(files: Sequence[Path]) -> str:
                 contents = hashlib.file_digest(file, "sha256").hexdigest()
                 identity.update(f"\n{path.name}/{file.tell()}/{contents}".encode())
         except OSError as error:
-            raise DataError(f"{path} cannot be read ({error.strerror}): check its permissions") from error
+            fix = "it is a link to a file that is gone" if path.is_symlink() else "check its permissions"
+            raise DataError(f"{path} cannot be read ({error.strerror}): {fix}") from error
     return identity.hexdigest()[:32]
 
 

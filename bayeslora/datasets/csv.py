@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 
@@ -12,7 +11,8 @@ from torch import Tensor
 
 from bayeslora.counts import counted
 from bayeslora.datasets.base import Data, Sizes
-from bayeslora.datasets.delimited import DECIMALS, Column, header_problems, parse_column, read_rows
+from bayeslora.datasets.delimited import DECIMALS, Column, check_header, check_named, parse_column, read_rows, read_text
+from bayeslora.datasets.images import shared_notes
 from bayeslora.datasets.tabular import (
     assemble,
     file_problems,
@@ -82,11 +82,9 @@ class Csv(Sizes):
             problems.add(f"dataset.separator={self.separator!r} must be one character of ASCII")
         if self.decimal not in DECIMALS:
             problems.add(f"dataset.decimal={self.decimal!r} is unknown; choose '.' or ','")
-        elif self.decimal == self.separator:
-            problems.add(f"dataset.decimal={self.decimal!r} is the separator, too; set dataset.separator, e.g. to ';'")
         try:
-            codecs.lookup(self.encoding)
-        except LookupError:
+            "a".encode(self.encoding)
+        except (LookupError, TypeError):
             problems.add(f"dataset.encoding={self.encoding} is unknown; choose e.g. utf-8, latin-1, cp1252 or utf-16")
         problems.raise_if_any(DataError)
 
@@ -118,6 +116,8 @@ class Csv(Sizes):
                 " numbers, write e.g. days since the first"
             )
         inputs, encoded = _encoded(parts[0], parts[1], str(file))
+        if self.test_path is not None:
+            notes += shared_notes(*inputs, what="rows")
         return assemble(
             file.stem, inputs, targets, target_names=named, standardise=self.standardise, sizes=self,
             notes=notes + encoded,
@@ -135,6 +135,8 @@ class Csv(Sizes):
             file: to read.
             train: of a test set: the table of the training set, whose columns it must have.
         """
+        if self.decimal == self.separator and '"' not in read_text(file, self.encoding):  # that sets off the numbers
+            raise DataError(f"dataset.decimal={self.decimal!r} is the separator, too; set dataset.separator to ';'")
         header, cells, _ = read_rows(file, self.separator, encoding=self.encoding)
         header = [name.strip() for name in header]
         listed = ", ".join(header)
@@ -154,14 +156,14 @@ class Csv(Sizes):
             raise DataError(f"dataset.target={', '.join(absent)}: {file} has no such column, only {', '.join(names)}")
         if len(set(self._targets)) == len(set(names)):
             raise DataError(f"dataset.target={', '.join(self._targets)}: {file} has no other column to predict it from")
+        check_named(names, str(file))
         columns = []
         for place in used:
             name = header[place]
             words = name in (self.categories or ()) or (train is not None and name in train and train[name].is_words)
             mixed = self.task == "classification" and name in (self._targets or names[-1:])
             columns.append(parse_column(cells[place], self.decimal, str(file), name, words=words, mixed=mixed))
-        if problems := header_problems(names, columns, str(file)):
-            raise DataError(*problems)
+        check_header(names, columns, str(file))
         table = dict(zip(names, columns, strict=True))
         return self._complete(file, table if train is None else {name: table[name] for name in train})
 
@@ -172,12 +174,18 @@ class Csv(Sizes):
         if labels:
             gaps[f"all of {', '.join(self._targets)}"] = np.all([column.missing for column in labels], axis=0)
         empty = {name: int(rows.sum()) for name, rows in gaps.items() if rows.any()}
+        if void := [name for name, column in table.items() if len(column.missing) and column.missing.all()]:
+            raise DataError(
+                f"{file}: no cell of {', '.join(void)} is filled; fill it, or set dataset.leave_out=[{','.join(void)}]"
+            )
         if empty and self.missing == "error":
             counts = ", ".join(f"{name} ({number})" for name, number in list(empty.items())[:6])
             raise DataError(f"{file} has empty cells: {counts}; fill them, or set dataset.missing=drop")
         whole = ~np.any([*gaps.values()], axis=0)
         if whole.sum() < 2:
-            raise DataError(f"{file} has {whole.sum()} rows without empty cells; there must be two at least")
+            raise DataError(
+                f"{file} has {counted(int(whole.sum()), 'row')} without empty cells; there must be two at least"
+            )
         return {name: column.take(whole) for name, column in table.items()}, int((~whole).sum())
 
     def _labels(self, table: Table) -> list[str]:
@@ -223,7 +231,7 @@ def _encoded(train: Table, test: Table, where: str) -> tuple[tuple[Tensor, Tenso
         shown = ", ".join(values[:4].tolist()) + ", …" * (len(values) > 4)
         new = int((~columns[-1][1].any(1)).sum())
         notes.append(
-            f"column {name} holds {what} and became {len(values)} columns of 0 and 1 ({shown})"
+            f"column {name} holds {what} and became {counted(len(values), 'column')} of 0 and 1 ({shown})"
             + f"; {new:,} test rows have a value that no training row has" * bool(new)
         )
     train_inputs, test_inputs = (

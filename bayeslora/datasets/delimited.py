@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from bayeslora.datasets.validation import NO_NUMBER
 from bayeslora.errors import DataError
 
 if TYPE_CHECKING:
@@ -19,11 +20,32 @@ if TYPE_CHECKING:
 DECIMALS = (".", ",")
 """Decimal marks that numbers may have."""
 
-GROUPED = r"\d{1,3}(?:[.,' \x{a0}\x{202f}’]\d{3})+(?:[.,]\d+)?"
-LIKE_NUMBER = rf"^[€$£¥]?\s*[+−–-]?[€$£¥]?\s*(?:{GROUPED}|\d+(?:[.,]\d+)?|\d+/\d+)\s*[\pL°%‰€$£¥²³/]{{0,12}}$"
-"""What people write for a number: other decimal marks, thousands separators, a currency, a unit."""
+GROUPED = r"\p{Nd}{1,3}(?:[.,'_ \x{a0}\x{202f}’]\p{Nd}{2,3})*[.,'_ \x{a0}\x{202f}’]\p{Nd}{3}(?:[.,]\p{Nd}+)?"
+CURRENCY = r"(?:[A-Z]{0,3}\p{Sc}|(?:USD|EUR|GBP|JPY|CHF|INR|CNY|CAD|AUD|SEK|NOK|DKK|PLN|BRL|KRW|Rs\.?)(?:\s|\b))?"
+UNIT = r"(?:\s*[\pL\p{Sc}°µ%‰²³.*·/^]{1,12}(?:[/^]-?\d+\pL*)?){0,3}"
+LIKE_NUMBER = (
+    rf"^\p{{Cf}}*[('\"]?{CURRENCY}\s*[+−–-]?{CURRENCY}\s*"
+    rf"(?:{GROUPED}|\p{{Nd}}+(?:[.,]\p{{Nd}}+)?(?:[eEdD][+−-]?\p{{Nd}}+)?|\p{{Nd}}+/\p{{Nd}}+)\p{{Cf}}*{UNIT}[)'\"]?$"
+)
+"""What people write for a number: other digits and marks, thousands separators, a currency, a unit, brackets."""
+FEWEST_NUMBERS = 3
+"""Different numbers beside one word that make a column one of numbers, whatever the word stands for."""
 ORDINAL = r"\d(?:st|nd|rd|th)$"
 DATE = r"^(?:\d{4}[-/.]\d{1,2}[-/.]\d{1,2}|\d{1,2}[-/.]\d{1,2}[-/.]\d{2,4})(?:[ T]\d{1,2}:.*)?$"
+NO_TABLES = {
+    b"PK\x03\x04": "a zip archive, as files of Excel (.xlsx) and NumPy (.npz) are; save or unpack it as CSV",
+    b"\xd0\xcf\x11\xe0": "an old file of Excel (.xls); save it as CSV",
+    b"\x1f\x8b": "compressed by gzip; unpack it",
+    b"PAR1": "a parquet file; write it as CSV, e.g. by pandas",
+    b"\x93NUMPY": "an array of NumPy; save it by np.savez for dataset=npz",
+    b"%PDF": "a PDF; save the table in it as CSV",
+    b"<!DOCTYPE": "a web page; fetch the file itself",
+    b"<html": "a web page; fetch the file itself",
+    b"version https://git-lfs": "a pointer of Git LFS; fetch the file itself by git lfs pull",
+    b"[{": "JSON; write it as CSV",
+    b'{"': "JSON; write it as CSV",
+}
+"""How files begin that are no delimited text, and what they are."""
 CARRIAGE_RETURN = "\ufdd0"
 """Stands for a carriage return within a cell, where arrow would end the line: a code point that is no character."""
 
@@ -66,6 +88,8 @@ def read_text(file: Path, encoding: str | None = "utf-8") -> str:
         content = file.read_bytes()
     except OSError as error:
         raise DataError(f"{file} cannot be read ({error.strerror})") from error
+    if kind := next((words for start, words in NO_TABLES.items() if content.lstrip().startswith(start)), None):
+        raise DataError(f"{file} is no table in text but {kind}")
     utf8 = encoding is None or encoding.lower().replace("_", "-") in ("utf-8", "utf8")
     if encoding is None:
         advice = "fetch it again, or save it as UTF-8"
@@ -73,7 +97,10 @@ def read_text(file: Path, encoding: str | None = "utf-8") -> str:
         advice = "save it as UTF-8, or set dataset.encoding=latin-1, cp1252 or what it was written in"
     else:
         advice = "save it as UTF-8, or set the right dataset.encoding"
-    if utf8 and (content[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\0" in content[:1000]):
+    utf16 = content[:2] in (b"\xff\xfe", b"\xfe\xff") or 3 * content[:1000].count(b"\0") > len(content[:1000])
+    if utf8 and not utf16 and b"\0" in content[:1000]:
+        raise DataError(f"{file} is not text: it holds bytes of 0; save it as a table in text, in UTF-8")
+    if utf8 and utf16:
         excel = '; set dataset.encoding=utf-16, and dataset.separator="\\t" for a table of Excel' * (
             encoding is not None
         )
@@ -182,20 +209,21 @@ def parse_column(
         number = _mask(pc.match_substring_regex(cells, rf"^[+-]?(?:{fraction}(?:[eE][+-]?\d+)?|(?i:inf|infinity))$"))
         if (number | nulls).all():
             return _numbers(cells, nulls, decimal)
-        filled = ~nulls
         alike = number | _mask(pc.match_substring_regex(cells, LIKE_NUMBER)) & ~_mask(
             pc.match_substring_regex(cells, ORDINAL)
         )
-        if not mixed and 2 * (alike & filled).sum() > filled.sum():
-            row = int(np.flatnonzero(filled & ~number)[0])
-            cell = cells[row].as_py()
+        others = cells.filter(pa.array(~alike & ~nulls))
+        one_word = len(others.unique()) == 1 and len(cells.filter(pa.array(alike)).unique()) >= FEWEST_NUMBERS
+        if not mixed and (one_word or 2 * (alike & ~nulls).sum() > (~nulls).sum()):
+            row = int(np.flatnonzero(~nulls & ~number)[0])
+            cell, share = cells[row].as_py(), "all other" if one_word else "most"
             raise DataError(
-                f"{where}, row {row + 1} below the header, column {name}: {cell!r} is no number, while most cells of"
+                f"{where}, row {row + 1} below the header, column {name}: {cell!r} is no number, while {share} cells of"
                 f" the column look like numbers; {_fix(cell, decimal)}. If they are categories, set"
                 f" dataset.categories=[{name}]"
             )
-        if _mask(pc.is_in(pc.utf8_lower(cells), pa.array(["true", "false", ""]))).all():
-            return Column(_mask(pc.equal(pc.utf8_lower(cells), "true")), empty)
+        if (_mask(pc.is_in(pc.utf8_lower(cells), pa.array(["true", "false"]))) | nulls).all():
+            return Column(_mask(pc.equal(pc.utf8_lower(cells), "true")), nulls)
     dates = _mask(pc.match_substring_regex(cells, DATE))
     return Column(cells.to_numpy().astype(object), empty, bool(2 * dates.sum() > (~empty).sum()))
 
@@ -227,23 +255,28 @@ def _fix(cell: str, decimal: str) -> str:
     return "write numbers only, and nothing where there is none (with dataset.missing=drop)"
 
 
-def header_problems(names: list[str], columns: list[Column], where: str) -> list[str]:
-    """What is wrong with the names of a table's columns, one message each."""
+def check_named(names: list[str], where: str) -> None:
+    """Raise `DataError` for columns without a name."""
     unnamed = [place + 1 for place, name in enumerate(names) if not name]
     if unnamed:
-        return [
+        raise DataError(
             f"{where}: column {', '.join(map(str, unnamed[:6]))} of {len(names)} has no name; name each in the first"
             " line, or write the file without it (pandas: to_csv(…, index=False))"
-        ]
+        )
+
+
+def check_header(names: list[str], columns: list[Column], where: str) -> None:
+    """Raise `DataError` for a header that looks like one more row, or names two columns alike."""
     if _is_data(names, columns):
-        return [
+        raise DataError(
             f"{where} seems to have no header line: its first line is {', '.join(names[:6])}, like the lines below;"
             " put a line with the columns' names first"
-        ]
+        )
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        return [f"{where}: {names.count(twice[0])} columns are called {twice[0]}; give each column its own name"]
-    return []
+        raise DataError(
+            f"{where}: {names.count(twice[0])} columns are called {twice[0]}; give each column its own name"
+        )
 
 
 def _is_data(names: list[str], columns: list[Column]) -> bool:
@@ -256,6 +289,7 @@ def _is_data(names: list[str], columns: list[Column]) -> bool:
     repeated = [name in set(column.values) for name, column in zip(names, columns, strict=True) if column.is_words]
     if not over_numbers:
         return all(repeated)
+    over_numbers = [name for name in over_numbers if name.lower() not in NO_NUMBER] or over_numbers
     try:
         numbers = [float(name.replace(",", ".")) for name in over_numbers]
     except ValueError:

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 LABELS = ("label", "labels", "fine_label", "class", "target", "category", "intent", "sentiment")
 """What the column of labels is called: the first that is there, after a column of the hub's type `ClassLabel`."""
+IDS = ("id", "idx", "index", "guid", "uid", "uuid")
+"""What columns of words are called that number the rows."""
 STRINGS = ("string", "large_string")
 """The hub's types of texts."""
 TESTS = ("test", "validation", "valid", "val", "dev")
@@ -46,7 +48,8 @@ class Hub(TextSettings):
         path: `owner/name` on the hub, or a folder whose files are called after their split (`train.csv`, `test.csv`).
         subset: of the hub's dataset, where it has several.
         train, test: names of the splits; None: `train`, and the first of `TESTS`, or a share of the training set.
-        inputs: the columns to predict from, one of images, or one or two of texts; None: all images or texts there are.
+        inputs: the columns to predict from, one of images, or one or two of texts; None: the images, or all texts that
+            are neither ids nor the label in words.
         label: the column of classes, or of lists of labels; None: found by type and name.
         size: of images: height and width in pixels; None: those of the first image.
         test_share: share held out where there is no test set.
@@ -160,7 +163,14 @@ class Hub(TextSettings):
         if label not in split.column_names:
             return []
         if self._are_lists(split, label):
-            return [None if row is None else tuple(row) for row in split[label]]
+            rows = [None if row is None else tuple(row) for row in split[label]]
+            for value in (value for row in rows for value in row or ()):
+                if not isinstance(value, str | int) and value not in (-1.0, 0.0, 1.0):
+                    raise DataError(
+                        f"{self.path}, column {label}: {value!r} is in a list of labels; give the numbers or names of"
+                        " those that hold, or 1, 0 and -1 (not known) for each label"
+                    )
+            return rows
         named = bool(getattr(split.features[label], "names", None))
         return labels_or_none(list(split[label]), named, f"{self.path}, column {label}", classes)
 
@@ -179,8 +189,22 @@ class Hub(TextSettings):
         images = [name for name, kind in split.features.items() if isinstance(kind, datasets.Image)]
         texts = [n for n, kind in split.features.items() if n != label and getattr(kind, "dtype", "") in STRINGS]
         if not images and not texts:
-            raise DataError(f"{self.path}: no column holds images or texts, only {', '.join(split.column_names)}")
-        return images[:1] or texts
+            empty = [
+                f"{name} is empty" for name, kind in split.features.items() if getattr(kind, "dtype", "") == "null"
+            ]
+            raise DataError(
+                f"{self.path}: no column holds images or texts, only {', '.join(split.column_names)}"
+                + f" ({', '.join(empty)})" * bool(empty)
+            )
+        told = [name for name in texts if name.lower() in IDS or self._tells_label(split, name, label)]
+        return images[:1] or [name for name in texts if name not in told] or texts
+
+    def _tells_label(self, split: datasets.Dataset, name: str, label: str) -> bool:
+        """Whether a column of texts is the label in words: one text a class, always the same."""
+        if self._are_lists(split, label):
+            return False
+        texts, labels = split[name], split[label]
+        return len(set(zip(texts, labels, strict=True))) == len(set(texts)) == len(set(labels)) < len(texts) / 2
 
     def _images(
         self, train: datasets.Dataset, test: datasets.Dataset, column: str, label: str, notes: Sequence[str]
@@ -210,12 +234,18 @@ class Hub(TextSettings):
         elif names:
             targets = Targets(torch.from_numpy(stored[0]), torch.from_numpy(stored[1]), names)
         else:
+            if stored[0].dtype.kind == "f":
+                raise DataError(
+                    f"{self.path}, column {label}: the labels are numbers such as {stored[0][0]:g}, not classes; set"
+                    " dataset.label to a column of classes"
+                )
             targets = read_targets(stored[0], stored[1], "classification", str(self.path))
         inputs = decoded["images"][: len(parts[0])], decoded["images"][len(parts[0]) :]
+        classes = None if several else targets.train
         left_out = [f"{count:,} {reason} left out" for reason, count in sum(dropped, Counter()).items()]
         return assemble(
             self.name, inputs, targets, target_names=names if several else (),
-            notes=[*notes, *left_out, *decoding_notes(decoded), *shared_notes(*inputs)], sizes=self,
+            notes=[*notes, *left_out, *decoding_notes(decoded), *shared_notes(*inputs, classes)], sizes=self,
         )  # fmt: skip
 
     def _texts(
@@ -226,6 +256,11 @@ class Hub(TextSettings):
                 f"{self.path} holds texts (columns {', '.join(columns)}): choose a model of texts, e.g."
                 " model=roberta_lora, or set dataset.tokenizer"
             )
+        others = [n for n, kind in train.features.items() if getattr(kind, "dtype", "") in STRINGS and n != label]
+        if len(others) > 1 and not self.inputs:
+            unread = [name for name in others if name not in columns]
+            left_out = f"; left out: {', '.join(unread)}, an id or the label in words" * bool(unread)
+            notes = [*notes, f"the texts are those of {', '.join(columns)}{left_out}"]
         names = tuple(getattr(train.features[label], "names", None) or ())
         labels, several = [list(train[label]), list(test[label])], self._are_lists(train, label)
         if several:
@@ -251,15 +286,22 @@ def load(path: str, subset: str | None) -> Any:
 
     datasets.disable_progress_bars()
     folder = Path(path).expanduser()
+    if folder.is_file() or (not folder.is_dir() and (path.startswith(("/", "~", ".")) or path.count("/") > 1)):
+        raise DataError(
+            f"dataset.path={path} {'is a file' if folder.is_file() else 'does not exist'}; name a folder of files such"
+            " as train.csv and test.csv, or owner/name of a dataset of the hub"
+        )
     try:
         name = str(folder) if folder.is_dir() else path
         words = {}
         if hasattr(datasets.load_dataset_builder(name, name=subset).config, "keep_default_na"):
             words = {"keep_default_na": False, "na_values": [""]}  # of CSV: null, NA and None are words, too
         return datasets.load_dataset(name, name=subset, **words)
-    except (DatasetsError, OSError, ValueError, HTTPError) as error:
+    except (DatasetsError, OSError, ValueError, RuntimeError, HTTPError) as error:  # Runtime: a script to be run
         reason = " ".join(str(error.__cause__ or error).split())[:300]
-        where = "the folder" if folder.is_dir() else "on the hub"
+        where = "in the folder" if folder.is_dir() else "from the hub"
+        if "codec can't decode" in reason:
+            reason += "; save it as UTF-8"
         raise DataError(
             f"dataset.path={path} cannot be read {where} ({reason}). Give owner/name of a dataset of the hub (without a"
             " network: fetch its parquet files into a folder), or a folder of files such as train.csv and test.csv"

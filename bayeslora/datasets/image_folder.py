@@ -7,6 +7,7 @@ for classes, the second splits by words in file names (`dog_test_1.jpg`), and ne
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import KW_ONLY, dataclass
@@ -96,7 +97,7 @@ class ImageFolder(Sizes):
         inputs = decoded["images"][: len(train)], decoded["images"][len(train) :]
         return assemble(
             root.name, inputs, Targets(numbers[0], numbers[1], tuple(names)), sizes=self,
-            notes=[*notes, *left_out_notes(root, files), *decoding_notes(decoded), *shared_notes(*inputs)],
+            notes=[*notes, *left_out_notes(root, files), *decoding_notes(decoded), *shared_notes(*inputs, numbers[0])],
         )  # fmt: skip
 
     def _hold_out(self, files: list[tuple[Path, int]]) -> tuple[list[tuple[Path, int]], list[tuple[Path, int]]]:
@@ -104,6 +105,11 @@ class ImageFolder(Sizes):
         parts: tuple[list[tuple[Path, int]], list[tuple[Path, int]]] = [], []
         for number in sorted({number for _, number in files}):
             own = [entry for entry in files if entry[1] == number]
+            if len(own) < 2:
+                raise DataError(
+                    f"{own[0][0].parent} holds one image, of which none can be held out for the test set; add some, or"
+                    " make a folder test/ beside train/"
+                )
             for part, rows in zip(parts, held_out(len(own), self.test_share), strict=True):
                 part.extend(own[row] for row in rows)
         return parts
@@ -126,9 +132,12 @@ class Layout:
         """The splits in a folder, by name in any case; a folder so called without folders in it is a class.
 
         Raises:
-            DataError: two folders have names of one split, or splits and classes lie side by side.
+            DataError: two folders have names of one split, splits and classes lie side by side, or splits in classes.
         """
         folders = {name: name.casefold() for name in subfolders(root)}
+        by_word = {name: _split_word(name) for name in folders if subfolders(root / name)}
+        if all({*by_word.values()} & {*names} for names in (TRAIN_NAMES, TEST_NAMES)) and None not in by_word.values():
+            folders |= {name: word for name, word in by_word.items() if word}  # train_images/ and test_images/
         splits = [name for name, word in folders.items() if word in TRAIN_NAMES + TEST_NAMES]
         nested = [name for name in splits if subfolders(root / name)]
         if not nested:
@@ -136,6 +145,12 @@ class Layout:
                 raise DataError(
                     f"{root} holds {', '.join(splits)}, which are names of splits, with no folder for each class in"
                     f" them, as in {root / splits[0]}/cats/1.jpg"
+                )
+            inside = [{*map(str.casefold, subfolders(root / name))} for name in folders]
+            if len(inside) > 1 and all(names & {*TRAIN_NAMES} and names & {*TEST_NAMES} for names in inside):
+                raise DataError(
+                    f"{root} holds folders of splits in each folder of a class ({', '.join(folders)}); put the splits"
+                    f" outside, as in {root}/train/{next(iter(folders))}/1.jpg"
                 )
             return cls(root, None)
         train = [name for name in nested if folders[name] in TRAIN_NAMES]
@@ -151,6 +166,12 @@ class Layout:
                 " put the folders of all classes into train/ and test/, or all classes side by side"
             )
         return cls(root / train[0], root / first[0] if first else None)
+
+
+def _split_word(name: str) -> str | None:
+    """The name of a split in a folder's name, as in `train_images` or `seg-test`; None: there is none, or several."""
+    words = [word for word in re.split(r"[\W_]+", name.casefold()) if word in TRAIN_NAMES + TEST_NAMES]
+    return words[0] if len(words) == 1 else None
 
 
 def is_hidden(name: str) -> bool:
@@ -175,6 +196,11 @@ def class_folders(root: Path) -> list[str]:
         raise DataError(
             f"{root} holds {present}; it must hold a folder for each class, two at least, as in {root}/cats/1.jpg"
             f" and {root}/dogs/1.jpg"
+            + (
+                f"; set dataset.path={root / names[0]} if that holds them"
+                if names and subfolders(root / names[0])
+                else ""
+            )
         )
     return names
 

@@ -107,12 +107,14 @@ class Picture:
         whole: whether levels of mode `"F"` are whole numbers.
         transparent: whether it had transparency, which was laid on white.
         frames: how many images the file holds; this is the first.
+        cut: whether it has colours of 16 bits, of which Pillow reads the upper 8.
     """
 
     image: Image.Image
     whole: bool = False
     transparent: bool = False
     frames: int = 1
+    cut: bool = False
 
 
 def open_picture(source: Path | bytes, where: str, fix: str = "remove or mend it") -> Picture:
@@ -129,17 +131,18 @@ def open_picture(source: Path | bytes, where: str, fix: str = "remove or mend it
     try:
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as file:
             frames = getattr(file, "n_frames", 1)
+            cut = file.mode[0] not in "IF" and any(";16" in str(tile[3]) for tile in file.tile)
             image = ImageOps.exif_transpose(file)
             if image.mode[0] in "IF":
                 if image.has_transparency_data:
                     raise ValueError("16-bit grey levels with a transparent one are not supported")
                 return Picture(Image.fromarray(_levels(image)), image.mode[0] == "I", frames=frames)
             if not image.has_transparency_data:
-                return Picture(image.convert("L" if image.mode in GREY_MODES else "RGB"), frames=frames)
+                return Picture(image.convert("L" if image.mode in GREY_MODES else "RGB"), frames=frames, cut=cut)
             grey, image = image.mode in GREY_MODES, image.convert("RGBA")
             transparent = image.getchannel("A").getextrema() != (255, 255)
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-            return Picture(image.convert("L" if grey else "RGB"), transparent=transparent, frames=frames)
+            return Picture(image.convert("L" if grey else "RGB"), transparent=transparent, frames=frames, cut=cut)
     except (*DAMAGED, Image.DecompressionBombError) as error:
         reason = str(error).split(" <")[0]
         raise DataError(f"{where} cannot be read as an image ({reason}); {fix}") from error
@@ -164,7 +167,7 @@ def decode_images(
 
     Levels of more than 8 bits are scaled to 0..255 by one line for all images, so that they can still be compared:
     whole numbers from 0 to the largest of `WHOLE_LEVELS` that is needed, fractions from 0 to 1; those of other ranges
-    from their smallest to their largest.
+    from their smallest to their largest. Of colours of 16 bits the upper 8 are taken.
 
     Args:
         sources: files or their contents, each with its name for messages; at least one.
@@ -172,14 +175,16 @@ def decode_images(
         channels: 3 (colour) or 1 (grey); None: 1 if all images are grey.
 
     Returns:
-        `images` uint8 [N, C, size, size], and what `decoding_notes` reads: `transparent` and `several` (frames), counts
-        of images, and `whole` and `real`, float64 [3]: count of images of such levels, and which became 0 and 255.
+        `images` uint8 [N, C, size, size], and what `decoding_notes` reads: `transparent`, `several` (frames) and `cut`
+        (colours of 16 bits), counts of images, and `whole` and `real`, float64 [3]: count of images of such levels, and
+        which became 0 and 255.
 
     Raises:
-        DataError: one cannot be read.
+        DataError: one cannot be read, or the upper 8 bits of all colours of 16 are nearly empty.
     """
     arrays: list[np.ndarray] = []
     kinds: dict[str, list[int]] = {"whole": [], "real": []}
+    cut: list[tuple[int, str]] = []
     transparent = several = 0
     for row, (source, where) in enumerate(sources):
         picture = open_picture(source, where)
@@ -193,11 +198,19 @@ def decode_images(
         arrays.append(pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1))
         transparent += picture.transparent
         several += picture.frames > 1
+        if picture.cut:
+            cut.append((int(arrays[-1].max()), where))
+    if cut and max(cut)[0] <= WHOLE_LEVELS[-2] >> 8:
+        raise DataError(
+            f"{cut[0][1]} has colours of 16 bits, as have {len(cut) - 1:,} others, and none a level above"
+            f" {WHOLE_LEVELS[-2]:,}: the upper 8 bits, which are read, are nearly black; save them as images of 8 bits"
+        )
     scales = {kind: _scale_levels(arrays, rows, kind == "whole") for kind, rows in kinds.items()}
     channels = channels or max(len(array) for array in arrays)
     wide = [np.broadcast_to(array, (channels, *array.shape[1:])) for array in arrays]
     images = torch.from_numpy(np.array(wide, order="C"))
-    return {"images": images, "transparent": torch.tensor(transparent), "several": torch.tensor(several), **scales}
+    counts = {"transparent": transparent, "several": several, "cut": len(cut)}
+    return {"images": images, **{name: torch.tensor(count) for name, count in counts.items()}, **scales}
 
 
 def _scale_levels(arrays: list[np.ndarray], rows: Sequence[int], whole: bool) -> Tensor:
@@ -220,6 +233,7 @@ def decoding_notes(decoded: dict[str, Tensor]) -> list[str]:
     notes = {
         "{:,} images with transparency laid on white": decoded["transparent"],
         "{:,} image files with several frames, of which the first is taken": decoded["several"],
+        "{:,} images with colours of 16 bits, of which the upper 8 are taken": decoded["cut"],
     }
     for kind, levels in (("whole", "of more than 8 bits: levels"), ("real", "of real numbers:")):
         count, low, high = decoded[kind].tolist()
@@ -227,11 +241,24 @@ def decoding_notes(decoded: dict[str, Tensor]) -> list[str]:
     return [note.format(int(count)) for note, count in notes.items() if count]
 
 
-def shared_notes(train: Tensor, test: Tensor) -> list[str]:
-    """Says how many test images [N, C, H, W] are training images as well, to the last byte."""
-    seen = {_digest(image) for image in train}
-    count = sum(_digest(image) in seen for image in test)
-    return [f"{count:,} of {len(test):,} test images are also among the training images"] if count else []
+def shared_notes(train: Tensor, test: Tensor, classes: Tensor | None = None, what: str = "images") -> list[str]:
+    """Says how many test images [N, …] are training images as well, to the last byte.
+
+    Args:
+        train, test: the images.
+        classes: of the training images, int64 [N]: says too how many of them are in several classes.
+        what: they are called.
+    """
+    labels: dict[bytes, set[int]] = {}
+    for image, label in zip(train, (torch.zeros(len(train)) if classes is None else classes).tolist(), strict=True):
+        labels.setdefault(_digest(image), set()).add(label)
+    count = sum(_digest(image) in labels for image in test)
+    twice = sum(len(own) > 1 for own in labels.values())
+    notes = {
+        f"{count:,} of {len(test):,} test {what} are also among the training {what}": count,
+        f"{twice:,} training {what} are there under several classes": twice,
+    }
+    return [note for note, holds in notes.items() if holds]
 
 
 def _digest(image: Tensor) -> bytes:

@@ -78,7 +78,7 @@ def from_examples(
         real, classes = _targets(whole, class_names, name)
     own_transform = transform or default_transform(ours.inputs)
     data = Data(name, ours, held_out, tested, class_names=classes, transform=own_transform, real=real, labels=named)
-    return data.with_scale_notes()
+    return data.with_notes()
 
 
 def as_split(
@@ -102,8 +102,8 @@ def as_split(
     if isinstance(examples, torch.utils.data.TensorDataset):
         examples = examples.tensors
     if isinstance(examples, tuple | list) and len(examples) == 2 and _is_array(examples[0]):
-        given, targets = examples[0], torch.as_tensor(examples[1])
-        inputs: Any = tree_map(torch.as_tensor, dict(given) if isinstance(given, Mapping) else given)
+        given = dict(examples[0]) if isinstance(examples[0], Mapping) else examples[0]
+        targets, inputs = _tensor(examples[1], part), tree_map(lambda values: _tensor(values, part), given)
     else:
         inputs, targets = _collected(examples, part)
     for name, held in inputs.items() if isinstance(inputs, Mapping) else [("", inputs)]:
@@ -116,15 +116,37 @@ def as_split(
         raise DataError(f"{part} holds no examples")
     as_targets = _as_labels if labels else _as_targets
     own = (torch.float32, torch.float64)  # which the model has its own of
-    inputs = tree_map(lambda held: held.to(precision) if held.dtype in own else held, inputs)
+    inputs = tree_map(lambda held: _in_precision(held, part, precision) if held.dtype in own else held, inputs)
     return Split(inputs, as_targets(targets, part, precision))
 
 
 def _is_array(value: Any) -> bool:
-    """Whether it is an array, or several by name."""
+    """Whether it is an array or a table of pandas, or several by name."""
     if isinstance(value, Mapping):
         return bool(value) and all(map(_is_array, value.values()))
-    return isinstance(value, Tensor | np.ndarray)
+    return isinstance(value, Tensor | np.ndarray) or hasattr(value, "to_numpy")
+
+
+def _tensor(values: Any, part: str) -> Tensor:
+    """A tensor of an array, of a table of pandas or of numbers."""
+    try:
+        return torch.as_tensor(np.array(values.to_numpy()) if hasattr(values, "to_numpy") else values)
+    except (TypeError, ValueError, RuntimeError) as error:
+        kind = f"an array of {values.dtype}" if isinstance(values, np.ndarray) else type(values).__name__
+        raise DataError(
+            f"{part}: {kind} holds something else than numbers; make numbers of words (0, 1, … of classes), and leave"
+            " out what is missing"
+        ) from error
+
+
+def _in_precision(values: Tensor, part: str, precision: torch.dtype) -> Tensor:
+    """Real numbers in another precision."""
+    changed = values.to(precision)
+    if values.isfinite().all() and not changed.isfinite().all():
+        raise DataError(
+            f"{part}: there is a number {values.abs().max():.1e}, too large for {precision}; scale the data"
+        )
+    return changed
 
 
 def _collected(examples: Any, part: str) -> tuple[Any, Tensor]:
@@ -177,7 +199,7 @@ def _as_targets(targets: Tensor, part: str, precision: torch.dtype) -> Tensor:
         return classes.long()
     if not targets.isfinite().all():
         raise DataError(f"{part}: {int((~targets.isfinite()).sum())} targets are NaN or infinite; leave them out")
-    return targets.to(precision).reshape(len(targets), -1)
+    return _in_precision(targets, part, precision).reshape(len(targets), -1)
 
 
 def _as_labels(targets: Tensor, part: str, precision: torch.dtype) -> Tensor:  # noqa: ARG001
@@ -247,7 +269,7 @@ def load_data(dataset: Any, labels: bool = False) -> Data:
     data = data.with_one_label() if labels and len(data.class_names) == 2 else data
     for note in data.notes:
         log.info("%s: %s", data.name, note)
-    return data.with_scale_notes()
+    return data.with_notes()
 
 
 def made_data(

@@ -76,7 +76,7 @@ class Npz(Sizes):
         train, test = (_inputs(arrays[name], f"{file}, {name}") for name in ("x_train", "x_test"))
         if train.dtype == torch.uint8:
             notes += ["4 channels, taken as they are: transparency is not applied"] * (train.shape[1] == 4)
-            notes += shared_notes(train, test)
+        notes += shared_notes(train, test, what="images" if train.dtype == torch.uint8 else "examples")
         if train.shape[1:] != test.shape[1:] or train.dtype != test.dtype:
             raise DataError(f"{file}: x_train is {list(train.shape)} and x_test {list(test.shape)}: not of one form")
         return assemble(
@@ -139,9 +139,11 @@ def _inputs(array: np.ndarray, where: str) -> Tensor:
         array = np.moveaxis(array, channel_axis(array.shape, where), 1)
     if array.dtype == np.uint8 and array.ndim in (3, 4):
         return torch.from_numpy(np.ascontiguousarray(array[:, None] if array.ndim == 3 else array))
-    numbers = torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))
+    with np.errstate(over="ignore"):
+        numbers = torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))
     if not numbers.isfinite().all():
-        raise DataError(f"{where}: {int((~numbers.isfinite()).sum())} values are NaN or infinite; fill or remove them")
+        count, most = int((~numbers.isfinite()).sum()), np.finfo(np.float32).max
+        raise DataError(f"{where}: {count} values are NaN, infinite or above {most:.1e}; fill or remove them")
     return numbers
 
 

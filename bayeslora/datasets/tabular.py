@@ -16,12 +16,11 @@ from torch import Tensor
 from bayeslora.datasets.base import Data, Real, Sizes, Split
 from bayeslora.datasets.images import Normalise
 from bayeslora.datasets.in_memory import Identity
+from bayeslora.datasets.validation import NO_NUMBER, one_hot_problems
 from bayeslora.errors import DataError, Problems
 from bayeslora.rng import generator
 
 TASKS = ("auto", "classification", "regression", "labels")
-NO_NUMBER = ("na", "n/a", "nan", "null", "none")
-"""Words that stand for no label among labels that are numbers."""
 MOST_CLASSES = 20
 """Whole numbers of at most so many values are taken for classes, where the task is not given."""
 
@@ -87,6 +86,11 @@ def read_targets(train: np.ndarray, test: np.ndarray, task: str, where: str) -> 
     if task == "labels" or (task == "auto" and train.ndim == 2 and train.shape[1] > 1 and look_like_labels(train)):
         return _labels(train, test, where)
     train, test = (y[:, 0] if y.ndim == 2 and y.shape[1] == 1 else y for y in (train, test))
+    if train.ndim > 2:
+        raise DataError(
+            f"{where}: the targets are {list(train.shape)}; they must be one an example, [N], or several, [N, D]. A"
+            " class at each position, of a token or a pixel, goes through bayeslora.sample"
+        )
     if task == "classification" or (task == "auto" and _look_like_classes(train)):
         return _classes(train, test, where)
     try:
@@ -117,6 +121,8 @@ def labels_or_none(labels: Sequence[Any], named: bool, where: str, classes: Set[
             " choose another column"
         )
     labels = [None if isinstance(label, float) and math.isnan(label) else label for label in labels]
+    if len({isinstance(label, str) for label in (*labels, *classes) if label is not None}) > 1:
+        labels = [None if label is None else str(label) for label in labels]  # words and numbers in a JSON
     if all(label is None or (isinstance(label, float) and label.is_integer()) for label in labels):
         labels = [None if label is None else int(label) for label in labels]  # whole numbers beside empty cells
     nothing: set[Any] = {None, "", "-1", *(["-"] if "+" not in labels else [])}
@@ -168,11 +174,16 @@ def several_labels(
         where: the source, for messages.
 
     Raises:
-        DataError: a test example has a label that no training example has.
+        DataError: a test example has a label that no training example has, the lists are one-hot, or a number in one
+            is none of a label.
     """
     rows = [row for row in train if row is not None]
     lengths = {len(row) for row in rows}
     flags = len(lengths) == 1 and {value for row in rows for value in row} <= {-1, 0, 1}
+    if names is None and flags and lengths != {1} and all(row.count(1) == 1 and -1 not in row for row in rows):
+        raise DataError(
+            f"{where}: the lists are one-hot, a 1 for the class and 0 elsewhere; give the number of the class"
+        )
     if names is None and flags and any(len(set(row)) < len(row) for row in rows):
         shown = _numbered("label", lengths.pop())
         strange = [row for row in test if row is not None and len(row) != len(shown)]
@@ -183,6 +194,9 @@ def several_labels(
         ]
         return as_rows[0], as_rows[1], shown
     values = list(range(len(names))) if names else sorted({value for row in rows for value in row})
+    given = [value for row in (*rows, *test) if row is not None for value in row if not isinstance(value, str)]
+    if strange := [value for value in given if value < 0 or (names and value not in values)]:
+        raise DataError(f"{where}: {strange[0]} is in a list of labels and is none of them; take it out of the lists")
     if new := sorted({value for row in test if row is not None for value in row if value not in values}):
         raise DataError(f"{where}: no training example has the label {new[0]}, which a test example has")
     held = [
@@ -202,6 +216,8 @@ def _look_like_classes(targets: np.ndarray) -> bool:
 
 def _classes(train: np.ndarray, test: np.ndarray, where: str) -> Targets:
     if train.ndim != 1:
+        if problems := one_hot_problems(where, torch.from_numpy(train)) if train.dtype.kind in "iufb" else []:
+            raise DataError(*problems)
         raise DataError(
             f"{where}: classes must be one an example, not {list(train.shape)}; set dataset.task=regression"
         )
@@ -212,7 +228,10 @@ def _classes(train: np.ndarray, test: np.ndarray, where: str) -> Targets:
     known = {value: number for number, value in enumerate(values.tolist())}
     new = sorted({str(value) for value in test.tolist() if value not in known})
     if new:
-        raise DataError(f"{where}: no training example is of class {', '.join(new[:4])}, which test examples are")
+        raise DataError(
+            f"{where}: no training example is of class {', '.join(new[:4])}, which test examples are; there are"
+            f" {len(values):,} classes in {len(train):,} training examples"
+        )
     names = tuple(f"{value:g}" if isinstance(value, float) else str(value) for value in values.tolist())
     return Targets(torch.from_numpy(numbers), torch.tensor([known[value] for value in test.tolist()]), names)
 
@@ -277,9 +296,9 @@ def channel_scale(images: Tensor) -> Normalise:
 
 
 def _moments(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and sd of each column, float64; sd 1 where a column is constant."""
-    values = values.double()
-    mean, sd = values.mean(0, keepdim=True), values.std(0, unbiased=False, keepdim=True)
+    """Mean and sd of each column, of images [N, C, H, W] of each channel, float64; sd 1 where it is constant."""
+    values, over = values.double(), (0, 2, 3) if values.ndim == 4 else (0,)
+    mean, sd = values.mean(over, keepdim=True), values.std(over, unbiased=False, keepdim=True)
     return mean, torch.where(sd > 1e-12 * (1 + mean.abs()), sd, 1.0)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,6 +10,8 @@ from torch import Tensor
 
 from bayeslora.errors import DataError
 
+NO_NUMBER = ("na", "n/a", "nan", "null", "none")
+"""Words that stand for no label among labels that are numbers."""
 LARGE, SMALL = 100.0, 0.01
 """Root mean squares beyond which inputs and targets are called out: priors and step sizes suit values near 1."""
 
@@ -31,11 +34,7 @@ def split_problems(part: str, inputs: Any, targets: Tensor, num_classes: int, la
     ]
     if labels:
         return problems + _label_problems(part, targets, labels)
-    if is_one_hot(targets):
-        problems.append(
-            f"{part}: the targets {list(targets.shape)} are one-hot, a 1 for the class and 0 elsewhere; give the number"
-            " of the class: targets.argmax(1)"
-        )
+    problems += one_hot_problems(part, targets)
     if num_classes and len(targets) and not targets.is_floating_point():
         if targets.ndim > 1:
             problems += _left_out_problems(part, targets)
@@ -83,6 +82,16 @@ def is_one_hot(targets: Tensor) -> bool:
     return bool(((ones | (targets == 0)).all() & (ones.sum(1) == 1).all()).item())
 
 
+def one_hot_problems(part: str, targets: Tensor) -> list[str]:
+    """Says of one-hot targets what they are."""
+    if not is_one_hot(targets):
+        return []
+    return [
+        f"{part}: the targets {list(targets.shape)} are one-hot, a 1 for the class and 0 elsewhere; give the number of"
+        " the class: targets.argmax(1)"
+    ]
+
+
 def check_class_numbers(targets: Tensor, part: str) -> None:
     """Raise `DataError` unless whole-number targets are classes from 0 on, int [N] or [N, *positions]."""
     if is_one_hot(targets):
@@ -102,6 +111,27 @@ def check_counted_from_0(targets: Tensor, name: str) -> None:
             f"{name}: the classes are numbered from 1 to {present[-1]}, not from 0; subtract 1, or give class_names of"
             " all classes if class 0 has no example"
         )
+
+
+def class_notes(names: Sequence[str], targets: Tensor) -> list[str]:
+    """What should be said of classes that may stand for no label, or whose names differ in case or spaces alone.
+
+    Args:
+        names: of the classes.
+        targets: of the training set, class numbers.
+    """
+    numbered = len(names) > 2 and all(re.fullmatch(r"-?\d+", name) for name in names)
+    nothing = {*NO_NUMBER, "", "?", *(["-"] if "+" not in names else [])}
+    notes, seen = [], dict[str, str]()
+    for number, name in enumerate(names):
+        word = name.strip().casefold()
+        if word in nothing or (numbered and word.startswith("-")):
+            count = int((targets == number).sum())
+            notes.append(f"class {name!r} ({count:,} in training) may stand for no label; if so, leave them out")
+        if len(word) > 1 and word in seen:
+            notes.append(f"the classes {seen[word]!r} and {name!r} are called alike, but for case or spaces")
+        seen.setdefault(word, name)
+    return notes
 
 
 def scale_note(what: str, values: Tensor, advice: str) -> list[str]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 import bayeslora
 from bayeslora.datasets import Npz, from_examples
 from bayeslora.datasets.base import Data, Split
-from bayeslora.datasets.in_memory import Identity
+from bayeslora.datasets.in_memory import Identity, load_data
 from bayeslora.errors import DataError, DivergedError
 from tests.cases import each
 
@@ -38,6 +39,10 @@ BAD: dict[str, tuple[Any, Any]] = {
     r"numbered from 0 on, and there is a class -1": (X, Y - 1),
     r"one-hot.*targets\.argmax\(1\)": (X, torch.eye(3)[Y]),
     r"targets \[60, 3\] are one-hot": (X, torch.eye(3)[Y].long()),
+    r"train: an array of <U1 holds something else than numbers": (X, np.array(list("abc"))[Y]),
+    r"train: an array of object holds something else": (np.array([[1.0, None]] * 60, dtype=object), Y),
+    r"there is a number 1\.0e\+300, too large for torch\.float32": (torch.full((60, 4), 1e300, dtype=torch.float64), Y),
+    r"there is a number 2\.0e\+300, too large": (X, X[:, 0].double().sign() * 2e300),
 }
 
 
@@ -60,6 +65,39 @@ def test_one_hot_targets_of_arrays_are_told_what_they_are(tmp_path: Path) -> Non
     np.savez(tmp_path / "own.npz", x=X.numpy(), y=np.eye(3)[Y])
     with pytest.raises(DataError, match="one-hot"):
         Npz(tmp_path / "own.npz").load()
+
+
+def test_classes_at_positions_and_one_hot_classes_of_arrays_are_refused(tmp_path: Path) -> None:
+    np.savez(tmp_path / "own.npz", x=np.zeros((60, 8, 8, 3), np.uint8), y=np.zeros((60, 8, 8), int))
+    with pytest.raises(DataError, match=r"targets are \[48, 8, 8\]; .* at each position"):
+        Npz(tmp_path / "own.npz").load()
+    np.savez(tmp_path / "own.npz", x=X.numpy(), y=np.eye(3, dtype=int)[Y])
+    with pytest.raises(DataError, match="one-hot"):
+        Npz(tmp_path / "own.npz", task="classification").load()
+
+
+CLASSES = {
+    "-1,0,1": ["class '-1' (20 in training) may stand for no label; if so, leave them out"],
+    "-1,1,1": [],
+    "a,NA,b": ["class 'NA' (20 in training) may stand for no label; if so, leave them out"],
+    "Yes,yes,no": ["the classes 'Yes' and 'yes' are called alike, but for case or spaces"],
+    "+,-,0": [],
+    "a,A,b": [],
+}
+
+
+@each("names", CLASSES)
+def test_classes_that_may_be_none_or_one_are_noted(names: str, tmp_path: Path) -> None:
+    values = np.array(names.split(","))[Y]
+    targets = values.astype(int) if "1" in names else values
+    np.savez(tmp_path / "own.npz", x_train=X.numpy(), y_train=targets, x_test=X.numpy() + 9, y_test=targets)
+    assert [*load_data(Npz(tmp_path / "own.npz")).notes] == CLASSES[names]
+
+
+def test_tables_of_pandas_are_arrays() -> None:
+    data = from_examples((pd.DataFrame(X.numpy()), pd.Series(Y.numpy())))
+    assert torch.equal(data.train.inputs, X)
+    assert torch.equal(data.train.targets, Y)
 
 
 @each(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -110,11 +111,13 @@ TOLERANCE = {"turned by EXIF": 4}
 """Of a format that loses something; else one level, for rounding."""
 
 
-def parquet(folder: Path, cells: list[Any], labels: list[Any], names: list[str] | None = None) -> Path:
+def parquet(
+    folder: Path, cells: list[Any], labels: list[Any], names: list[str] | None = None, kind: str = "int64"
+) -> Path:
     import datasets
 
-    kind = datasets.ClassLabel(names=names) if names else datasets.Value("int64")
-    features = datasets.Features({"image": datasets.Image(), "label": kind})
+    of_labels = datasets.ClassLabel(names=names) if names else datasets.Value(kind)
+    features = datasets.Features({"image": datasets.Image(), "label": of_labels})
     folder.mkdir(parents=True)
     made = datasets.Dataset.from_dict({"image": cells, "label": labels}, features=features)
     made.to_parquet(str(folder / "train.parquet"))
@@ -136,6 +139,29 @@ def test_every_reader_gives_what_a_viewer_shows(tmp_path: Path, kind: str) -> No
         for image in (*data.train.inputs, *data.test.inputs):
             difference = np.abs(np.broadcast_to(image.numpy(), (3, SIDE, SIDE)) - chw(np.asarray(expected, float)))
             assert difference.max() <= TOLERANCE.get(kind, 1)
+
+
+def colours_of_16_bits(file: Path, white: int) -> None:
+    """A PNG of colours of 16 bits with levels 0 to white, which Pillow cannot write."""
+
+    def chunk(name: bytes, content: bytes) -> bytes:
+        return len(content).to_bytes(4) + name + content + zlib.crc32(name + content).to_bytes(4)
+
+    rows = np.linspace(0, white, 8 * 8 * 3).astype(">u2").reshape(8, -1)
+    content = zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows))
+    header = (8).to_bytes(4) * 2 + bytes([16, 2, 0, 0, 0])
+    file.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", content) + chunk(b"IEND", b""))
+
+
+def test_colours_of_16_bits_are_cut_to_8_and_refused_where_little_is_left(tmp_path: Path) -> None:
+    for white in (4095, 65_535):
+        colours_of_16_bits(tmp_path / f"{white}.png", white)
+    files = [(tmp_path / f"{white}.png", f"{white}.png") for white in (4095, 65_535)]
+    decoded = decode_images(files, 8, channels=3)
+    assert (decoded["images"][0].max(), decoded["images"][1].max()) == (15, 255)
+    assert decoding_notes(decoded) == ["2 images with colours of 16 bits, of which the upper 8 are taken"]
+    with pytest.raises(DataError, match=r"4095\.png has colours of 16 bits, .* save them as images of 8 bits"):
+        decode_images(files[:1], 8, channels=3)
 
 
 def test_levels_of_more_than_8_bits_are_scaled_alike_and_what_was_changed_is_counted(tmp_path: Path) -> None:
@@ -263,7 +289,22 @@ def test_test_images_that_are_training_images_too_are_counted(tmp_path: Path) ->
     assert Npz(tmp_path / "own.npz").load().notes == ("2 of 2 test images are also among the training images",)
 
 
-@each(("train", "test"), [("Train", "Test"), ("training", "testing"), ("TRAIN", "Val"), ("Train", "valid")])
+def test_images_in_several_classes_are_counted(tmp_path: Path) -> None:
+    root = folder(tmp_path / "own", *(f"{s}/{name}" for s in ("train", "test") for name in CATS_AND_DOGS))
+    (root / "train/dog/1.jpg").write_bytes((root / "train/cat/1.jpg").read_bytes())
+    assert ImageFolder(root).load().notes == ("1 training images are there under several classes",)
+
+
+SPLITS = [
+    ("Train", "Test"),
+    ("training", "testing"),
+    ("TRAIN", "Val"),
+    ("Train", "valid"),
+    ("train_images", "Test-Set"),
+]
+
+
+@each(("train", "test"), SPLITS)
 def test_splits_are_known_in_any_case(tmp_path: Path, train: str, test: str) -> None:
     files = [f"{train}/{name}" for name in CATS_AND_DOGS] + [f"{test}/cat/9.png", f"{test}/dog/9.png"]
     root = folder(tmp_path / "own", *files, "unlabelled/1.png")
@@ -293,6 +334,7 @@ def test_test_images_without_classes_are_left_out_and_counted(tmp_path: Path) ->
         (["train/a/1.png", "Train/a/1.png", "test/a/1.png"], "holds Train and train; keep one"),
         (["train/a/1.png", "train/b/1.png", "cats/1.png"], "holds train of a split beside cats; put the folders"),
         (["test/a/1.png", "test/b/1.png"], "holds test of a split beside no training images"),
+        (["a/train/1.png", "a/test/1.png", "b/train/1.png", "b/test/1.png"], "splits in each folder of a class"),
         (["a/1.png", "a/2.png", "b/.1.png", "b/readme.txt"], "b holds no images"),
         ([".a/1.png", "b/1.png"], "two at least"),
     ],
@@ -321,6 +363,8 @@ def test_the_label_minus_one_is_a_class_only_where_it_cannot_be_a_missing_one(tm
     assert signs.class_names == ("-1", "1")
     with pytest.raises(DataError, match=r"the label -1 may be a class or stand for no label"):
         Hub(str(parquet(tmp_path / "other", images, [i % 3 - 1 for i in range(20)])), size=8).load()
+    with pytest.raises(DataError, match=r"the labels are numbers such as 0\.5, not classes"):
+        Hub(str(parquet(tmp_path / "real", images, [0.5, 1.5] * 10, kind="float32")), size=8).load()
     with pytest.raises(DataError, match="no example has both an image"):
         Hub(str(parquet(tmp_path / "none", images, [None] * 20)), size=8).load()
 
@@ -333,6 +377,10 @@ def test_the_axis_of_the_channels_is_found(tmp_path: Path, channels: int, dtype:
         np.savez(tmp_path / "own.npz", x_train=array, y_train=np.arange(10) % 2, x_test=array, y_test=np.arange(10) % 2)
         data = Npz(tmp_path / "own.npz", standardise=False).load()
         assert torch.equal(data.train.inputs, torch.from_numpy(x))
+        if dtype is np.float32:  # scaled by channel, as images of bytes are
+            ours = Npz(tmp_path / "own.npz").load().train.inputs
+            mean, sd = (getattr(x, what)((0, 2, 3), keepdims=True) for what in ("mean", "std"))
+            torch.testing.assert_close(ours, torch.from_numpy((x - mean) / sd), atol=1e-5, rtol=1e-5)
         assert ("4 channels, taken as they are: transparency is not applied" in data.notes) == (
             channels == 4 and dtype is np.uint8
         )

@@ -97,6 +97,15 @@ def test_lists_of_labels_in_the_hubs_form(form: str, tmp_path: Path) -> None:
     assert len(data.texts["train"]) == 4
 
 
+def test_a_number_that_is_none_of_the_named_labels_is_refused(tmp_path: Path) -> None:
+    kinds = datasets.Features({"text": datasets.Value("string"), "labels": datasets.Sequence(datasets.Value("int64"))})
+    named = datasets.Sequence(datasets.ClassLabel(names=["a", "b"]))
+    rows = datasets.Dataset.from_dict({"text": ["w"] * 9, "labels": [[0], [1], [-1]] * 3}, features=kinds)
+    rows.cast_column("labels", named).to_parquet(tmp_path / "train.parquet")
+    with pytest.raises(DataError, match="-1 is in a list of labels and is none of them"):
+        Hub(str(tmp_path), tokenizer=str(bert_tokenizer(tmp_path / "bert"))).load()
+
+
 def test_a_label_that_training_lacks_is_refused(tmp_path: Path) -> None:
     for split, label in (("train", "a"), ("test", "z")):
         (tmp_path / f"{split}.jsonl").write_text(json.dumps({"text": "some words", "labels": ["b", label]}) + "\n")

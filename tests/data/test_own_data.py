@@ -92,7 +92,7 @@ BAD_NPZ: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "no training example is of class 7": (FASHION | {"y_test": np.full(9, 7)}, {}),
     "x_train is \\[30, 1, 8, 8\\] and x_test": (FASHION | {"x_test": BYTES[:9, :4]}, {}),
     "all training examples are of class 1": (FASHION | {"y_train": CLASSES * 0 + 1}, {}),
-    "values are NaN or infinite": (FASHION | {"x_train": BYTES * np.inf, "x_test": BYTES[:9] / 1.0}, {}),
+    "values are NaN, infinite or above": (FASHION | {"x_train": BYTES * np.inf, "x_test": BYTES[:9] / 1.0}, {}),
     "1 targets are empty or not finite": ({"x": BYTES / 1.0, "y": np.where(CLASSES.cumsum() == 1, np.nan, 0.5)}, {}),
     "class_names has 2 names and": (FASHION, {"class_names": ["a", "b"]}),
     "inputs must be images or numbers": ({"x": np.array(["a"] * 30), "y": CLASSES}, {}),
@@ -191,6 +191,7 @@ READ_CSV: dict[str, tuple[tuple[str, dict[str, Any]], str, list[float]]] = {
         "utf-8",
         [1, 0.5, 5, -2e3],
     ),
+    "decimal comma in quotes": (("a,y\n" + '"0,5",p\n"1,5",q\n' * 9, {"decimal": ","}), "utf-8", [0.5, 1.5]),
     "decimal comma": (("a;y\n" + "0,5;p\n1,5;q\n" * 9, {"separator": ";", "decimal": ","}), "utf-8", [0.5, 1.5]),
     "Latin-1": (column(lambda i: i % 2, "größe,y", encoding="latin-1"), "latin-1", [0, 1]),
     "UTF-16 with tabs": (("a\ty\n" + "1\tp\n2\tq\n" * 9, {"separator": "\t", "encoding": "utf-16"}), "utf-16", [1, 2]),
@@ -237,6 +238,11 @@ def test_a_target_of_dates_becomes_classes_and_is_noted(tmp_path: Path) -> None:
     assert any(note.startswith("target y holds dates and became 3 classes") for note in data.notes)
 
 
+def test_rows_of_a_test_file_that_are_training_rows_too_are_counted(tmp_path: Path) -> None:
+    file = csv(tmp_path, column(lambda i: i)[0])
+    assert Csv(file, test_path=file).load().notes == ("40 of 40 test rows are also among the training rows",)
+
+
 def test_words_for_nothing_are_empty_cells_among_numbers_only(tmp_path: Path) -> None:
     text, _ = column(lambda i: "NA" if i == 3 else i)
     with pytest.raises(DataError, match=r"empty cells: a \(1\)"):
@@ -257,7 +263,7 @@ BAD_CSV: dict[str, tuple[str, dict[str, Any]]] = {
     "decimal=',' is the separator, too": (TABLE, {"decimal": ","}),
     "encoding=klingon is unknown": (TABLE, {"encoding": "klingon"}),
     "cannot be read as CSV": (TABLE + "1,2\n", {}),
-    "has 1 rows": ("a,b\n1,2\n", {}),
+    "has 1 row without": ("a,b\n1,2\n", {}),
     "is empty; its first line must": ("", {}),
     "too many for a category; leave it out by dataset.leave_out=\\[name\\]": (
         "name,y\n" + "".join(f"n{i},{i / 3}\n" for i in range(90)), {},
@@ -280,6 +286,22 @@ BAD_CSV: dict[str, tuple[str, dict[str, Any]]] = {
     "column a: '0d' is no number.*dataset.categories=\\[a\\]": column(lambda i: f"{i % 3}d"),
     "column y: '1,000' is no number": ("a,y\n" + "".join(f'{i},"{i + 1},000"\n' for i in range(40)), {}),
     "column a holds the number inf": column(lambda i: "1e999" if i == 3 else i),
+    "'2 EUR' is no number, while most": column(lambda i: f"{i + 2} EUR"),
+    "'1e3 m/s²' is no number": column(lambda i: f"{i + 1}e3 m/s²"),
+    "'1 square metre' is no number": column(lambda i: f"{i + 1} square metre"),
+    "'CHF 1,10,000' is no number": column(lambda i: f'"CHF {i + 1},10,000"'),
+    "'R.1' is no number": column(lambda i: f"R${i + 1}"),
+    "'\\(1\\)' is no number": column(lambda i: f"({i + 1})"),
+    "'１' is no number": column(lambda i: f"{i + 1}".translate(str.maketrans("0123456789", "０１２３４５６７８９"))),
+    "'-' is no number, while all other cells .* look like numbers": column(lambda i: "-" if i % 3 else i),
+    "empty cells: a \\(1\\)": column(lambda i: "NA" if i == 3 else i % 2 == 0),
+    "no cell of a is filled; fill it, or set dataset.leave_out=\\[a\\]": column(lambda i: "", missing="drop"),
+    "encoding=rot13 is unknown": (TABLE, {"encoding": "rot13"}),
+    "is no table in text but a zip archive, as files of Excel": ("PK\x03\x04\0\0", {}),
+    "is no table in text but a web page": ("<!DOCTYPE html><p>a,b", {}),
+    "holds bytes of 0": ("a,y\n1,\0\n", {}),
+    "there are 32 classes in 32 training examples": ("a,y\n" + "".join(f"{i},w{i}\n" for i in range(40)), {}),
+    "no header line: its first line is NA, 0.5": ("NA,0.5\n" + "1,2\n3,4\n" * 9, {}),
     "no header line: its first line is 0.5, p": column(lambda i: i / 3, "0.5,p"),
     "no header line: its first line is 1, 0": ("1,0\n" + "0,1\n1,0\n" * 9, {}),
     "no header line: its first line is 3, 3, q": ("3,3,q\n" + "3,7,p\n4,7,q\n" * 9, {}),
@@ -345,11 +367,15 @@ def test_image_folders_that_cannot_be_used_are_refused(tmp_path: Path) -> None:
         "a folder for each class, two at least": {"cats": 2},
         "holds no images": {"cats": 2, "dogs": 0},
         "has a class c, which": {"train/a": 1, "train/b": 1, "test/c": 1},
-        "too few to hold out": {"a": 1, "b": 3},
+        "a holds one image, of which none can be held out": {"a": 1, "b": 3},
+        "set dataset.path=.*cats if that holds them": {"cats/a": 1, "cats/b": 1},
     }
     for number, (message, parts) in enumerate(cases.items()):
         with pytest.raises(DataError, match=message):
             ImageFolder(folder(tmp_path / str(number), parts)).load()
+    (folder(tmp_path / "gone", {"a": 2, "b": 2}) / "a" / "link.png").symlink_to(tmp_path / "nothing.png")
+    with pytest.raises(DataError, match=r"link\.png cannot be read .* it is a link to a file that is gone"):
+        ImageFolder(tmp_path / "gone").load()
     broken = folder(tmp_path / "broken", {"a": 2, "b": 2})
     (broken / "a" / "0.png").write_bytes(b"no image")
     with pytest.raises(DataError, match=r"0.png cannot be read as an image"):
@@ -401,13 +427,15 @@ def test_hub_datasets_that_cannot_be_used_are_refused(tmp_path: Path) -> None:
     numbers.mkdir()
     csv(numbers, "a,label\n" + "1,x\n2,y\n" * 4, "train.csv")
     cases: dict[str, tuple[Path, dict[str, Any]]] = {
-        "cannot be read the folder": (tmp_path / "empty", {}),
+        "cannot be read in the folder": (tmp_path / "empty", {}),
         "has no split train2, only train; set dataset.train": (texts, {"train": "train2"}),
         "has no such column, only text, label": (texts, {"label": "y"}),
         "has no column title": (texts, {"inputs": ["title"]}),
         "choose a model of texts": (texts, {}),
         "no column holds images or texts": (numbers, {}),
     }
+    cases["does not exist; name a folder of files"] = (tmp_path / "nowhere", {})
+    cases["train.csv is a file; name a folder"] = (texts / "train.csv", {})
     for message, (place, settings) in cases.items():
         with pytest.raises(DataError, match=message):
             Hub(str(place), **settings).load()
@@ -479,6 +507,12 @@ BAD_HUB: dict[str, tuple[dict[str, list[Any]], dict[str, Any]]] = {
     "column n of .* holds neither images nor texts": (
         {"text": HUB_TEXTS, "n": list(range(40)), "label": [0, 1] * 20}, {"inputs": ["text", "n"]},
     ),
+    "None is in a list of labels": ({"text": HUB_TEXTS, "label": [[0], [None]] * 20}, {}),
+    "0.2 is in a list of labels": ({"text": HUB_TEXTS, "label": [[0.2, 0.8], [1.0, 0.0]] * 20}, {}),
+    "\\[0\\] is in a list of labels": ({"text": HUB_TEXTS, "label": [[[0]], [[1]]] * 20}, {}),
+    "-1 is in a list of labels and is none of them": ({"text": HUB_TEXTS, "label": [[0], [2], [-1], [0]] * 10}, {}),
+    "the lists are one-hot": ({"text": HUB_TEXTS, "label": [[0, 1], [1, 0]] * 20}, {}),
+    "text is empty": ({"text": [None] * 40, "label": [0, 1] * 20}, {}),
     "its labels are numbers such as 0.5, not classes": ({"text": HUB_TEXTS, "label": [0.5, 1.0] * 20}, {}),
 }  # fmt: skip
 
@@ -489,6 +523,14 @@ def test_columns_that_no_classifier_of_texts_can_use_are_refused(tmp_path: Path,
     write_parquet(tmp_path / "own", "train", columns)
     with pytest.raises(DataError, match=message):
         Hub(str(tmp_path / "own"), tokenizer=bert, **settings).load()
+
+
+def test_ids_and_the_label_in_words_are_no_texts(tmp_path: Path, bert: str) -> None:
+    words = {"label_text": ["no", "yes"] * 20, "id": [f"x{i}" for i in range(40)]}
+    write_parquet(tmp_path / "own", "train", {"text": HUB_TEXTS, "label": [0, 1] * 20, **words})
+    data = Hub(str(tmp_path / "own"), tokenizer=bert).load()
+    assert {len(texts) for texts in data.texts["train"]} == {1}
+    assert any(note.endswith("left out: label_text, id, an id or the label in words") for note in data.notes)
 
 
 # Anyone's objects
