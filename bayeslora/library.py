@@ -64,7 +64,7 @@ def sample(
     burn_in: int | str = AUTO, warmup: int = 500, warmup_lr: float = 1e-2, plan: Plan | None = None,
     batch_size: int | str | None = AUTO, val_dataset: Any = None, test_dataset: Any = None,
     class_names: tuple[str, ...] | None = None, seed: int = 0, parallel: str = AUTO, device: str = "cpu",
-    run_dir: Path | str | None = None, name: str = "sample", progress: bool = True,
+    run_dir: Path | str | None = None, name: str = "sample", progress: bool = True, report: bool = True,
     sampler_settings: Mapping[str, Any] | None = None, chain_settings: Mapping[str, Any] | None = None,
 ) -> Posterior:  # fmt: skip
     """Sample the posterior of a model given a dataset; what is sampled are the parameters that require a gradient.
@@ -104,6 +104,7 @@ def sample(
             the posterior.
         name: of the run, in reports.
         progress: print how chains come on.
+        report: write the page of an evaluation, whose figures take seconds; False: its numbers alone.
         sampler_settings, chain_settings: further arguments of the sampler, and keys of `conf/chain/default.yaml`.
 
     Returns:
@@ -130,7 +131,7 @@ def sample(
         make_sampler=_sampler(sampler, _plain(lr), _plain(sampler_settings or {})),
         likelihood=_likelihood(likelihood, data), prior=_prior(prior), trainer=_trainer(device),
         callbacks={"thermometer": Thermometer} | ({"online": Online, "progress": Progress} if progress else {}),
-        **_plain({"name": name, "seed": seed, "temperature": temperature}),
+        evaluation=Evaluation(report=report), **_plain({"name": name, "seed": seed, "temperature": temperature}),
     )  # fmt: skip
     return _sampled(prepared(experiment, run), run, keeps, evaluated=test_dataset is not None)
 
@@ -176,7 +177,8 @@ def _sampled(experiment: Experiment, run: RunDirectory, keeps: Any, evaluated: b
 def _experiment(
     chain: dict[str, Any], *, make_model: partial[nn.Module], make_sampler: partial[Sampler],
     make_warmup: partial[torch.optim.AdamW], data: Data, likelihood: Likelihood, prior: Prior, trainer: TrainerSettings,
-    callbacks: dict[str, Callable[..., Any]], run: RunDirectory, name: str, seed: int, temperature: float,
+    callbacks: dict[str, Callable[..., Any]], evaluation: Evaluation, run: RunDirectory, name: str, seed: int,
+    temperature: float,
 ) -> Experiment:  # fmt: skip
     """All parts, checked, with what `config.yaml` records; every problem is reported at once."""
     problems, settings = Problems(), ChainSettings()
@@ -191,7 +193,6 @@ def _experiment(
         problems.add("parallel=processes needs a configuration; choose sequential or stacked")
     with problems.collect():
         check_temperature(temperature)
-    evaluation = Evaluation()
     record = _plain(
         {
             "name": name,

@@ -1,4 +1,9 @@
-"""What a command answers without Hydra: `--help` on one screen, and completion for bash."""
+"""What a command answers without Hydra: `--help` on one screen, and completion for bash.
+
+Hydra's own help template has the groups' names and the composed configuration, some 120 lines without a default marked
+or an experiment described, and composes first (1.9 CPU seconds in place of 0.3). Its completion is for a program of a
+name, not for `python -m`; what can follow is still asked of it.
+"""
 
 from __future__ import annotations
 

@@ -56,7 +56,7 @@ def _plot(name: str, title: str, caption: str, figure: Figure | None, missing: s
     if figure is None:
         return Plot(name, title, caption, None, "", missing)
     figure.draw_without_rendering()
-    figure.set_layout_engine("none")  # laid out now; again for each format would take most of a report's time
+    figure.set_layout_engine(None)  # laid out now; again for each format would take most of a report's time
     return Plot(name, title, caption, png(figure), svg(figure, name, title), missing)
 
 

@@ -43,7 +43,7 @@ def test_a_trained_module_is_where_chains_begin_and_map(parallel: str) -> None:
         optimizer.zero_grad()
         nn.functional.cross_entropy(trained(X), Y).backward()
         optimizer.step()
-    posterior = bayeslora.sample(trained, (X, Y), parallel=parallel, test_dataset=(X, Y), **STILL)
+    posterior = bayeslora.sample(trained, (X, Y), parallel=parallel, test_dataset=(X, Y), report=False, **STILL)
     for draw in posterior.draws():
         torch.testing.assert_close(draw.tensors["weight"], trained.weight.detach(), rtol=0, atol=1e-2)
     by_map = posterior.predict_map(lambda: [(X, Y)])

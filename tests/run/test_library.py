@@ -261,7 +261,7 @@ def test_importing_the_package_imports_no_torch() -> None:
 
 
 @pytest.mark.parametrize("targets", [CLASSES, REALS.double()], ids=["classes", "real"])
-def test_double_precision_is_kept_from_end_to_end(targets: Tensor, tmp_path: Path) -> None:
+def test_double_precision_is_kept_from_end_to_end(targets: Tensor) -> None:
     """By the first warm-up step of plain gradient descent, which single precision cannot give to 1e-12."""
     model = net(3 if targets is CLASSES else 1).double()
     x = X.double() + 1e-10
@@ -277,7 +277,7 @@ def test_double_precision_is_kept_from_end_to_end(targets: Tensor, tmp_path: Pat
     }
     for parallel in ("sequential", "stacked"):
         posterior = sampled(model, (x, targets), likelihood=None if targets is CLASSES else Gaussian(1.0), **one_step,
-                            parallel=parallel, test_dataset=(x, targets), run_dir=tmp_path / parallel)  # fmt: skip
+                            parallel=parallel, test_dataset=(x, targets), report=False)  # fmt: skip
         outputs = model(x)
         if targets is CLASSES:
             loss = torch.nn.functional.cross_entropy(outputs, targets)
@@ -350,7 +350,7 @@ def test_arrays_and_double_precision_are_predicted_and_passes_that_differ_are_re
 
 def test_chains_that_begin_with_the_same_weights_are_no_deep_ensemble() -> None:
     x, y = torch.randn(40, 3), torch.arange(40) % 2
-    short = {"draws": 2, "thin": 1, "burn_in": 1, "chains": 2, "lr": 0.01, "progress": False}
+    short = {"draws": 2, "thin": 1, "burn_in": 1, "chains": 2, "lr": 0.01, "progress": False, "report": False}
     trained = bayeslora.sample(nn.Linear(3, 2), (x, y), "sgld", warmup=0, test_dataset=(x, y), **short)
     assert trained.metrics.map is not None
     assert trained.metrics.map_ensemble.members == 1
@@ -361,7 +361,7 @@ def test_chains_that_begin_with_the_same_weights_are_no_deep_ensemble() -> None:
 
 def test_acceptance_of_full_data_steps_falls_with_the_step() -> None:
     """100 steps on all data afford two tries a chain; at a step of half the stability limit some are rejected."""
-    longer = {"draws": 50, "thin": 2, "burn_in": 10, "batch_size": None, "test_dataset": (X, CLASSES)}
+    longer = {"draws": 50, "thin": 2, "burn_in": 10, "batch_size": None, "test_dataset": (X, CLASSES), "report": False}
     small, large = (sampled(nn.Linear(3, 3), sampler="sgld", lr=lr, **longer).metrics for lr in (1e-4, 3.0))
     assert small is not None and large is not None  # noqa: PT018
     assert [m["diagnostics"]["acceptance"]["draws"] for m in (small, large)] == [4, 4]

@@ -205,7 +205,7 @@ def test_several_inputs_go_to_the_model_as_keywords(parallel: str) -> None:
 
 
 @each("parallel", ["sequential", "stacked"])
-def test_a_classifier_of_transformers_with_the_items_of_a_tokenizer(parallel: str, tmp_path: Path) -> None:
+def test_a_classifier_of_transformers_with_the_items_of_a_tokenizer(parallel: str) -> None:
     """As it comes: dictionaries of ids, mask and label; its head is sampled, its body frozen."""
     from transformers import BertConfig, BertForSequenceClassification
 
@@ -217,7 +217,7 @@ def test_a_classifier_of_transformers_with_the_items_of_a_tokenizer(parallel: st
     items = [
         {"input_ids": a, "attention_mask": m, "labels": i % 2} for i, (a, m) in enumerate(zip(ids, mask, strict=True))
     ]
-    posterior = bayeslora.sample(model, items, parallel=parallel, test_dataset=items, run_dir=tmp_path / "run", **TINY)
+    posterior = bayeslora.sample(model, items, parallel=parallel, test_dataset=items, report=False, **TINY)
     assert all(name.startswith("classifier.") for draw in posterior.draws() for name in draw.tensors)
     inputs = {"input_ids": ids, "attention_mask": mask}
     by_hand = [m(**inputs) for m in posterior.models()]  # as the user calls it, too
@@ -228,7 +228,7 @@ def test_a_classifier_of_transformers_with_the_items_of_a_tokenizer(parallel: st
 
 def test_several_inputs_are_evaluated_saved_and_loaded(tmp_path: Path) -> None:
     data = Items(inside=True)
-    posterior = bayeslora.sample(made(Named), data, test_dataset=data, run_dir=tmp_path / "run", **TINY)
+    posterior = bayeslora.sample(made(Named), data, test_dataset=data, run_dir=tmp_path / "run", report=False, **TINY)
     assert posterior.metrics is not None
     assert posterior.metrics["ensemble"]["accuracy"] > 0
     torch.testing.assert_close(Posterior.load(tmp_path / "run", made(Named)).predict(NAMED), posterior.predict(NAMED))
@@ -294,7 +294,7 @@ def test_runs_of_several_predictions_are_compared_on_the_same_examples(command: 
     for seed, run in enumerate(runs):
         bayeslora.sample(
             labeller(), (X, LABELS), likelihood="bernoulli", test_dataset=(X, LABELS), run_dir=run, seed=seed,
-            chain_settings={"probe_size": 8}, **TINY,
+            report=False, chain_settings={"probe_size": 8}, **TINY,
         )  # fmt: skip
     metrics = [Results.read(run / "metrics.json") for run in runs]
     difference = metrics[0]["differences"]["map"]["nll"]

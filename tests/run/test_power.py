@@ -39,7 +39,7 @@ def results(seed: int = 0, sampler: Any = BAOAB, lr: float = 0.2, **settings: An
     posterior = bayeslora.sample(
         net, (X, Y), partial(sampler, lr=lr, momentum=0.7), likelihood=Gaussian(noise=0.7), seed=seed,
         test_dataset=(X[:10], Y[:10]), batch_size=plan.pop("batch_size", None), parallel="stacked", progress=False,
-        **{"prior": Prior(0.05)} | plan,
+        report=False, **{"prior": Prior(0.05)} | plan,
     )  # fmt: skip
     assert posterior.metrics is not None
     return posterior.metrics
