@@ -144,8 +144,8 @@ def check_target(node: Any, path: str) -> Iterator[str]:
         yield f"{path} needs a _target_: choose one of the {path.partition('.')[0]} configs, or name your own class"
         return
     try:
-        target = pkgutil.resolve_name(node["_target_"])
-    except (ImportError, ValueError, AttributeError) as error:
+        target = _named(node["_target_"])
+    except (ImportError, ValueError, AttributeError, TypeError) as error:
         yield f"{path}._target_={node['_target_']} cannot be imported ({first_line(error)})"
         return
     if not callable(target):
@@ -164,8 +164,29 @@ def members(group: Mapping[Any, Any] | None) -> dict[str, DictConfig]:
 def apart(node: DictConfig) -> dict[str, Any]:
     """What a node says beside the arguments of what it names (`APART`)."""
     beside = {key: node[key] for key in APART if key in node}
-    taken = inspect.signature(pkgutil.resolve_name(node["_target_"])).parameters if beside else {}
+    taken = _parameters(node["_target_"]) if beside else {}
     return {key: value for key, value in beside.items() if key not in taken}
+
+
+def _named(target: str) -> Any:
+    """What a dotted name stands for, as Hydra reads it: what a package holds goes before its module of that name.
+
+    Raises:
+        ImportError, ValueError, AttributeError, TypeError: it stands for nothing.
+    """
+    package, _, name = str(target).rpartition(".")
+    try:
+        return pkgutil.resolve_name(f"{package}:{name}")
+    except (ImportError, ValueError, AttributeError):  # e.g. a method: the class is no module
+        return pkgutil.resolve_name(target)
+
+
+def _parameters(target: str) -> Mapping[str, Any]:
+    """The parameters of what a `_target_` names; none where that cannot be called (see `check_target`)."""
+    try:
+        return inspect.signature(_named(target)).parameters
+    except (ImportError, ValueError, AttributeError, TypeError):
+        return {}
 
 
 def without_limits(node: DictConfig) -> tuple[DictConfig, dict[str, int | None]]:
@@ -173,7 +194,7 @@ def without_limits(node: DictConfig) -> tuple[DictConfig, dict[str, int | None]]
 
     What such a dataset loads is shortened after, so that `size=smoke` is for any.
     """
-    taken = inspect.signature(pkgutil.resolve_name(node["_target_"])).parameters
+    taken = _parameters(node["_target_"])
     limits = {key: node[key] for key in ("limit_train", "limit_test") if key in node and key not in taken}
     if not limits:
         return node, {}

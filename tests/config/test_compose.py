@@ -254,6 +254,8 @@ def test_settings_are_forced_and_groups_and_flags_left(argument: str, expected: 
         ("prior.variance=true", "prior.variance=true must be a number"),
         ("sampler._target_=bayeslora.samplers.SGDL", "sampler._target_=bayeslora.samplers.SGDL cannot be imported"),
         ("sampler._target_=no.such.module", "cannot be imported (No module named 'no')"),
+        ("model._target_=3", "model._target_=3 cannot be imported"),
+        ("dataset._target_=os.sep", "dataset._target_=os.sep is a str; name a class or function"),
         ("logger.csv=3", "logger.csv needs a _target_: choose one of the logger configs"),
         ("callbacks.mine=3", "callbacks.mine needs a _target_"),
     ],
@@ -276,6 +278,8 @@ def test_values_of_the_right_kind_pass() -> None:
     assert check_config(composed("sampler.lr=1", "seed=-1", "temperature=0", "chain.batch_size=null")) == []
     assert check_config(composed("dataset.limit_train=null", "prior.overrides={head.*:0.5}")) == []
     assert check_config(composed("logger=csv", "logger.csv.flush_logs_every_n_steps=5")) == []
+    net = "model._target_=bayeslora.models.wide_resnet"  # the name of a module, too
+    assert check_config(composed("experiment=cifar100_wrn_sgld", net, "+model.depth=16", "+model.width=2")) == []
 
 
 def test_a_targets_own_message_is_passed_on() -> None:

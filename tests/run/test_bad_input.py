@@ -171,6 +171,7 @@ def test_mistyped_keys_in_an_experiment_file_are_named(command: Command, tmp_pat
         (["evaluate.split=validation"], ["needs a validation set: train with dataset.validation_size=…"]),
         (["model=resnet_small", "model.width=0"], ["model.width must be at least 1, not 0"]),
         (["model._target_=torch.nn.Linear"], ["unknown key model.hidden: known here: ", "~model.hidden takes it away"]),
+        (["model._target_=bayeslora.models.resnet"], ["is a module; name a class or function in it"]),
         (["sampler=hmc"], ["there is no sampler called hmc; choose one of ", " map, "]),
         (["~seed"], ["seed"]),
         (["seed=${nothing}"], ["Interpolation key 'nothing' not found"]),
