@@ -16,6 +16,7 @@ from bayeslora.chain.stack import Stack
 from bayeslora.engine.module import SamplingModule
 from bayeslora.laws import compare_moments, linear, one_stream
 from bayeslora.laws.checks import covariance
+from bayeslora.laws.targets import moments_on_plane
 from bayeslora.likelihood import Gaussian
 from bayeslora.potential import Potential, Prior
 from tests.cases import each
@@ -42,6 +43,10 @@ def data() -> tuple[Tensor, Tensor]:
     return x, torch.zeros(N, 1)
 
 
+X = data()[0].double().numpy()
+CURVATURE = X.T @ X / N + np.eye(2) / (N * PRIOR)
+
+
 class Averages(Callback):
     """Time averages of each chain's second moments after burn-in."""
 
@@ -54,13 +59,16 @@ class Averages(Callback):
             self.total += theta[:, :, None] * theta[:, None, :] / STEPS
 
 
-def sampled(
-    sampler: type[samplers.Sampler], settings: dict[str, object], factors: dict[str, float]
-) -> dict[str, Tensor]:
-    """Second moments of the chains [K] by name."""
+def batch() -> tuple[Tensor, Tensor]:
+    """All data, for every chain."""
     x, y = (t.expand(CHAINS, *t.shape) for t in data())
+    return x, y
+
+
+def grouped_chain(sampler: type[samplers.Sampler], settings: dict[str, object]) -> Chain:
+    """A stack of chains whose tensor `b` has its own step size."""
     made = one_stream(sampler)
-    chain = Chain(
+    return Chain(
         Stack(Sum() for _ in range(CHAINS)),
         Potential(Prior(PRIOR), N),
         lambda params, **chain: made(params, **settings, **chain),
@@ -69,21 +77,44 @@ def sampled(
         temperature=1.0,
         seed=0,
         number=range(CHAINS),
-        lr_factors=factors,
+        lr_factors={"b": float(FACTORS[1])},
         likelihood=Gaussian(noise=1.0),
     )
 
-    class Batches:
-        def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-            return ((x, y) for _ in range(BURN_IN + STEPS))
 
+class Batches:
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return (batch() for _ in range(BURN_IN + STEPS))
+
+
+def in_a_trainer(chain: Chain) -> Tensor:
+    """Second moments of the chains, [K, 2, 2]."""
     averages = Averages()
     trainer = Trainer(
         accelerator="cpu", max_epochs=1, logger=False, enable_checkpointing=False, enable_progress_bar=False,
         enable_model_summary=False, callbacks=[averages],
     )  # fmt: skip
     trainer.fit(SamplingModule(chain), Batches())
-    return {f"cov {i}{j}": averages.total[:, i, j] for i, j in ((0, 0), (0, 1), (1, 1))}
+    return averages.total
+
+
+def alone(chain: Chain) -> Tensor:
+    """The same of a chain without Lightning, which takes the same steps (tests/unit/test_step_size_groups.py)."""
+    total, whole = torch.zeros(CHAINS, 2, 2, dtype=torch.float64), batch()
+    chain.begin()
+    for number in range(BURN_IN + STEPS):
+        chain.step(whole)
+        if number >= BURN_IN:
+            theta = torch.cat([p.detach() for p in chain.params.values()], dim=1).double()
+            total += theta[:, :, None] * theta[:, None, :] / STEPS
+    return total
+
+
+def check(sampled: Tensor, expected: dict[str, float], slack: float = 0.0) -> None:
+    """Compare second moments [K, 2, 2], within 4 standard errors and a share of the expected ones."""
+    averages = {f"cov {i}{j}": sampled[:, i, j] for i, j in ((0, 0), (0, 1), (1, 1))}
+    for moment in compare_moments(averages, {name: expected[name] for name in averages}):
+        assert abs(moment.sampled - moment.expected) < 4 * moment.standard_error + slack * abs(moment.expected), moment
 
 
 @each(
@@ -95,17 +126,49 @@ def sampled(
     ],
 )
 def test_a_run_with_step_size_factors_has_the_law_of_the_posterior(sampler, settings):
-    x = data()[0].double().numpy()
-    a, rates = x.T @ x / N + np.eye(2) / (N * PRIOR), settings["lr"] * FACTORS
+    rates = settings["lr"] * FACTORS
     law, more = {
         samplers.SGLD: (linear.sgld_covariance, ()),
         samplers.SGHMC: (linear.sghmc_covariance, (settings.get("momentum"),)),
     }.get(sampler, (None, ()))
     if law is None:  # û is what each chain learned: the law at its own û differs by O(ε), so compare as ε is small
-        expected, slack = np.linalg.inv(a) / N, 0.03
+        expected, slack = np.linalg.inv(CURVATURE) / N, 0.03
     else:
-        expected, slack = linear.grouped_covariance(law, a, rates, 1 / N, *more), 0.0
-    centred = {name: value for name, value in covariance(expected).items() if name.startswith("cov")}
-    moments = compare_moments(sampled(sampler, settings, {"b": float(FACTORS[1])}), centred)
-    for moment in moments:
-        assert abs(moment.sampled - moment.expected) < 4 * moment.standard_error + slack * abs(moment.expected), moment
+        expected, slack = linear.grouped_covariance(law, CURVATURE, rates, 1 / N, *more), 0.0
+    check(in_a_trainer(grouped_chain(sampler, settings)), covariance(expected), slack)
+
+
+def grouped(law: linear.Law, lr: float, *more: object) -> dict[str, float]:
+    return covariance(linear.grouped_covariance(law, CURVATURE, lr * FACTORS, 1 / N, *more))
+
+
+def sam(lr: float, rho: float) -> dict[str, float]:
+    """Of SAM-SGLD, by quadrature on the plane."""
+    rates = np.diag(lr * FACTORS)
+
+    def drift(theta: np.ndarray) -> np.ndarray:
+        g = theta @ CURVATURE
+        return (theta + rho * g / np.linalg.norm(g, axis=1, keepdims=True)) @ CURVATURE @ rates
+
+    return moments_on_plane(drift, 2 / N * rates, reach=0.7)
+
+
+ROOT = np.diag(np.sqrt(0.1 * FACTORS))
+LAWS: list[tuple[type[samplers.Sampler], dict[str, object], dict[str, float], float]] = [
+    (samplers.SGLD, {"lr": 0.2, "integrator": "leimkuhler_matthews"},
+     grouped(linear.leimkuhler_matthews_covariance, 0.2), 0.0),
+    (samplers.ASGLD, {"lr": 0.15, "a": 0.0}, grouped(linear.sgld_covariance, 0.15), 0.0),
+    (samplers.SAMSGLD, {"lr": 0.1, "rho": 0.1}, sam(0.1, 0.1), 0.0),
+    (samplers.BAOAB, {"lr": 0.3, "momentum": 0.6}, grouped(linear.baoab_covariance, 0.3, 0.6), 0.0),
+    (samplers.FSGLD, {"lr": 0.1, "sigma": 0.3},
+     grouped(linear.sgld_covariance, 0.1, 0.3**2 * ROOT @ CURVATURE @ CURVATURE @ ROOT), 0.0),
+    (samplers.EntropyMCMC, {"lr": 0.15, "eta": 0.05},
+     grouped(linear.entropy_mcmc_covariance, 0.15, 0.05 / (0.15 * FACTORS)), 0.0),
+    (samplers.SGLRW, {"lr": 0.05}, grouped(linear.sglrw_covariance, 0.05), 0.0),
+    (samplers.PSGLD, {"lr": 0.01}, covariance(np.linalg.inv(CURVATURE) / N), 0.06),  # V is what each chain learned
+]  # fmt: skip
+
+
+@each(("sampler", "settings", "expected", "slack"), LAWS)
+def test_every_sampler_has_its_law_with_step_size_factors(sampler, settings, expected, slack):
+    check(alone(grouped_chain(sampler, settings)), expected, slack)
