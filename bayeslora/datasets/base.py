@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from bayeslora.datasets.validation import class_notes, scale_note, split_problems
+from bayeslora.datasets.validation import class_notes, scale_note, split_problems, two_value_notes
 from bayeslora.errors import ConfigError, DataError
 from bayeslora.rng import generator
 
@@ -115,7 +115,8 @@ class Data:
 
     def with_notes(self) -> Data:
         """The same data, with notes on classes that may be none, and on inputs or targets of a scale far from 1."""
-        notes = class_notes(self.class_names, self.train.targets)
+        real = self.real is not None
+        notes = two_value_notes(self.train.targets) if real else class_notes(self.class_names, self.train.targets)
         if self.kind not in ("texts", "several inputs") and len(self.train):
             seen = self.transform(self.train.inputs[:LOOKED_AT])
             notes += scale_note("inputs", seen, "standardise each column, or scale images to [0, 1]")

@@ -6,12 +6,15 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from bayeslora.errors import DataError
 
 NO_NUMBER = ("na", "n/a", "nan", "null", "none")
 """Words that stand for no label among labels that are numbers."""
+FEW = 10
+"""Examples that may share two values by chance."""
 LARGE, SMALL = 100.0, 0.01
 """Root mean squares beyond which inputs and targets are called out: priors and step sizes suit values near 1."""
 
@@ -132,6 +135,20 @@ def class_notes(names: Sequence[str], targets: Tensor) -> list[str]:
             notes.append(f"the classes {seen[word]!r} and {name!r} are called alike, but for case or spaces")
         seen.setdefault(word, name)
     return notes
+
+
+def two_value_notes(targets: Tensor) -> list[str]:
+    """What should be said of real-valued targets [N, D] of which a column holds two values, as classes do."""
+    if targets.ndim != 2 or len(targets) <= FEW:
+        return []
+    sums = targets.sum(1)
+    if targets.shape[1] > 1 and targets.min() >= 0 and torch.allclose(sums, torch.ones_like(sums)):
+        return ["The targets of each example sum to 1, as probabilities of classes do, and are taken for real numbers;"
+                " if they stand for classes, give the number of the likeliest: targets.argmax(1)"]  # fmt: skip
+    if any(len(column.unique()) == 2 for column in targets.T):
+        return ["The targets hold two values alone and are taken for real numbers; if they are classes, give whole"
+                " numbers, of an integer type"]  # fmt: skip
+    return []
 
 
 def scale_note(what: str, values: Tensor, advice: str) -> list[str]:

@@ -16,6 +16,7 @@ from bayeslora.engine.trial import tried
 from bayeslora.errors import DivergedError, WorkerError
 from bayeslora.evaluation.results import Results
 from bayeslora.evaluation.run import check_draws, evaluate, not_converged
+from bayeslora.evaluation.shift import reference
 from bayeslora.experiment import Experiment
 from bayeslora.report.words import duration
 from bayeslora.runs.directory import RunDirectory
@@ -108,8 +109,10 @@ def prepared(experiment: Experiment, run: RunDirectory) -> Experiment:
 
     Raises:
         ConfigError: the model cannot be sampled, or is not that of the run that is there.
-        DataError: draws that are there are not what they were.
+        DataError: draws that are there are not what they were, or a reference is of other examples.
     """
+    if experiment.data.class_names and not experiment.data.axes:
+        reference(experiment, experiment.data.test.targets)  # what does not fit is told before the chains run
     experiment = settled(accelerated(tried(experiment.identified(run)), run), run)
     run.open(dict(experiment.record), experiment.fingerprint, experiment.fixed)
     if experiment.chain.until == "converged":

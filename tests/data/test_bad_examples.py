@@ -107,7 +107,14 @@ def test_tables_of_pandas_are_arrays() -> None:
 def test_what_only_looks_like_it_is_taken(targets: Tensor) -> None:
     data = from_examples((X, targets))
     assert torch.equal(data.train.targets.flatten(), targets.flatten())
-    assert data.notes == ()
+    two = targets.is_floating_point() and len(targets.unique()) == 2
+    assert len(data.notes) == two
+    assert two == ("hold two values alone" in str(data.notes))
+
+
+def test_real_targets_that_sum_to_1_are_noted() -> None:
+    (note,) = from_examples((X, torch.eye(3)[Y] * 0.85 + 0.05)).notes
+    assert "as probabilities of classes do" in note
 
 
 def test_classes_from_1_are_taken_where_class_0_has_a_name() -> None:

@@ -309,6 +309,14 @@ def test_evaluate_needs_a_run(command: Command, tmp_path: Path, finished: Path) 
     before_work(command("evaluate", f"run_dir={finished}", "batch_size=0"), "evaluate.batch_size=0 must be at least 1")
 
 
+def test_a_reference_that_cannot_be_used_is_told_before_the_chains_run(command: Command, tmp_path: Path) -> None:
+    limited = command("train", *TINY, f"run_dir={tmp_path / 'run'}", "evaluate.reference=gone.npz")
+    before_work(limited, "evaluate.reference needs the whole test set")
+    whole = (f"run_dir={tmp_path / 'run'}", "dataset.limit_test=null", "evaluate.reference=gone.npz")
+    before_work(command("train", *TINY, *whole), "gone.npz")
+    assert not (tmp_path / "run").exists()
+
+
 def test_data_that_have_moved_are_named_by_the_evaluation(
     command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

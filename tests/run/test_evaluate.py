@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch import Tensor
 from bayeslora.app.compose import load_experiment
 from bayeslora.datasets.base import Data, Split
 from bayeslora.diagnostics.calibration import fit_temperature
+from bayeslora.evaluation.acceptance import full_data_acceptance
 from bayeslora.posterior import Posterior
 from bayeslora.runs.directory import RunDirectory
 from tests.data.text_models import tiny_model
@@ -306,9 +308,29 @@ def test_maps_temperature_is_fitted_to_the_validation_set(uneven: Path) -> None:
     baseline, data = posterior.map_model(), setup.data
     fits = [fit_temperature(log_probs(baseline, s, data), s.targets).temperature
             for s in (data.validation, data.test, data.train)]  # fmt: skip
-    found = json.loads((uneven / "metrics.json").read_text())["map_tempered"]["temperature"]
+    metrics = json.loads((uneven / "metrics.json").read_text())
+    tempered, found = metrics["map_tempered"], metrics["map_tempered"]["temperature"]
     assert found == pytest.approx(fits[0], rel=1e-4)
+    scaled = (log_probs(baseline, data.test, data) / found).log_softmax(-1)
+    assert tempered["nll"] == pytest.approx(torch.nn.functional.nll_loss(scaled, data.test.targets).item(), rel=1e-4)
     assert all(abs(found - other) > 0.01 for other in fits[1:])
+
+
+def test_differences_are_those_of_the_scores(uneven: Path) -> None:
+    metrics = json.loads((uneven / "metrics.json").read_text())
+    for name in ("map", "map_tempered", "map_ensemble"):
+        difference = metrics["ensemble"]["nll"] - metrics[name]["nll"]
+        assert metrics["differences"][name]["nll"]["value"] == pytest.approx(difference, rel=1e-4)
+
+
+def test_a_step_on_all_data_is_tried_in_batches_of_any_size(uneven: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bayeslora.evaluation.acceptance.SHARE", 1e6)  # of so few steps nothing would be tried
+    setup = load_experiment(RunDirectory(uneven))
+    posterior = Posterior.load(uneven, setup.model())
+    sizes = (replace(setup, evaluation=replace(setup.evaluation, batch_size=size)) for size in (27, 1000))
+    uneven_batches, whole = (full_data_acceptance(posterior, experiment) for experiment in sizes)
+    assert 0 < whole.mean < 1
+    assert uneven_batches.mean == pytest.approx(whole.mean, rel=1e-3)
 
 
 def test_a_draws_nll_is_the_mean_over_the_probe_sets_examples(uneven: Path) -> None:
@@ -324,4 +346,8 @@ def test_a_draws_nll_is_the_mean_over_the_probe_sets_examples(uneven: Path) -> N
             nll = torch.nn.functional.cross_entropy(outputs, targets, reduction="none")
             mean, of_means = nll.mean().item(), torch.stack([part.mean() for part in nll.split(27)]).mean().item()
             assert record.scalars["nll"] == pytest.approx(mean, rel=1e-5)
+            held_out = setup.data.validation
+            predicted = log_probs(posterior.model_of(store.load(record)), held_out, setup.data)
+            own = torch.nn.functional.nll_loss(predicted, held_out.targets).item()
+            assert record.scalars["validation/nll"] == pytest.approx(own, rel=1e-5)
             assert abs(of_means - mean) > 1e-3 * mean
