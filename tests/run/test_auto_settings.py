@@ -210,7 +210,12 @@ def test_a_sampler_that_always_diverges_ends_in_one_clear_error() -> None:
 
 def test_a_new_run_of_an_experiment_with_steps_of_its_own_may_ask_for_them(tmp_path: Path) -> None:
     cfg = composed(
-        "experiment=digits_resnet", "size=smoke", "sampler.lr=auto", f"run_dir={tmp_path / 'run'}", "logger=none"
+        "experiment=digits_resnet",
+        "size=smoke",
+        "sampler.lr=auto",
+        f"run_dir={tmp_path / 'run'}",
+        "logger=none",
+        "evaluate.report=false",
     )
     training.train(cfg)
     assert recorded(tmp_path / "run")["tuning"]["blocks"]

@@ -237,7 +237,13 @@ def cifar(command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     """`cifar(*arguments)`: train on CIFAR-10 with a cache and downloads of its own."""
     monkeypatch.setenv("BAYESLORA_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("BAYESLORA_DATA", str(tmp_path / "data"))
-    common = ("size=smoke", "chain.batch_size=2", "model=resnet_small", f"run_dir={tmp_path / 'run'}")
+    common = (
+        "size=smoke",
+        "chain.batch_size=2",
+        "model=resnet_small",
+        "evaluate.report=false",
+        f"run_dir={tmp_path / 'run'}",
+    )
 
     def train(*arguments: str) -> Ended:
         result = command("train", "experiment=cifar10_resnet18_sgld", *common, *arguments)
@@ -325,7 +331,7 @@ def test_data_that_have_moved_are_named_by_the_evaluation(
     np.savez(tmp_path / "data.npz", x=x, y=(x[:, 0] > 0).astype(int))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    small = ("size=smoke", "experiment=template", "model=mlp", "logger=none")
+    small = ("size=smoke", "experiment=template", "model=mlp", "logger=none", "evaluate.report=false")
     trained = command("train", *small, "dataset=npz", "dataset.path=data.npz", "run_dir='~/run'")
     assert trained.code == 0, trained.err
     assert "warning: 2 steps of burn-in are too few" in trained.out

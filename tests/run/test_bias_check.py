@@ -185,7 +185,8 @@ def test_a_regression_is_compared_by_its_own_metrics(tmp_path: Path, capsys: pyt
     source = np.random.default_rng(0)
     x = source.normal(size=(80, 3))
     np.savez(tmp_path / "data.npz", x=x, y=x @ [1.0, -2.0, 0.5] + 0.1 * source.normal(size=80))
-    small = ("experiment=template", "model=mlp", "size=smoke", "logger=none", "likelihood=gaussian", "dataset=npz")
+    small = ("experiment=template", "model=mlp", "size=smoke", "logger=none", "likelihood=gaussian", "dataset=npz",
+             "evaluate.report=false")  # fmt: skip
     run(tmp_path / "run", f"dataset.path={tmp_path / 'data.npz'}", base=small)
     found = check(tmp_path / "run")
     before, after = (
