@@ -22,6 +22,33 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     )
 
 
+def baselines_table(rows: Sequence[dict[str, Any]]) -> str:
+    """The rows of `mrpc_baselines.py` in markdown, with standard errors over examples."""
+    cells = []
+    for row in rows:
+        points = {key: [100 * row[key]["accuracy"][part] for part in ("value", "se")] for key in ("scores", "less_map")}
+        of, less = row["scores"], row["less_map"]
+        cells.append([
+            row["method"], row.get("prior") or (f"p = {row['p']}" if "p" in row else ""), row["prediction"],
+            pm(*points["scores"], 1), *(pm(*of[name].values()) for name in ("f1", "nll", "ece")),
+            *(("–", "–") if not row["prediction"] else (pm(*points["less_map"], 1), pm(*less["nll"].values(), 4))),
+            f"{row['cpu_seconds']:,.0f}" if row["cpu_seconds"] else "–",
+        ])  # fmt: skip
+    header = [
+        "",
+        "prior",
+        "prediction",
+        "accuracy",
+        "F1",
+        "NLL",
+        "ECE",
+        "accuracy less MAP's",
+        "NLL less MAP's",
+        "CPU s",
+    ]
+    return table(header, cells)
+
+
 def pm(value: float, error: float, digits: int = 3) -> str:
     """`value ± error`."""
     return f"{value:.{digits}f} ± {error:.{digits}f}"
