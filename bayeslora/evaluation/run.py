@@ -160,9 +160,9 @@ def check_recorded_nll(posterior: Posterior, experiment: Experiment) -> None:
             if not off <= allowed:
                 raise DataError(
                     f"draw {record.index} of chain {store.chain} was recorded with NLL {recorded:.4g} on the probe set"
-                    f" and has {computed.mean().item():.4g} now, so the model or the training data are not those of the"
-                    " run. If the model's function draws tensors at random that are neither parameters nor buffers,"
-                    " make them once, outside the function, or seed them, and sample again"
+                    f" and has {computed.mean().item():.4g} now, so the training data or the model are not those of the"
+                    " run: give the run's own. If the model's function draws tensors at random that are neither"
+                    " parameters nor buffers, make them once, outside the function, or seed them, and sample again"
                 )
 
 

@@ -385,6 +385,6 @@ def _check_model(model: nn.Module, root: Path) -> None:
     if differences:
         raise DataError(
             f"{root} holds draws of another model: {first_few(differences)}. Give the model that was sampled, with the"
-            " same values of what was not"
+            " same values of what was not; where it is made for its data, these must be the run's, too"
         )
     put_fixed(model, kept)

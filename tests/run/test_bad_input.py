@@ -348,6 +348,10 @@ def test_data_that_have_moved_are_named_by_the_evaluation(
     (there / "metrics.json").unlink()
     assert command("evaluate", f"run_dir={there}", "dataset.path=../moved.npz").code == 0
     assert (there / "metrics.json").read_text() == metrics
+    np.savez(tmp_path / "other.npz", x=source.normal(size=(60, 3)), y=(x[:, 0] > 0).astype(int))
+    other = command("evaluate", f"run_dir={there}", "dataset.path=../other.npz")
+    assert other.code == 2
+    assert "so the training data or the model are not those of the run: give the run's own" in other.err
 
 
 def test_resume_goes_on_with_the_run_that_was_named_or_says_which(
