@@ -117,11 +117,11 @@ class Picture:
     cut: bool = False
 
 
-def open_picture(source: Path | bytes, where: str, fix: str = "remove or mend it") -> Picture:
+def open_picture(source: Path | bytes | Image.Image, where: str, fix: str = "remove or mend it") -> Picture:
     """Decode an image file as a viewer shows it: turned by its EXIF orientation, transparent pixels on white.
 
     Args:
-        source: the file, or its contents.
+        source: the file, its contents, or an image of Pillow.
         where: its name in messages.
         fix: what to do where it cannot be read, for the message.
 
@@ -129,9 +129,13 @@ def open_picture(source: Path | bytes, where: str, fix: str = "remove or mend it
         DataError: it cannot be read, or holds NaN.
     """
     try:
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as file:
+        with (
+            source.copy()
+            if isinstance(source, Image.Image)
+            else Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
+        ) as file:
             frames = getattr(file, "n_frames", 1)
-            cut = file.mode[0] not in "IF" and any(";16" in str(tile[3]) for tile in file.tile)
+            cut = file.mode[0] not in "IF" and any(";16" in str(tile[3]) for tile in getattr(file, "tile", ()))
             image = ImageOps.exif_transpose(file)
             if image.mode[0] in "IF":
                 if image.has_transparency_data:
@@ -158,6 +162,23 @@ def _levels(image: Image.Image) -> np.ndarray:
     if not np.isfinite(levels).all():
         raise ValueError(f"{int((~np.isfinite(levels)).sum())} of its levels are NaN or infinite")
     return levels
+
+
+def stack_images(images: Sequence[Image.Image]) -> Tensor:
+    """Images of Pillow as bytes [N, C, H, W], each as a viewer shows it; one channel if all are grey.
+
+    Raises:
+        DataError: they are of several sizes, or have levels of more than 8 bits.
+    """
+    pictures = [open_picture(image, f"image {row}").image for row, image in enumerate(images)]
+    modes, sizes = ({getattr(picture, of) for picture in pictures} for of in ("mode", "size"))
+    if len(sizes) > 1:
+        raise DataError(f"images are of sizes {', '.join(map(str, sorted(sizes)[:3]))}; scale them to one")
+    if "F" in modes:
+        raise DataError("images have levels of more than 8 bits; give arrays of numbers, scaled to [0, 1]")
+    arrays = [np.array(picture.convert("RGB" if "RGB" in modes else "L")) for picture in pictures]
+    stacked = torch.from_numpy(np.stack(arrays))
+    return stacked[:, None] if stacked.ndim == 3 else stacked.permute(0, 3, 1, 2).contiguous()
 
 
 def decode_images(

@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from bayeslora.datasets.base import Data, Real, Split, Transform, limited
-from bayeslora.datasets.images import Normalise
+from bayeslora.datasets.images import Normalise, stack_images
 from bayeslora.datasets.validation import check_class_numbers, check_counted_from_0
 from bayeslora.errors import DataError, require
 
@@ -169,7 +170,7 @@ def _collected(examples: Any, part: str) -> tuple[Any, Tensor]:
     if not items:
         raise DataError(f"{part} holds no examples")
     try:
-        return tuple(_stacked([item[place] for item in items]) for place in (0, 1))
+        return _stacked([item[0] for item in items], images=True), _stacked([item[1] for item in items])
     except (RuntimeError, TypeError, ValueError, KeyError) as error:
         raise DataError(f"{part}: items cannot be stacked to tensors ({str(error).splitlines()[0]})") from error
 
@@ -182,13 +183,21 @@ def pair(item: Any) -> Any:
     return {key: value for key, value in item.items() if key != named[0]}, item[named[0]]
 
 
-def _stacked(values: Sequence[Any], what: str = "it ") -> Any:
-    """Tensors, numbers, arrays or images of several examples as a tensor; dictionaries of such by name."""
+def _stacked(values: Sequence[Any], what: str = "it ", images: bool = False) -> Any:
+    """Tensors, numbers, arrays or images of several examples as a tensor; dictionaries of such by name.
+
+    Args:
+        values: of the examples.
+        what: they are, for messages.
+        images: whether images of Pillow are to be seen (`stack_images`), not masks whose levels are classes.
+    """
     if isinstance(values[0], Mapping):
-        return {name: _stacked([value[name] for value in values], f"{name} ") for name in values[0]}
+        return {name: _stacked([value[name] for value in values], f"{name} ", images) for name in values[0]}
     if isinstance(values[0], str):
         raise TypeError(f"{what}holds words; make numbers of them, e.g. by a tokenizer")
-    return torch.stack([v if isinstance(v, Tensor) else torch.as_tensor(np.asarray(v)) for v in values])
+    if images and isinstance(values[0], Image.Image):
+        return stack_images(values)
+    return torch.stack([v if isinstance(v, Tensor) else torch.as_tensor(np.array(v)) for v in values])
 
 
 def _as_targets(targets: Tensor, part: str, precision: torch.dtype) -> Tensor:

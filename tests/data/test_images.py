@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from bayeslora.datasets import Hub, ImageFolder, Npz
+from bayeslora.datasets import Hub, ImageFolder, Npz, from_examples
 from bayeslora.datasets.images import decode_images, decoding_notes
 from bayeslora.errors import DataError
 from tests.cases import each
@@ -139,6 +139,24 @@ def test_every_reader_gives_what_a_viewer_shows(tmp_path: Path, kind: str) -> No
         for image in (*data.train.inputs, *data.test.inputs):
             difference = np.abs(np.broadcast_to(image.numpy(), (3, SIDE, SIDE)) - chw(np.asarray(expected, float)))
             assert difference.max() <= TOLERANCE.get(kind, 1)
+
+
+def test_images_of_pillow_are_read_as_their_files_are_and_masks_as_classes(tmp_path: Path) -> None:
+    for number, (ending, write) in enumerate(KINDS.values()):
+        expected = np.asarray(write(tmp_path / f"{number}.{ending}"), float)
+        with Image.open(tmp_path / f"{number}.{ending}") as file:
+            if file.mode[0] in "IF":
+                with pytest.raises(DataError, match="levels of more than 8 bits; give arrays"):
+                    from_examples([(file, 0), (file, 1)])
+                continue
+            image = from_examples([(file, 0), (file, 1)]).train.inputs[0]
+        difference = np.abs(np.broadcast_to(image.numpy(), (3, SIDE, SIDE)) - chw(expected))
+        assert difference.max() <= (4 if ending == "jfif" else 1), ending
+    mask = Image.fromarray(np.arange(SIDE * SIDE, dtype=np.uint8).reshape(SIDE, SIDE) % 3, "P")
+    mask.putpalette([250, 0, 0, 0, 250, 0, 0, 0, 250])
+    assert from_examples([(mask, mask), (mask, mask)]).train.targets.unique().tolist() == [0, 1, 2]
+    with pytest.raises(DataError, match=r"sizes \(2, 2\), \(3, 2\); scale them to one"):
+        from_examples([(Image.new("L", size), 0) for size in ((2, 2), (3, 2))])
 
 
 def colours_of_16_bits(file: Path, white: int) -> None:
