@@ -28,9 +28,9 @@ LIKE_NUMBER = (
     rf"(?:{GROUPED}|\p{{Nd}}+(?:[.,]\p{{Nd}}+)?(?:[eEdD][+−-]?\p{{Nd}}+)?|\p{{Nd}}+/\p{{Nd}}+)\p{{Cf}}*{UNIT}[)'\"]?$"
 )
 """What people write for a number: other digits and marks, thousands separators, a currency, a unit, brackets."""
-FEWEST_NUMBERS = 3
-"""Different numbers beside one word that make a column one of numbers, whatever the word stands for."""
-ORDINAL = r"\d(?:st|nd|rd|th)$"
+FEWEST_NUMBERS, MOST_WORDS = 3, 3
+"""Different numbers for each word that make a column one of numbers, where there are so few words for none."""
+ORDINAL = r"\d(?:st|nd|rd|th)\b"
 DATE = r"^(?:\d{4}[-/.]\d{1,2}[-/.]\d{1,2}|\d{1,2}[-/.]\d{1,2}[-/.]\d{2,4})(?:[ T]\d{1,2}:.*)?$"
 NO_TABLES = {
     b"PK\x03\x04": "a zip archive, as files of Excel (.xlsx) and NumPy (.npz) are; save or unpack it as CSV",
@@ -212,11 +212,11 @@ def parse_column(
         alike = number | _mask(pc.match_substring_regex(cells, LIKE_NUMBER)) & ~_mask(
             pc.match_substring_regex(cells, ORDINAL)
         )
-        others = cells.filter(pa.array(~alike & ~nulls))
-        one_word = len(others.unique()) == 1 and len(cells.filter(pa.array(alike)).unique()) >= FEWEST_NUMBERS
-        if not mixed and (one_word or 2 * (alike & ~nulls).sum() > (~nulls).sum()):
+        numbers, others = (len(cells.filter(pa.array(rows)).unique()) for rows in (alike, ~alike & ~nulls))
+        most = 2 * (alike & ~nulls).sum() > (~nulls).sum()
+        if not mixed and (most or (others <= MOST_WORDS and numbers >= FEWEST_NUMBERS * others)):
             row = int(np.flatnonzero(~nulls & ~number)[0])
-            cell, share = cells[row].as_py(), "all other" if one_word else "most"
+            cell, share = cells[row].as_py(), "most" if most else "many"
             raise DataError(
                 f"{where}, row {row + 1} below the header, column {name}: {cell!r} is no number, while {share} cells of"
                 f" the column look like numbers; {_fix(cell, decimal)}. If they are categories, set"

@@ -214,6 +214,8 @@ def test_numbers_are_read_as_they_are_written(tmp_path: Path, what: str) -> None
 
 WORDS_CSV: dict[str, tuple[str, dict[str, Any]]] = {
     "words and became 3 columns of 0 and 1 (NA, null, us)": column(lambda i: ["NA", "null", "us"][i % 3]),
+    "words and became 2 columns of 0 and 1 (1st class, 2nd class)": column(lambda i: f"{['1st', '2nd'][i % 2]} class"),
+    "words and became 4 columns of 0 and 1 (10, 12, M, S)": column(lambda i: ["S", "M", "10", "12"][i % 4]),
     "words and became 3 columns of 0 and 1 (1st, 2nd, 3rd)": column(lambda i: ["1st", "2nd", "3rd"][i % 3]),
     "words and became 2 columns of 0 and 1 (<5, >=5)": column(lambda i: ["<5", ">=5"][i % 2]),
     "words and became 3 columns of 0 and 1 (1, A, B)": column(lambda i: "1AB"[i % 3]),
@@ -293,7 +295,8 @@ BAD_CSV: dict[str, tuple[str, dict[str, Any]]] = {
     "'R.1' is no number": column(lambda i: f"R${i + 1}"),
     "'\\(1\\)' is no number": column(lambda i: f"({i + 1})"),
     "'１' is no number": column(lambda i: f"{i + 1}".translate(str.maketrans("0123456789", "０１２３４５６７８９"))),
-    "'-' is no number, while all other cells .* look like numbers": column(lambda i: "-" if i % 3 else i),
+    "'-' is no number, while many cells .* look like numbers": column(lambda i: "-" if i % 3 else i),
+    "'-' is no number, while many": column(lambda i: ["-", "unknown", i][i % 3]),
     "empty cells: a \\(1\\)": column(lambda i: "NA" if i == 3 else i % 2 == 0),
     "no cell of a is filled; fill it, or set dataset.leave_out=\\[a\\]": column(lambda i: "", missing="drop"),
     "encoding=rot13 is unknown": (TABLE, {"encoding": "rot13"}),
