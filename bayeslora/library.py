@@ -127,7 +127,7 @@ def sample(
     run, keeps = _run(run_dir)
     experiment = _experiment(
         _chain(phases, chains, batch_size, len(data.train)) | {"parallel": parallel, **_plain(chain_settings or {})},
-        make_model=_model(model), make_warmup=_warmup(_plain(warmup_lr)), data=data, run=run,
+        make_model=_model(model), make_warmup=_warmup(_plain(warmup_lr)), data=data, run=run, kept=keeps is None,
         make_sampler=_sampler(sampler, _plain(lr), _plain(sampler_settings or {})),
         likelihood=_likelihood(likelihood, data), prior=_prior(prior), trainer=_trainer(device),
         callbacks={"thermometer": Thermometer} | ({"online": Online, "progress": Progress} if progress else {}),
@@ -177,8 +177,8 @@ def _sampled(experiment: Experiment, run: RunDirectory, keeps: Any, evaluated: b
 def _experiment(
     chain: dict[str, Any], *, make_model: partial[nn.Module], make_sampler: partial[Sampler],
     make_warmup: partial[torch.optim.AdamW], data: Data, likelihood: Likelihood, prior: Prior, trainer: TrainerSettings,
-    callbacks: dict[str, Callable[..., Any]], evaluation: Evaluation, run: RunDirectory, name: str, seed: int,
-    temperature: float,
+    callbacks: dict[str, Callable[..., Any]], evaluation: Evaluation, run: RunDirectory, kept: bool, name: str,
+    seed: int, temperature: float,
 ) -> Experiment:  # fmt: skip
     """All parts, checked, with what `config.yaml` records; every problem is reported at once."""
     problems, settings = Problems(), ChainSettings()
@@ -198,7 +198,7 @@ def _experiment(
             "name": name,
             "seed": seed,
             "temperature": temperature,
-            "run_dir": str(run.root),
+            "run_dir": str(run.root) if kept else None,
             "resume": False,
             "dataset": {"in_memory": _described_examples(data.train)},
             "model": _described_model(make_model.args[0]),

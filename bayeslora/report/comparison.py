@@ -40,7 +40,7 @@ OWN_DATA = ("Csv", "Npz", "ImageFolder", "Hub")
 """Datasets that are called by the file, folder or name of the hub that they read."""
 LONGEST_NAME = 16
 """Characters of a run's name in tables."""
-LONGEST_LABEL = 36
+LONGEST_LABEL = 28
 """Characters on a line of what a row of a table in the terminal is called; criteria take two lines."""
 DIAGNOSTICS = {
     ("potential", "rhat"): ("Potential R-hat", ".3f"),
@@ -234,7 +234,7 @@ def temperature_grid(runs: Sequence[Compared]) -> Grid:
         for block in dict.fromkeys(name for one in measured for name in one)
     }
     shown = {block_title(block): [Cell(cell or MISSING) for cell in row] for block, row in cells.items() if any(row)}
-    title = "Measured temperature ± standard error, by T (in brackets: does not decide)"
+    title = "Measured temperature in units of T, ± standard error (in brackets: not judged)"
     return Grid(title, [run.mark for run in runs], list(shown), list(shown.values()))
 
 
@@ -386,10 +386,12 @@ def _leaves(node: Any, name: str) -> Iterator[tuple[str, Any]]:
 
 
 def _verdict(criterion: Criterion | None) -> Cell:
-    """A criterion's value and whether it is met; a dash where the run was not held to it."""
+    """A criterion's value, a tie, and whether it is met; a dash where the run was not held to it."""
     if criterion is None:
         return Cell(MISSING)
-    return Cell(f"{criterion.shown.removesuffix(TIE)} {'✓' if criterion.passed else '✗'}")
+    value = criterion.shown.removesuffix(TIE)
+    tie = " tie" if criterion.shown.endswith(TIE) else ""  # short: two runs are to stand side by side
+    return Cell(f"{value}{tie} {'✓' if criterion.passed else '✗'}")
 
 
 def shown_columns(runs: Sequence[Compared]) -> tuple[ScoreColumn, ...]:

@@ -20,7 +20,7 @@ LONGEST = 8.0
 """Factor on a run's length, or on its step size, beyond which another cure is looked for."""
 ROOM = 1.2
 """What is taken more than what is just enough."""
-SAMPLE = ARGUMENTS | {name: name for name in ("sampler", "temperature", "run_dir")}
+SAMPLE = ARGUMENTS | {name: name for name in ("sampler", "seed", "temperature", "run_dir")}
 """Settings by their names as arguments of `bayeslora.sample`."""
 
 
@@ -69,10 +69,7 @@ def next_step(results: Results, experiment: Experiment, run: RunDirectory) -> St
         _cure_of_temperature(results, unmet, settings)
         or _cure_of_chains(unmet, settings)
         or _cure_of_scores(results, unmet, settings)
-        or Step(
-            "All criteria are met. Does half the step size give the same answer?",
-            f"python -m bayeslora.bias_check run_dir={shlex.quote(settings.root)}",
-        )
+        or _check_of_the_step(settings)
     )
 
 
@@ -104,14 +101,24 @@ class _Settings:
         return float(value) if isinstance(value, int | float) else math.nan
 
     @property
+    def of_program(self) -> bool:
+        """Whether `bayeslora.sample` made the run, which no command can repeat."""
+        return in_memory(self.experiment.record.get("dataset")) is not None
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether its folder is one that stays."""
+        return not self.of_program or self.experiment.record.get("run_dir") is not None
+
+    @property
     def can_be_longer(self) -> bool:
         """Whether draws can be added to the run as it is."""
         chain = self.experiment.chain
-        return chain.schedule in SCHEDULES_WITHOUT_END and not chain.cycles
+        return self.is_kept and chain.schedule in SCHEDULES_WITHOUT_END and not chain.cycles
 
     def command(self, changes: Mapping[str, Any], *, longer: bool = False, sweep: bool = False) -> str:
         """The run's command with other settings (None: left out), on the run's own folder if `longer`."""
-        changes = dict(changes) | ({"run_dir": self.root} if longer else {})
+        changes = dict(changes) | ({"run_dir": self.root} if longer and self.is_kept else {})
         if not self.results.provenance.command or not self.tokens:
             return self._call(changes)
         kept = []
@@ -125,13 +132,27 @@ class _Settings:
     def _call(self, changes: Mapping[str, Any]) -> str:
         """The same for a run of `bayeslora.sample`, and as settings for one of another program."""
         changed = {key: value for key, value in changes.items() if value is not None}
-        if in_memory(self.experiment.record.get("dataset")):
+        if self.of_program:
             given = {SAMPLE[key]: value for key, value in changed.items() if key in SAMPLE}
             swept = {name: value.replace(",", ", ") for name, value in given.items() if "," in str(value)}
             loop = "".join(f"for {name} in ({values}): " for name, values in swept.items())
             named = ", ".join(f"{name}={name if name in swept else repr(value)}" for name, value in given.items())
             return f"{loop}bayeslora.sample({', '.join(['…', *filter(None, [named])])})"
         return f"python -m bayeslora.train … {shlex.join(f'{key}={value}' for key, value in changed.items())}"
+
+
+def _check_of_the_step(settings: _Settings) -> Step:
+    """The same at half the step size, or where a program left it to the pilot, of another seed."""
+    met = "All criteria are met. Does"
+    if not settings.of_program:
+        command = f"python -m bayeslora.bias_check run_dir={shlex.quote(settings.root)}"
+        return Step(f"{met} half the step size give the same answer?", command)
+    if "tuning" in settings.experiment.record:
+        other = {"seed": int(settings.experiment.seed) + 1}
+        return Step(f"{met} another seed give the same answer?", settings.command(other))
+    plan = settings.experiment.plan
+    half = {"sampler.lr": _rounded(settings.lr / 2), "chain.burn_in": 2 * plan.burn_in, "chain.thin": 2 * plan.thin}
+    return Step(f"{met} half the step size give the same answer?", settings.command(half))
 
 
 def _cure_of_temperature(results: Results, unmet: Mapping[str, Criterion], settings: _Settings) -> Step | None:

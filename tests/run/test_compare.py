@@ -281,12 +281,13 @@ def test_criteria_of_two_runs_stand_side_by_side_at_80_columns(
     changed(tmp_path / "cold", "config.yaml", temperature=0.1)
     runs = asked(f"run_dirs=[{finished},{tmp_path / 'cold'}]")
     criteria = comparison.criteria_grid(runs)
+    assert any(" tie " in cells[0].text for cells in criteria.cells)
     assert max(map(len, criteria.rows)) > comparison.LONGEST_LABEL  # which take a second line
     printed = capsys.readouterr().out.partition("Criteria")[2]
     assert "Criteria" not in printed  # one table, not one a run
     assert max(map(len, printed.splitlines())) <= 80
     for judged, cells in zip(runs[0].results.criteria.values(), criteria.cells, strict=True):
-        assert cells[0].text == f"{judged.shown.removesuffix(' (a tie)')} {'✓' if judged.passed else '✗'}"
+        assert cells[0].text == f"{judged.shown.replace(' (a tie)', ' tie')} {'✓' if judged.passed else '✗'}"
         assert cells[0].text in printed
 
 

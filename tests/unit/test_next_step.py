@@ -126,10 +126,21 @@ def test_runs_that_are_not_finished_trials_and_jobs_of_sweeps(
 def test_a_run_of_a_program_is_told_the_call_or_the_settings(experiment: Experiment, tmp_path: Path) -> None:
     sampled = experiment.but(record={**experiment.record, "dataset": {"in_memory": {"examples": 3}}})
     call, settings = (step(one, tmp_path, None, potential_ess=100.0).command for one in (sampled, experiment))
-    assert call.startswith("bayeslora.sample(…, draws=120, ")
+    assert call == f"bayeslora.sample(…, draws=120, run_dir={str(tmp_path)!r})"
+    assert step(sampled, tmp_path, None).command == "bayeslora.sample(…, lr=0.025, burn_in=200, thin=20)"
+    piloted = sampled.but(record={**sampled.record, "tuning": {}})
+    assert step(piloted, tmp_path, None).command == "bayeslora.sample(…, seed=1)"
     sweep = step(sampled, tmp_path, None, nll_above_map=0.1).command
     assert sweep == "for temperature in (0.1, 0.3, 1): bayeslora.sample(…, temperature=temperature)"
     assert settings.startswith("python -m bayeslora.train … chain.num_draws=120 ")
+
+
+def test_a_run_that_goes_with_its_posterior_is_told_no_folder(experiment: Experiment, tmp_path: Path) -> None:
+    record = {**experiment.record, "dataset": {"in_memory": {"examples": 3}}, "run_dir": None}
+    for values in ({}, {"potential_ess": 100.0}, {"temperature": 0.15}, {"nll_above_map": 0.1}):
+        found = step(experiment.but(record=record), tmp_path, None, **values)
+        assert "run_dir" not in found.command
+        assert "goes on" not in found.why
 
 
 def test_the_run_of_a_bias_check_is_compared_with_the_one_it_repeats(experiment: Experiment, tmp_path: Path) -> None:
