@@ -17,7 +17,7 @@ from bayeslora.errors import ConfigError, Problems, require
 from bayeslora.experiment import Experiment
 from bayeslora.factories import first_line
 from bayeslora.likelihood import NOISE, Bernoulli, Categorical, Gaussian, Likelihood, OfClasses
-from bayeslora.parts import is_own
+from bayeslora.parts import is_own, precision_of
 from bayeslora.potential import matches
 
 TAKES = {"in_channels": "images", "in_features": "tables", "name_or_path": "texts"}
@@ -167,7 +167,7 @@ def _check_shares(experiment: Experiment, model: nn.Module) -> None:
 
 def _check_outputs(experiment: Experiment, model: nn.Module) -> None:
     """Raise `ConfigError` unless the model takes two examples of the data and gives what the likelihood needs."""
-    data, name = experiment.data, f"model: {experiment.record['model']['_target_']}"
+    data, name = experiment.data.in_precision(precision_of(model)), f"model: {experiment.record['model']['_target_']}"
     try:
         with evaluation_mode(model):
             two = torch.arange(2) % len(data.train)  # the only one twice

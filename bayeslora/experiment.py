@@ -30,7 +30,7 @@ from bayeslora.factories import naming, offer, settings_of
 from bayeslora.likelihood import NOISE, Likelihood
 from bayeslora.models.checkpoint import Checkpoint
 from bayeslora.models.keywords import take_keywords
-from bayeslora.parts import check_kind, check_temperature, is_own, with_numbers
+from bayeslora.parts import check_kind, check_temperature, is_own, precision_of, with_numbers
 from bayeslora.potential import Potential, Prior, last_match
 from bayeslora.rng import derive_seed, generator, seeded
 from bayeslora.runs.identity import Fingerprint, first_few, identify, put_fixed
@@ -164,8 +164,8 @@ class Experiment:
 
     @cached_property
     def data(self) -> Data:
-        """The dataset, with the activations of the model's frozen layers where it remembers them."""
-        return self.through_prefix(self.make_data())
+        """The dataset, as `as_taken` gives it."""
+        return self.as_taken(self.make_data())
 
     @cached_property
     def potential(self) -> Potential:
@@ -251,8 +251,10 @@ class Experiment:
         with torch.device("meta") if is_own(self.make_model) else nullcontext():
             return self.make()
 
-    def through_prefix(self, data: Data) -> Data:
-        """Data with the activations of the model's frozen layers, where it remembers them."""
+    def as_taken(self, data: Data) -> Data:
+        """Data in the model's precision, with the activations of its frozen layers, where it remembers them."""
+        if data.reals and not is_own(self.make_model):  # those are in single precision
+            data = data.in_precision(precision_of(self.make(data)))
         if not settings_of(self.make_model).get("cache_prefix"):
             return data
         from bayeslora.models.prefix import with_prefix
@@ -326,10 +328,8 @@ class Experiment:
             replace(self.data, train=self.data.train.to(self.device)),
             self.chain.batch,
             self.seed,
-            device=self.device,
-            channels_last=self.trainer.channels_last,
-            bucket=self.chain.bucket,
-        )
+            device=self.device, channels_last=self.trainer.channels_last, bucket=self.chain.bucket,
+        )  # fmt: skip
         return make(chain) if isinstance(chain, int) else StackedBatches([make(one) for one in chain])
 
     def loader(self, split: Split, transform: Transform | None = None) -> Loader:
@@ -339,9 +339,8 @@ class Experiment:
             split,
             self.data.transform if transform is None else transform,
             min(self.evaluation.batch_size, TEXTS if self.data.kind == "texts" else self.evaluation.batch_size),
-            self.device,
-            self.trainer.channels_last,
-        )
+            self.device, self.trainer.channels_last,
+        )  # fmt: skip
 
     def probe(self) -> Loader:
         """Passes over the probe set: a fixed subset of the training data, the same for every chain."""

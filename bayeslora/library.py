@@ -28,9 +28,9 @@ from bayeslora.engine.pipeline import prepared, sampled
 from bayeslora.errors import ConfigError, DivergedError, Problems, require
 from bayeslora.evaluation.run import check_recorded_nll, evaluate
 from bayeslora.experiment import Experiment
-from bayeslora.factories import check_arguments, described, of_instance, settings_of, target_of
+from bayeslora.factories import check_arguments, described, naming, of_instance, settings_of, target_of
 from bayeslora.likelihood import LIKELIHOODS, Bernoulli, Categorical, Gaussian, Likelihood
-from bayeslora.parts import check_kind, check_sampler, check_temperature, copied
+from bayeslora.parts import check_kind, check_sampler, check_temperature, copied, precision_of
 from bayeslora.posterior import Posterior
 from bayeslora.potential import Prior
 from bayeslora.runs.directory import RunDirectory
@@ -114,15 +114,16 @@ def sample(
         ConfigError: settings, model and data do not fit each other; nothing was started.
         DivergedError: a chain left the finite numbers.
 
-    Example:
+    Examples:
         >>> x, y = torch.randn(64, 3), torch.randint(2, (64,))
         >>> posterior = sample(nn.Linear(3, 2), (x, y), chains=1, draws=5, thin=1, burn_in=5, warmup=5, progress=False)
         >>> posterior.predict(x).exp().shape
         torch.Size([64, 2])
     """
     labels = likelihood == "bernoulli" or isinstance(likelihood, Bernoulli)
-    data = from_examples(dataset, test_dataset, val_dataset, name=name, class_names=class_names,
-                         precision=_precision(model), labels=labels)  # fmt: skip
+    data = from_examples(dataset, test_dataset, val_dataset, name=name, class_names=class_names, precision=None,
+                         labels=labels)  # fmt: skip
+    data = data.in_precision(_precision(model)) if data.reals else data
     phases = {"warmup": warmup, "num_draws": draws, "thin": thin, "burn_in": burn_in} if plan is None else vars(plan)
     run, keeps = _run(run_dir)
     experiment = _experiment(
@@ -287,10 +288,11 @@ def _plain(value: Any) -> Any:
 
 
 def _precision(model: nn.Module | Callable[[], nn.Module]) -> torch.dtype:
-    """That of the model's parameters, where it is there already; a function's is torch's own for new ones."""
-    parameters = model.parameters() if isinstance(model, nn.Module) else ()
-    kinds = {p.dtype for p in parameters if p.is_floating_point()} or {torch.get_default_dtype()}
-    return torch.float64 if torch.float64 in kinds else torch.float32
+    """That of the model; a function makes one to look at."""
+    with torch.random.fork_rng(devices=[]), naming("model"):
+        made = model if isinstance(model, nn.Module) else _model(model)()
+        check_kind(made)
+        return precision_of(made)
 
 
 def _described_model(model: nn.Module | Callable[[], nn.Module]) -> dict[str, Any]:

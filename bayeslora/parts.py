@@ -67,6 +67,11 @@ def is_own(make_model: Callable[..., Any]) -> bool:
     return target_of(make_model).__module__.startswith("bayeslora.models.")
 
 
+def precision_of(model: nn.Module) -> torch.dtype:
+    """float64 where any of its parameters is in double precision, else float32."""
+    return torch.float64 if any(p.dtype == torch.float64 for p in model.parameters()) else torch.float32
+
+
 def check_kind(model: Any) -> None:
     """Raise `ConfigError` for a model whose parameters cannot be sampled or kept, whatever the data."""
     kind = type(model).__name__

@@ -250,8 +250,8 @@ def check_precision(precision: str) -> None:
     """Raise `ConfigError` for a precision in which Langevin steps are lost or closures are not called."""
     require(
         precision not in ("64", "64-true"),
-        f"trainer.precision={precision} is not offered on the command line, where inputs are float32; from Python, "
-        "bayeslora.sample(model.double(), (inputs.double(), targets)) samples in double precision from end to end",
+        f"trainer.precision={precision} is not needed: a model of your own in float64 (module.double()) is sampled and"
+        " evaluated in double precision, its data with it; leave trainer.precision as it is",
     )
     require(
         precision in PRECISIONS,

@@ -93,7 +93,7 @@ def to_experiment(cfg: DictConfig, run: RunDirectory | None = None) -> Experimen
     data = limited(load_data(parts["dataset"], labels), **limits)
     experiment = experiment.holding(data).with_batch_size()
     check_fit(experiment)
-    return experiment.holding(experiment.through_prefix(experiment.data))
+    return experiment.holding(experiment.as_taken(experiment.data))
 
 
 def of_settings(settings: Mapping[str, Any], run: RunDirectory | None = None) -> Experiment:

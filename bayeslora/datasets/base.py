@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 from bayeslora.datasets.validation import class_notes, scale_note, split_problems, two_value_notes
 from bayeslora.errors import ConfigError, DataError
@@ -21,6 +21,8 @@ log = logging.getLogger(__name__)
 LOOKED_AT = 1000
 """Examples of which the scale is looked at."""
 
+REALS = (torch.float32, torch.float64)
+"""Precisions of real numbers that a model can take."""
 Transform = Callable[[Tensor], Tensor]
 """Stored inputs [B, …] -> model input [B, …]: uint8 images to float32, normalised; tokens int32 to int64, trimmed.
 
@@ -29,6 +31,16 @@ Runs on any device.
 
 Augment = Callable[[Tensor, torch.Generator], Tensor]
 """Stored inputs [B, …] and a CPU generator -> augmented inputs of the same shape and dtype; runs on any device."""
+
+
+def cast(values: Tensor, part: str, precision: torch.dtype) -> Tensor:
+    """Real numbers in another precision; raises `DataError` for one that is too large for it."""
+    changed = values.to(precision)
+    if changed is not values and values.isfinite().all() and not changed.isfinite().all():
+        raise DataError(
+            f"{part}: there is a number {values.abs().max():.1e}, too large for {precision}; scale the data"
+        )
+    return changed
 
 
 @dataclass(frozen=True)
@@ -54,6 +66,14 @@ class Split:
     def to(self, device: torch.device | str) -> Split:
         """The same examples on another device."""
         return Split(tree_map(lambda held: held.to(device), self.inputs), self.targets.to(device))
+
+    def in_precision(self, precision: torch.dtype, part: str) -> Split:
+        """The same examples with real numbers as float32 or float64; `part` says in a message which they are."""
+
+        def changed(held: Tensor) -> Tensor:
+            return cast(held, part, precision) if held.dtype in REALS else held
+
+        return Split(tree_map(changed, self.inputs), changed(self.targets))
 
 
 @dataclass(frozen=True)
@@ -135,6 +155,19 @@ class Data:
         )
         labels = self.class_names[1:]
         return replace(self, train=train, validation=validation, test=test, class_names=(), labels=labels)
+
+    def in_precision(self, precision: torch.dtype) -> Data:
+        """The same data with real numbers, of inputs and targets, as float32 or float64."""
+        if self.reals <= {precision}:
+            return self
+        parts = ("train", "validation", "test")
+        return replace(self, **{part: getattr(self, part).in_precision(precision, part) for part in parts})
+
+    @property
+    def reals(self) -> set[torch.dtype]:
+        """Which of float32 and float64 there are among inputs and targets."""
+        parts = (self.train, self.validation, self.test)
+        return {held.dtype for one in parts for held in (*tree_leaves(one.inputs), one.targets)} & set(REALS)
 
     @property
     def num_classes(self) -> int:

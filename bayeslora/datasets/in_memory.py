@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from bayeslora.datasets.base import Data, Real, Split, Transform, limited
+from bayeslora.datasets.base import REALS, Data, Real, Split, Transform, cast, limited
 from bayeslora.datasets.images import Normalise, stack_images
 from bayeslora.datasets.validation import check_class_numbers, check_counted_from_0
 from bayeslora.errors import DataError, require
@@ -40,7 +40,7 @@ def from_examples(
     name: str = "own data",
     class_names: Sequence[str] | None = None,
     transform: Transform | None = None,
-    precision: torch.dtype = torch.float32,
+    precision: torch.dtype | None = torch.float32,
     labels: bool = False,
 ) -> Data:
     """A dataset made of anyone's examples, each part as `as_split` takes it.
@@ -52,7 +52,8 @@ def from_examples(
         name: what to call it in reports.
         class_names: by class, or by label; None: their numbers.
         transform: stored inputs to model inputs; None: as they are, but images of bytes [N, C, H, W] scaled to [0, 1].
-        precision: of real targets, and of inputs that are real numbers: the model's, float32 or float64.
+        precision: of real targets, and of inputs that are real numbers: the model's, float32 or float64; None: each as
+            it is given.
         labels: the targets are labels that hold or do not, [N] or [N, L] of 1, 0, and -1 or NaN where one is not known.
 
     Raises:
@@ -83,7 +84,7 @@ def from_examples(
 
 
 def as_split(
-    examples: Any, part: str = "the data", precision: torch.dtype = torch.float32, labels: bool = False
+    examples: Any, part: str = "the data", precision: torch.dtype | None = torch.float32, labels: bool = False
 ) -> Split:
     """Examples in memory.
 
@@ -92,7 +93,7 @@ def as_split(
             [N] or [N, D]), or a `Split`. An input may be a dictionary of several by name; so may an item whose target
             is called one of `TARGETS`.
         part: what to call it in messages.
-        precision: of real numbers.
+        precision: of real numbers; None: as they are.
         labels: see `from_examples`.
 
     Raises:
@@ -116,8 +117,7 @@ def as_split(
     if not len(targets):
         raise DataError(f"{part} holds no examples")
     as_targets = _as_labels if labels else _as_targets
-    own = (torch.float32, torch.float64)  # which the model has its own of
-    inputs = tree_map(lambda held: _in_precision(held, part, precision) if held.dtype in own else held, inputs)
+    inputs = tree_map(lambda held: cast(held, part, precision or held.dtype) if held.dtype in REALS else held, inputs)
     return Split(inputs, as_targets(targets, part, precision))
 
 
@@ -138,16 +138,6 @@ def _tensor(values: Any, part: str) -> Tensor:
             f"{part}: {kind} holds something else than numbers; make numbers of words (0, 1, … of classes), and leave"
             " out what is missing"
         ) from error
-
-
-def _in_precision(values: Tensor, part: str, precision: torch.dtype) -> Tensor:
-    """Real numbers in another precision."""
-    changed = values.to(precision)
-    if values.isfinite().all() and not changed.isfinite().all():
-        raise DataError(
-            f"{part}: there is a number {values.abs().max():.1e}, too large for {precision}; scale the data"
-        )
-    return changed
 
 
 def _collected(examples: Any, part: str) -> tuple[Any, Tensor]:
@@ -200,7 +190,7 @@ def _stacked(values: Sequence[Any], what: str = "it ", images: bool = False) -> 
     return torch.stack([v if isinstance(v, Tensor) else torch.as_tensor(np.array(v)) for v in values])
 
 
-def _as_targets(targets: Tensor, part: str, precision: torch.dtype) -> Tensor:
+def _as_targets(targets: Tensor, part: str, precision: torch.dtype | None) -> Tensor:
     """Class numbers int64 [N], or real numbers [N, D]."""
     if not targets.is_floating_point():
         classes = targets.squeeze(1) if targets.ndim == 2 and targets.shape[1] == 1 else targets
@@ -208,10 +198,11 @@ def _as_targets(targets: Tensor, part: str, precision: torch.dtype) -> Tensor:
         return classes.long()
     if not targets.isfinite().all():
         raise DataError(f"{part}: {int((~targets.isfinite()).sum())} targets are NaN or infinite; leave them out")
-    return _in_precision(targets, part, precision).reshape(len(targets), -1)
+    kept = targets.dtype if targets.dtype in REALS else torch.float32  # half precision is no model's here
+    return cast(targets, part, precision or kept).reshape(len(targets), -1)
 
 
-def _as_labels(targets: Tensor, part: str, precision: torch.dtype) -> Tensor:  # noqa: ARG001
+def _as_labels(targets: Tensor, part: str, precision: torch.dtype | None) -> Tensor:  # noqa: ARG001
     """Labels int64 [N, L] of 1, 0, and -1 where one is not known."""
     if targets.is_floating_point():
         targets = targets.nan_to_num(nan=-1.0, posinf=2.0, neginf=2.0)
@@ -225,12 +216,16 @@ def _check_alike(splits: Mapping[str, Split], name: str) -> None:
     first = splits["train"]
     for part, split in splits.items():
         shapes = (tree_map(lambda held: list(held.shape[1:]), s.inputs) for s in (first, split))
-        ours, theirs = ((next(shapes), s.targets.dtype, tuple(s.targets.shape[1:])) for s in (first, split))
+        ours, theirs = ((next(shapes), _kind(s.targets), tuple(s.targets.shape[1:])) for s in (first, split))
         if ours != theirs:
             raise DataError(
                 f"{name}: inputs of {part} are {theirs[0]} with targets {theirs[1]}, those of train"
-                f" {ours[0]} with {ours[1]}; all parts must be alike"
+                f" {ours[0]} with targets {ours[1]}; all parts must be alike"
             )
+
+
+def _kind(targets: Tensor) -> str:
+    return "of real numbers" if targets.is_floating_point() else "of classes"
 
 
 def _targets(
@@ -274,7 +269,10 @@ def load_data(dataset: Any, labels: bool = False) -> Data:
         DataError: it gives something else, or the data are wrong.
     """
     loaded = dataset.load() if hasattr(dataset, "load") else dataset
-    data = loaded if isinstance(loaded, Data) else from_examples(loaded, name=type(dataset).__name__, labels=labels)
+    if isinstance(loaded, Data):
+        data = loaded
+    else:
+        data = from_examples(loaded, name=type(dataset).__name__, labels=labels, precision=None)
     data = data.with_one_label() if labels and len(data.class_names) == 2 else data
     for note in data.notes:
         log.info("%s: %s", data.name, note)

@@ -146,7 +146,7 @@ def _does_not_fit(ours: Data, theirs: Data) -> str | None:
 def _view_of(experiment: Experiment, data: Data) -> View:
     """The test set of another dataset; images through the run's own transform."""
     none = data.train.take(slice(0))
-    data = experiment.through_prefix(replace(data, train=none, validation=none))
+    data = experiment.as_taken(replace(data, train=none, validation=none))
     transform = data.transform if data.texts else experiment.data.transform
     return View(OTHER, experiment.loader(experiment.by_length(data.test).to(experiment.device), transform), None)
 

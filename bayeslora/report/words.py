@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from bayeslora.runs.directory import RunDirectory
 
 MISSING = "–"
+NBSP = "\N{NO-BREAK SPACE}"
 MAX_BLOCKS = 12
 """Blocks whose step sizes are shown."""
 
@@ -63,10 +64,11 @@ def sentence(text: str) -> str:
 def duration(seconds: float) -> str:
     """A time in its two largest units."""
     if seconds < 60:
-        return f"{seconds:.1f} s"
+        return f"{seconds:.1f}{NBSP}s"
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
+    words = f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
+    return words.replace(" ", NBSP)
 
 
 def run_title(experiment: Experiment) -> str:
@@ -83,6 +85,7 @@ def run_settings(experiment: Experiment) -> list[tuple[str, str]]:
     model = type(made).__name__ if model.startswith(UNNAMED) else model  # what a function without a name makes
     chains, every = counted(chain.num_chains, "chain"), f", one every {counted(plan.thin, 'step')}"
     draws = counted(plan.num_draws, "draw") + ("" if plan.thin == 1 else every)
+    precision = "64-true" if any(p.dtype.itemsize == 8 for p in made.parameters()) else trainer.precision
     probes = min(chain.probe_size, len(data.train))
     probe_set = f"all {probes:,}" if probes == len(data.train) else f"{probes:,}"
     batches = "all data" if chain.batch_size is None else f"batches of {chain.batch_size:,}"
@@ -98,7 +101,7 @@ def run_settings(experiment: Experiment) -> list[tuple[str, str]]:
         ("Plan of a chain", f"{counted(plan.warmup, 'step')} of warm-up, {plan.burn_in:,} of burn-in, {draws}"),
         *pilot_pairs(experiment.record.get("tuning")),
         ("Probe set", f"{probe_set} training examples"),
-        ("Precision", f"{trainer.precision} on {trainer.accelerator}"),
+        ("Precision", f"{precision} on {trainer.accelerator}"),
         ("Seed", str(experiment.seed)),
     ]  # fmt: skip
 

@@ -543,7 +543,7 @@ def test_parts_of_different_form_are_refused() -> None:
     x, y = torch.randn(6, 3), torch.arange(6) % 2
     with pytest.raises(DataError, match=r"inputs of test are \[4\].*all parts must be alike"):
         from_examples((x, y), (torch.randn(6, 4), y))
-    with pytest.raises(DataError, match=r"targets torch\.float32"):
+    with pytest.raises(DataError, match=r"targets of real numbers, those of train \[3\] with targets of classes"):
         from_examples((x, y), (x, y.float()))
     with pytest.raises(ValueError, match="there is no part called train"):
         from_examples({"training": (x, y), "train": None})

@@ -176,7 +176,7 @@ def test_mistyped_keys_in_an_experiment_file_are_named(command: Command, tmp_pat
         (["~seed"], ["seed"]),
         (["seed=${nothing}"], ["Interpolation key 'nothing' not found"]),
         (["seed=1,2"], ["seed=1,2 names several values", "add -m", "'seed=[1,2]'"]),
-        (["trainer.precision=64-true"], ["is not offered on the command line", "model.double()"]),
+        (["trainer.precision=64-true"], ["is not needed: a model of your own in float64", "module.double()"]),
         (["run_dir=/proc/version"], ["run_dir=/proc/version is a file; choose a folder"]),
         (["run_dir=/proc/version/x", "size=smoke"], ["run_dir=/proc/version/x cannot be written to"]),
         (["chain.num_draws=[1,2]"], ["chain.num_draws: Value"]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import subprocess
 import sys
 import warnings
@@ -275,8 +276,8 @@ def test_double_precision_is_kept_from_end_to_end(targets: Tensor) -> None:
         "prior": 1e12,
         "lr": 0.1,
     }
-    for parallel in ("sequential", "stacked"):
-        posterior = sampled(model, (x, targets), likelihood=None if targets is CLASSES else Gaussian(1.0), **one_step,
+    for parallel, given in (("sequential", model), ("stacked", lambda: copy.deepcopy(model))):
+        posterior = sampled(given, (x, targets), likelihood=None if targets is CLASSES else Gaussian(1.0), **one_step,
                             parallel=parallel, test_dataset=(x, targets), report=False)  # fmt: skip
         outputs = model(x)
         if targets is CLASSES:

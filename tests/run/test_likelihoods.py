@@ -416,3 +416,44 @@ def test_a_class_a_pixel_by_a_configuration(parallel: str, command: Command, tmp
     there = PIXELS[16:] >= 0
     accuracy = (p.argmax(1) == PIXELS[16:])[there].float().mean().item()
     assert Results.read(tmp_path / "run" / "metrics.json")["ensemble"]["accuracy"] == pytest.approx(accuracy)
+
+
+class Records:
+    """Dictionaries of two inputs and a label, in double precision, in the place of the digits."""
+
+    def __init__(self, **settings: Any) -> None:
+        pass
+
+    def load(self) -> Any:
+        items = [
+            {"features": x.double() + 1e-10, "flag": x[:1].double(), "label": int(y[0])}
+            for x, y in zip(X, LABELS, strict=True)
+        ]
+        return items[:24], items[24:]
+
+
+class DoubleNet(Named):
+    """A model of them in double precision, in the place of the MLP."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__()
+        self.double()
+
+
+@each("parallel", ["sequential", "stacked"])
+def test_dictionaries_in_double_precision_by_a_configuration(parallel: str, command: Command, tmp_path: Path) -> None:
+    own = [
+        *SHORT, "dataset._target_=tests.run.test_likelihoods.Records",
+        "model._target_=tests.run.test_likelihoods.DoubleNet", f"chain.parallel={parallel}",
+    ]  # fmt: skip
+    done = command("train", *own, f"run_dir={tmp_path}")
+    assert done.code == 0, done.err
+    posterior = Posterior.load(tmp_path, trust="tests")
+    assert {tensor.dtype for draw in posterior.draws() for tensor in draw.tensors.values()} == {torch.float64}
+    test = posterior.experiment.data.test
+    assert torch.equal(test.inputs["features"], X[24:].double() + 1e-10)  # never rounded to single precision
+    each_draw = torch.stack([model(**test.inputs).softmax(-1) for model in posterior.models()])
+    torch.testing.assert_close(posterior.predict(test).exp(), each_draw.mean(0).detach(), rtol=1e-12, atol=1e-12)
+    nll = -each_draw.mean(0).log()[torch.arange(len(test)), test.targets].mean().item()
+    assert Results.read(tmp_path / "metrics.json")["ensemble"]["nll"] == pytest.approx(nll, rel=1e-6)
+    assert "64-true on cpu" in (tmp_path / "report" / "index.html").read_text()

@@ -421,7 +421,7 @@ def test_numbers_that_are_none_are_dashes_and_zero_has_no_sign() -> None:
     [(0.04, "0.0 s"), (59.94, "59.9 s"), (60, "1 min 0 s"), (3599.7, "1 h 0 min"), (9000, "2 h 30 min")],
 )
 def test_durations_are_in_their_largest_units(seconds: float, words: str) -> None:
-    assert duration(seconds) == words
+    assert duration(seconds) == words.replace(" ", "\N{NO-BREAK SPACE}")
 
 
 def test_provenance_has_time_by_phase_and_leaves_nothing_out() -> None:
@@ -430,11 +430,12 @@ def test_provenance_has_time_by_phase_and_leaves_nothing_out() -> None:
         "hardware": "a CPU", "split": "test", "draws": 600, "chains": 4,
         "seconds": {"warm-up": 5.0, "sampling": 70.0}, "ess_per_second": 2.0, "other": {"key": 3},
     }  # fmt: skip
+    five, long, whole = (s.replace(" ", "\N{NO-BREAK SPACE}") for s in ("5.0 s", "1 min 10 s", "1 min 15 s"))
     assert dict(provenance_pairs(decode(Provenance, recorded))) == {
         "Commit": "abc+",
         "Hardware": "a CPU",
         "Evaluated": "600 draws of 4 chains, on test",
-        "Time": "warm-up 5.0 s, sampling 1 min 10 s; 1 min 15 s in all, summed over chains",
+        "Time": f"warm-up {five}, sampling {long}; {whole} in all, summed over chains",
         "Versions": "Python 3.11, torch 2.9, peft None",
         "other.key": "3",
     }
