@@ -121,6 +121,12 @@ def _unknown_targets(config: dict[str, Any], trusted: Sequence[str]) -> Iterator
             yield f"{path}._target_ is no text"
         elif not (_is_known(path, target) or _is_trusted(target, trusted)):
             package = target.partition(".")[0]
+            if _is_named(target, trusted) and _resolve(target) is None:
+                yield (
+                    f"{path}._target_={target} is trusted and cannot be imported: run this in the folder of {package},"
+                    " or put that folder on PYTHONPATH"
+                )
+                continue
             yield (
                 f"{path}._target_={target} is not one of bayeslora's own parts, and to build it is to run its code."
                 f" If the run is yours, or you trust where it comes from, add trust=[{package}]"
@@ -142,14 +148,14 @@ def _is_known(path: str, target: str) -> bool:
 
 def _is_trusted(target: str, trusted: Sequence[str]) -> bool:
     """Whether a target, and what it turns out to be, lie in packages that the user named."""
+    resolved = _resolve(target) if _is_named(target, trusted) else None
+    place = f"{getattr(resolved, '__module__', '')}.{getattr(resolved, '__qualname__', '')}"
+    return resolved is not None and _is_named(place, trusted)
 
-    def named(name: str) -> bool:
-        return any(name == one or name.startswith(f"{one}.") for one in trusted)
 
-    resolved = _resolve(target) if named(target) else None
-    return resolved is not None and named(
-        f"{getattr(resolved, '__module__', '')}.{getattr(resolved, '__qualname__', '')}"
-    )
+def _is_named(target: str, trusted: Sequence[str]) -> bool:
+    """Whether a dotted name lies in packages that the user named."""
+    return any(target == one or target.startswith(f"{one}.") for one in trusted)
 
 
 def _resolve(target: str) -> Any:

@@ -97,6 +97,12 @@ def test_a_configuration_that_names_other_code_is_not_run(finished: Path, tmp_pa
     posterior = Posterior.load(folder)
     with pytest.raises(DataError, match=r"add trust=\[tests\]"):
         posterior.predict(X)
+    config.write_text(text := config.read_text().replace("DropoutNet", "NotThere"))
+    with pytest.raises(
+        DataError, match=r"tools\.NotThere is trusted and cannot be imported: run this in the folder of"
+    ):
+        Posterior.load(folder, trust="tests").predict(X)
+    config.write_text(text.replace("NotThere", "DropoutNet"))
     with pytest.raises(ConfigError, match="norm"):  # it is tried now, and takes no such setting
         Posterior.load(folder, trust="tests").predict(X)
 
