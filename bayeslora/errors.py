@@ -96,7 +96,7 @@ class InterruptedRunError(BayesloraError):
 class Problems:
     """Gathers the problems of several checks so that they are reported together.
 
-    Example:
+    Examples:
         >>> problems = Problems()
         >>> with problems.collect():
         ...     raise ConfigError("lr must be positive")

@@ -27,7 +27,7 @@ Params = Mapping[str, Tensor]
 def matches(name: str, pattern: str) -> bool:
     """Whether a parameter is meant by a pattern: one with shell wildcards for the whole name, or parts of the name.
 
-    Example:
+    Examples:
         >>> [matches("encoder.query.lora_A.weight", p) for p in ("lora_A", "query.lora_A", "*.weight", "lora")]
         [True, True, True, False]
     """
@@ -205,7 +205,7 @@ class Potential:
     Raises:
         ConfigError: N is not a positive integer.
 
-    Example:
+    Examples:
         >>> potential = Potential(Prior(variance=1.0), num_data=2)
         >>> potential(torch.tensor([0.5, 1.5]), {"w": torch.tensor([2.0])})   # 1.0 + ½·2²/2
         tensor(2.)

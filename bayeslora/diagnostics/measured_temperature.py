@@ -138,7 +138,8 @@ def _unmixed(one: MeasuredTemperature, at_zero: MeasuredTemperature) -> str | No
         return None
     if abs(one.ratio - at_zero.ratio) <= SURE * float(np.hypot(one.se, at_zero.se)):
         return None
-    return f"not mixed: {one.ratio:.3g} about the other chains, but {at_zero.ratio:.3g} ± {at_zero.se:.1g} about 0"
+    words = f"not mixed: {one.ratio:.3g} about the other chains, but {at_zero.ratio:.3g} ± {at_zero.se:.1g} about 0"
+    return words.replace("-", "−")
 
 
 def _pool(

@@ -22,7 +22,7 @@ WRAPPERS = ("peft", "base_model", "model", "module")
 def block_of(name: str) -> str:
     """The block a parameter belongs to: its numbered layer (`blocks.2`, `layer.5`), else the first part of its name.
 
-    Example:
+    Examples:
         >>> [block_of(name) for name in ("blocks.2.conv1.weight", "head.bias", "peft.base_model.layer.5.query.lora_A")]
         ['blocks.2', 'head', 'layer.5']
     """

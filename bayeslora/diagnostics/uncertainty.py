@@ -38,7 +38,7 @@ class EntropySplit:
     Source: Depeweg, Hernández-Lobato, Doshi-Velez, Udluft (2018), "Decomposition of uncertainty in Bayesian deep
     learning for efficient and risk-sensitive learning".
 
-    Example:
+    Examples:
         >>> split = EntropySplit()
         >>> for row in ([1.0, 0.0], [0.0, 1.0]):
         ...     split.add(torch.tensor([row]).log())

@@ -109,6 +109,7 @@ class RegressionPass(Rounds):
 
     Attributes:
         targets: in their own units.
+        names: of the targets.
         whole, by_chain: predictive densities of all draws, and of each chain's.
         point: the MAP baseline's density, once it was asked.
     """
@@ -118,6 +119,7 @@ class RegressionPass(Rounds):
         assert experiment.data.real is not None
         super().__init__(raw_outputs, [loader, probe])
         self.likelihood, self.loader = experiment.likelihood, loader
+        self.names = experiment.data.real.names
         self.mean, self.std = (
             torch.tensor(v, dtype=torch.float64) for v in (experiment.data.real.mean, experiment.data.real.std)
         )

@@ -77,7 +77,7 @@ class Posterior:
         metrics: the content of `metrics.json`, if the run was evaluated.
         transform: what is stored to model inputs (images of bytes to numbers, tokens), as the run made its own.
 
-    Example:
+    Examples:
         >>> posterior = Posterior.load("outputs/quickstart/…")                         # doctest: +SKIP
         >>> p = posterior.predict(posterior.experiment.data.test).exp()                # doctest: +SKIP
     """

@@ -136,9 +136,11 @@ def with_marks(runs: Sequence[Compared]) -> list[Compared]:
     """The runs under short names for tables: their own where these tell them apart, or what differs; else letters."""
     names = [str(run.config.get("name")) for run in runs]
     differing = settings_grid(runs)
-    if len(differing.rows) == 1:
-        key = differing.rows[0].rsplit(".", 1)[-1]
-        values = [f"{key}={cell.text}" for cell in differing.cells[0]]
+    chosen = [at for at, name in enumerate(differing.rows) if not name.startswith("provenance.")]
+    if len(chosen) == 1:
+        key = differing.rows[chosen[0]].rsplit(".", 1)[-1]
+        is_ = "T = " if key == "temperature" else f"{key}="
+        values = [f"{is_}{cell.text}" for cell in differing.cells[chosen[0]]]
         names = names if _tell_apart(names) else values
     short = names if _tell_apart(names) else marks(len(runs))
     return [replace(run, mark=name) for run, name in zip(runs, short, strict=True)]

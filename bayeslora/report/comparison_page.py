@@ -28,13 +28,15 @@ from bayeslora.report.style import (
 )  # fmt: skip
 from bayeslora.report.table import ScoreColumn
 from bayeslora.report.vector import svg
-from bayeslora.report.words import finite_or_none
+from bayeslora.report.words import finite_or_none, listed
 
 
 def comparison_page(runs: Sequence[Compared], folder: Path) -> str:
     """The comparison as one self-contained HTML page for a folder; all text is escaped."""
+    higher = [column.name for column in shown_columns(runs) if column.higher_is_better]
+    better = f"Lower is better{f', but for {listed(higher)}' if higher else ''}."
     figures = [
-        ("Scores", "Lower is better, but for accuracy.", score_figure(runs)),
+        ("Scores", better, score_figure(runs)),
         ("The ensembles as they grow", "The ensemble of the first so many draws of every chain.", growth_figure(runs)),
     ]
     return (
@@ -42,6 +44,7 @@ def comparison_page(runs: Sequence[Compared], folder: Path) -> str:
         .get_template("comparison.html.j2")
         .render(
             runs=runs,
+            better=better,
             notes=caveats(runs),
             grids=grids(runs),
             plots=[

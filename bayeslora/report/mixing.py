@@ -93,6 +93,7 @@ def ranks(series: Sequence[np.ndarray], chains: Sequence[int]) -> Figure | None:
         panel.set_title(f"chain {chains[at]}", fontsize=10)
         panel.set(xlim=(0, 1), xlabel="rank among all draws" if at >= len(counts) - 2 else "")
         panel.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])
+        panel.tick_params(labelbottom=at >= len(counts) - 2)  # the lowest of its column
         panel.yaxis.set_major_locator(whole_numbers(3))
     figure.supylabel("draws", fontsize=10.5)
     legend(figure, [Line2D([], [], color=INK, linestyle="--", linewidth=1, label="as expected of equal chains")])

@@ -164,8 +164,9 @@ def _cure_of_temperature(results: Results, unmet: Mapping[str, Criterion], setti
     chain, worst = settings.experiment.plan, max(off, key=abs)
     if worst < 0:
         longer = {"chain.burn_in": _count(4 * max(chain.burn_in, chain.thin))}
+        cold = f"is {percent(-worst, 0)} too cold" if worst > -1 else "reads a temperature below 0"
         return Step(
-            f"A block is {percent(-worst, 0)} too cold: it has not forgotten its start. With four times the burn-in:",
+            f"A block {cold}: it has not forgotten its start. With four times the burn-in:",
             settings.command(longer),
         )
     factor = min(LONGEST, max(1.5, worst / limit))

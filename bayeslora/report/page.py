@@ -80,7 +80,7 @@ def _page(data: ReportData, plots: Mapping[str, list[Plot]]) -> str:
         verdict.verdict(results, data.draws),
         verdict.baselines_verdict(results),
         verdict.convergence_verdict(results),
-        measured_temperature_verdict(results),
+        measured_temperature_verdict(results) if data.temperature != 0 else None,
         verdict.temperature_verdict(results, data.temperature),
     ]
     headings, parts = chain_rows.part_rows(results)
@@ -97,6 +97,7 @@ def _page(data: ReportData, plots: Mapping[str, list[Plot]]) -> str:
         "variance": shift_rows.variance_rows(results),
         "terms": [(term, text) for term, text, real in TERMS if real in (None, data.reals is not None)],
         "rows": table.rows(results),
+        "deep": results.map_ensemble is not None,
         "tempering": in_arguments(tempering) if data.of_program else tempering,
         "criteria": table.criteria_rows(results),
         "scalars": chain_rows.scalar_rows(results),

@@ -28,6 +28,7 @@ class Reals:
     Attributes:
         truth, mean, sd: targets, predictive means and standard deviations of the ensemble, [N, D] each.
         pit: the predictive distribution function at each target, [N, D], by source: `MAP`, `ensemble`.
+        names: of the D targets.
         spread: share of the predictive variance that draws disagree about, a mean over examples and targets.
     """
 
@@ -35,6 +36,7 @@ class Reals:
     mean: np.ndarray
     sd: np.ndarray
     pit: dict[str, np.ndarray] = field(default_factory=dict)
+    names: tuple[str, ...] = ("target",)
     spread: float = 0.0
 
     @classmethod
@@ -45,7 +47,7 @@ class Reals:
         share = (density.spread / (density.spread + density.noise)).mean().item()
         return cls(
             work.targets.numpy(), density.mean.numpy(), density.sd.numpy(), pit | {"ensemble": work.whole.pit.numpy()},
-            share,
+            work.names, share,
         )  # fmt: skip
 
     @property
@@ -59,7 +61,7 @@ class Reals:
         rows = []
         for at in np.argsort(-far)[:WORST]:
             target = int(np.abs(self.residuals[at]).argmax())
-            which = f"{at:,}" + (f", target {target}" if self.truth.shape[1] > 1 else "")
+            which = f"{at:,}" + (f", {self.names[target]}" if self.truth.shape[1] > 1 else "")
             cells = [(self.truth, ".4g"), (self.mean, ".4g"), (self.sd, ".3g"), (self.residuals, "+.1f")]
             rows.append(
                 (f"Example {which}", [number(values[at, target], spec).replace("-", "−") for values, spec in cells])
@@ -78,7 +80,7 @@ def predicted(reals: Reals) -> Figure:
         panel.plot(mean, truth, "o", color=PALETTE[0], ms=3)
         ends = [min(mean.min(), truth.min()), max(mean.max(), truth.max())]
         panel.axline((ends[0], ends[0]), slope=1, color=INK, linestyle="--", linewidth=1)
-        panel.set(xlabel="predicted", ylabel="true", title=f"target {at}" if targets > 1 else "")
+        panel.set(xlabel="predicted", ylabel="true", title=reals.names[at] if targets > 1 else "")
     handles = [
         Line2D([], [], color=PALETTE[0], marker="o", linestyle="", ms=4, label="an example"),
         Line2D([], [], color=PALETTE[5], linewidth=1, label="± 2 predictive sd"),
@@ -98,11 +100,12 @@ def residuals(reals: Reals) -> Figure:
     for level, style in ((0, "-"), (-2, "--"), (2, "--")):
         panel.axhline(level, color=INK if level else QUIET, linestyle=style, linewidth=1)
     panel.set(xlabel="predicted", ylabel="residual, in predictive sds")
+    shown = reals.names[:MAX_TARGETS] if len(reals.names) > 1 else ("an example",)
     handles = [
-        Line2D([], [], color=PALETTE[0], marker="o", linestyle="", ms=4, label="an example"),
+        *(Line2D([], [], color=PALETTE[at], marker="o", linestyle="", ms=4, label=s) for at, s in enumerate(shown)),
         Line2D([], [], color=INK, linestyle="--", linewidth=1, label="95 % lie within"),
     ]
-    legend(figure, handles)
+    legend(figure, handles, 3)
     return figure
 
 

@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
+from matplotlib.ticker import ScalarFormatter
 
 from bayeslora.diagnostics.values import ALL, POOLED, TOLERANCE, MeasuredTemperature
 from bayeslora.evaluation.results import Criterion, Results
@@ -59,6 +60,7 @@ def temperature_figure(results: Results) -> Figure | None:
         ratios = [one.ratio for one in (*temperatures.values(), *kinetic.values()) if one.ratio is not None]
         if min(ratios) > 0 and max(ratios) > 3:
             panel.set_xscale("log")
+            panel.xaxis.set_major_formatter(ScalarFormatter())
         panel.set_yticks(range(len(names)), [_label(b, temperatures[b]) for b in names])
         panel.set(ylim=(len(names) - 0.5, -0.5), xlabel="temperature, in units of the one asked for")
         handles = [
@@ -77,7 +79,7 @@ def temperature_cell(one: MeasuredTemperature | None) -> str | None:
     if one is None or one.ratio is None or one.se is None:
         return None
     digits = max(0, -math.floor(math.log10(one.se))) if one.se else 3
-    shown = f"{one.ratio:.{digits}f} ± {one.se:.{digits}f}"
+    shown = f"{one.ratio:z.{digits}f} ± {one.se:.{digits}f}".replace("-", "−")
     return shown if one.status == "measured" else f"({shown})"
 
 
@@ -101,6 +103,8 @@ def _tolerance(results: Results) -> float:
 
 def _by(ratio: float) -> str:
     """How far a temperature is off, in digits that tell it from the few percent that are allowed."""
+    if ratio <= 0:
+        return f"nowhere near it (reading {ratio:.2g})".replace("-", "−")
     if ratio >= 3:
         return f"{ratio:.2g} times too hot"
     return f"{percent(abs(ratio - 1), 1 if abs(ratio - 1) < 0.1 else 0)} too {'hot' if ratio > 1 else 'cold'}"

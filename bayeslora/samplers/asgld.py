@@ -29,7 +29,7 @@ class ASGLD(Sampler):
     Raises:
         ConfigError: a setting out of its range.
 
-    Example:
+    Examples:
         >>> sampler = ASGLD(model.parameters(), lr=1e-2, kT=potential.kT(1.0), seed=0, a=0.1)   # doctest: +SKIP
         >>> for x, y in loader:                                                                 # doctest: +SKIP
         ...     sampler.step(lambda: backward(potential(nll(model(x), y), params)))

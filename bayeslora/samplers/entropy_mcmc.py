@@ -36,7 +36,7 @@ class EntropyMCMC(Sampler):
     Raises:
         ConfigError: η is not positive.
 
-    Example:
+    Examples:
         >>> sampler = EntropyMCMC(model.parameters(), lr=1e-2, kT=potential.kT(1.0), seed=0)   # doctest: +SKIP
         >>> for x, y in loader:                                                                # doctest: +SKIP
         ...     sampler.step(lambda: backward(potential(nll(model(x), y), params)))

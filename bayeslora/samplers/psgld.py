@@ -29,7 +29,7 @@ class PSGLD(Sampler):
     Raises:
         ConfigError: a setting out of its range; from `step`, if it was frozen before it had seen a gradient.
 
-    Example:
+    Examples:
         >>> sampler = PSGLD(model.parameters(), lr=1e-4, kT=potential.kT(1.0), seed=0)   # doctest: +SKIP
         >>> for step, (x, y) in enumerate(loader):                                       # doctest: +SKIP
         ...     sampler.step(lambda: backward(potential(nll(model(x), y), params)))

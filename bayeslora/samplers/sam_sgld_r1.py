@@ -39,7 +39,7 @@ class SAMSGLDR1(SAMSGLD):
         ConfigError: σ negative or not finite, or an unknown choice; from `step`, if it was frozen before it had seen a
             direction.
 
-    Example:
+    Examples:
         >>> sampler = SAMSGLDR1(model.parameters(), lr=1e-3, kT=potential.kT(1.0), seed=0)   # doctest: +SKIP
         >>> for step, (x, y) in enumerate(loader):                                           # doctest: +SKIP
         ...     sampler.step(lambda: backward(potential(nll(model(x), y), params)))

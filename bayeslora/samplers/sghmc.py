@@ -77,7 +77,7 @@ class SGHMC(Underdamped):
 
     Args: as `Underdamped`.
 
-    Example:
+    Examples:
         >>> sampler = SGHMC(model.parameters(), lr=1e-3, kT=potential.kT(1.0), seed=0)     # doctest: +SKIP
         >>> for x, y in loader:                                                            # doctest: +SKIP
         ...     sampler.step(lambda: backward(potential(nll(model(x), y), params)))

@@ -31,7 +31,7 @@ class SGLD(Sampler):
     Raises:
         ConfigError: unknown integrator.
 
-    Example:
+    Examples:
         >>> sampler = SGLD(model.parameters(), lr=1e-2, kT=potential.kT(1.0), seed=0)      # doctest: +SKIP
         >>> for x, y in loader:                                                            # doctest: +SKIP
         ...     sampler.step(lambda: backward(potential(nll(model(x), y), params)))

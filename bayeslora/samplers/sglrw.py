@@ -27,7 +27,7 @@ class SGLRW(Sampler):
         RuntimeWarning: more than 1 % of the coordinates were clipped over 100 steps; make ε smaller. Said again only
             once the share has doubled.
 
-    Example:
+    Examples:
         >>> sampler = SGLRW(model.parameters(), lr=1e-2, kT=potential.kT(1.0), seed=0)     # doctest: +SKIP
         >>> for x, y in loader:                                                            # doctest: +SKIP
         ...     sampler.step(lambda: backward(potential(nll(model(x), y), params)))

@@ -21,7 +21,7 @@ class SGNHT(Underdamped):
 
     Args: as `Underdamped`; the friction starts at 1 − μ. One thermostat a chain.
 
-    Example:
+    Examples:
         >>> sampler = SGNHT(model.parameters(), lr=1e-3, kT=potential.kT(1.0), seed=0)     # doctest: +SKIP
         >>> for x, y in loader:                                                            # doctest: +SKIP
         ...     sampler.step(lambda: backward(potential(nll(model(x), y), params)))

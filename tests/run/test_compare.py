@@ -256,7 +256,7 @@ def test_single_draws_are_bold_where_more_than_their_sampling_error_is_between_t
 def test_runs_go_by_their_names_or_by_what_differs_where_that_tells_them_apart(pair: list[Path]) -> None:
     both = f"run_dirs={pair[0].parent}/*"
     changed(pair[1], "config.yaml", sampler__lr=0.01, seed=0)
-    assert [run.mark for run in asked(both)] == ["temperature=1", "temperature=0.5"]
+    assert [run.mark for run in asked(both)] == ["T = 1", "T = 0.5"]
     changed(pair[1], "config.yaml", name="cold")
     assert [run.mark for run in asked(both)] == ["quickstart", "cold"]
 

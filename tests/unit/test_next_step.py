@@ -69,6 +69,7 @@ def test_chains_that_are_a_little_short_go_on(
         ({"temperature": 0.15}, "15\N{NO-BREAK SPACE}% too hot", ["chain.burn_in=300", "chain.thin=30"]),
         ({"temperature": 4.0}, "With ε / 8 and 8 times", ["chain.burn_in=800", "chain.thin=80"]),
         ({"temperature": -0.2}, "too cold", ["chain.burn_in=400"]),
+        ({"temperature": -5.0}, "A block reads a temperature below 0", ["chain.burn_in=400"]),
     ],
 )
 def test_chains_that_are_far_off_begin_anew_with_other_settings(

@@ -27,6 +27,7 @@ def known(ratio: float, status: str = "measured", reason: str | None = None) -> 
 SAID: list[tuple[dict[str, Measured], str]] = [
     ({"stem": known(1.63), "head": known(1.02), "all": known(1.1)}, "block stem runs 63 % too hot; 5 % are allowed"),
     ({"stem": known(0.941)}, "block stem runs 5.9 % too cold; 5 % are allowed"),
+    ({"stem": known(-4.7)}, "block stem runs nowhere near it (reading −4.7); 5 % are allowed"),
     ({"stem": known(4.2), "head": known(0.8)}, "block stem runs 4.2 times too hot, block head runs 20 % too cold"),
     ({"stem": known(1.01), "all": known(1.0, "not shown", "few")}, "the whole net is not shown to be right (few)"),
     ({"stem": known(1.02), "pooled": known(0.97)}, "(at most 3.0 % too cold, the pool of small blocks)"),
