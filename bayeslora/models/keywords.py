@@ -30,4 +30,5 @@ def _spread(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
 
 
 def _logits(model: nn.Module, inputs: Any, outputs: Any) -> Any:  # noqa: ARG001
-    return getattr(outputs, "logits", outputs)
+    is_named = isinstance(outputs, Mapping) and "logits" in outputs
+    return outputs["logits"] if is_named else getattr(outputs, "logits", outputs)

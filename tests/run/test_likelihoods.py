@@ -439,6 +439,9 @@ class DoubleNet(Named):
         super().__init__()
         self.double()
 
+    def forward(self, features: Tensor, flag: Tensor) -> Any:
+        return {"logits": super().forward(features, flag).logits}
+
 
 @each("parallel", ["sequential", "stacked"])
 def test_dictionaries_in_double_precision_by_a_configuration(parallel: str, command: Command, tmp_path: Path) -> None:
