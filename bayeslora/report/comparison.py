@@ -391,9 +391,8 @@ def _verdict(criterion: Criterion | None) -> Cell:
     """A criterion's value, a tie, and whether it is met; a dash where the run was not held to it."""
     if criterion is None:
         return Cell(MISSING)
-    value = criterion.shown.removesuffix(TIE)
-    tie = " tie" if criterion.shown.endswith(TIE) else ""  # short: two runs are to stand side by side
-    return Cell(f"{value}{tie} {'✓' if criterion.passed else '✗'}")
+    shown = criterion.shown.replace(TIE, " tie")  # two runs are to stand side by side
+    return Cell(f"{shown} {'✓' if criterion.passed else '✗'}")
 
 
 def shown_columns(runs: Sequence[Compared]) -> tuple[ScoreColumn, ...]:
