@@ -104,9 +104,11 @@ def _unpickled(file: Path) -> dict[str, Tensor]:
     try:
         state: Any = torch.load(file, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        words = (str(error).splitlines() or [""])[0][:120]
+        if "Weights only" in words:  # torch's words go on about how to run what is in the file
+            words = "it is damaged, or holds other Python objects, whose loading would run code"
         raise DataError(
-            f"model.checkpoint={file} cannot be read as tensors alone ({str(error).splitlines()[0][:120]}); save"
-            " model.state_dict()"
+            f"model.checkpoint={file} cannot be read as tensors alone ({words}); save model.state_dict()"
         ) from error
     for key in CONTAINERS:
         if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):

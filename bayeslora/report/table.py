@@ -48,7 +48,7 @@ class ScoreColumn:
         scale, digits, unit = (100, 1, " %") if self.percent else (1, 3, "")
         if difference.se:
             digits = max(digits, min(6, math.ceil(-math.log10(scale * difference.se))))
-        value = f"{scale * (difference.value or 0.0):+.{digits}f}".replace("-", "−")
+        value = f"{scale * (difference.value or 0.0):+z.{digits}f}".replace("-", "−")
         return f"{value}{'' if difference.se is None else f' ± {scale * difference.se:.{digits}f}'}{unit}"
 
     @property
