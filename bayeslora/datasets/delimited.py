@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
 import re
@@ -90,21 +91,27 @@ def read_text(file: Path, encoding: str | None = "utf-8") -> str:
         raise DataError(f"{file} cannot be read ({error.strerror})") from error
     if kind := next((words for start, words in NO_TABLES.items() if content.lstrip().startswith(start)), None):
         raise DataError(f"{file} is no table in text but {kind}")
-    utf8 = encoding is None or encoding.lower().replace("_", "-") in ("utf-8", "utf8")
+    codec = codecs.lookup(encoding or "utf-8").name
+    utf8 = codec in ("utf-8", "utf-8-sig")
     if encoding is None:
         advice = "fetch it again, or save it as UTF-8"
     elif utf8:
         advice = "save it as UTF-8, or set dataset.encoding=latin-1, cp1252 or what it was written in"
     else:
         advice = "save it as UTF-8, or set the right dataset.encoding"
-    utf16 = content[:2] in (b"\xff\xfe", b"\xfe\xff") or 3 * content[:1000].count(b"\0") > len(content[:1000])
-    if utf8 and not utf16 and b"\0" in content[:1000]:
+    start = content[:1000]
+    zeros = start.count(0) / max(len(start), 1)
+    wide = "UTF-32" if zeros > 1 / 2 else "UTF-16" if zeros > 1 / 3 or start[:2] in (b"\xff\xfe", b"\xfe\xff") else None
+    if utf8 and wide:
+        excel = '; set dataset.encoding=utf-16, and dataset.separator="\\t" for a table of Excel'
+        advice = excel * (encoding is not None and wide == "UTF-16")
+        raise DataError(f"{file} is not text in UTF-8 but, it seems, in {wide}; save it as UTF-8{advice}")
+    if utf8 and zeros:
         raise DataError(f"{file} is not text: it holds bytes of 0; save it as a table in text, in UTF-8")
-    if utf8 and utf16:
-        excel = '; set dataset.encoding=utf-16, and dataset.separator="\\t" for a table of Excel' * (
-            encoding is not None
+    if not codec.startswith("utf") and _is_utf8_beyond_ascii(content):
+        raise DataError(
+            f"{file} is text in UTF-8, which dataset.encoding={encoding} would misread; leave the setting out"
         )
-        raise DataError(f"{file} is not text in UTF-8 but, it seems, in UTF-16; save it as UTF-8{excel}")
     try:
         return content.decode("utf-8-sig" if encoding is None or utf8 else encoding)
     except UnicodeDecodeError as error:
@@ -115,6 +122,14 @@ def read_text(file: Path, encoding: str | None = "utf-8") -> str:
         ) from error
     except UnicodeError as error:
         raise DataError(f"{file} is not text in {str(encoding).upper()} ({error}); {advice}") from error
+
+
+def _is_utf8_beyond_ascii(content: bytes) -> bool:
+    """Whether bytes are UTF-8 with letters beyond ASCII: what is in another encoding is not that by chance."""
+    try:
+        return not content.isascii() and bool(content.decode())
+    except UnicodeDecodeError:
+        return False
 
 
 def read_rows(

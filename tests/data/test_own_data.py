@@ -92,7 +92,10 @@ BAD_NPZ: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "no training example is of class 7": (FASHION | {"y_test": np.full(9, 7)}, {}),
     "x_train is \\[30, 1, 8, 8\\] and x_test": (FASHION | {"x_test": BYTES[:9, :4]}, {}),
     "all training examples are of class 1": (FASHION | {"y_train": CLASSES * 0 + 1}, {}),
-    "values are NaN, infinite or above": (FASHION | {"x_train": BYTES * np.inf, "x_test": BYTES[:9] / 1.0}, {}),
+    "values are NaN, infinite or above": (
+        FASHION | {"x_train": np.full(BYTES.shape, np.inf), "x_test": BYTES[:9] / 1.0},
+        {},
+    ),
     "1 targets are empty or not finite": ({"x": BYTES / 1.0, "y": np.where(CLASSES.cumsum() == 1, np.nan, 0.5)}, {}),
     "class_names has 2 names and": (FASHION, {"class_names": ["a", "b"]}),
     "inputs must be images or numbers": ({"x": np.array(["a"] * 30), "y": CLASSES}, {}),
@@ -194,6 +197,7 @@ READ_CSV: dict[str, tuple[tuple[str, dict[str, Any]], str, list[float]]] = {
     "decimal comma in quotes": (("a,y\n" + '"0,5",p\n"1,5",q\n' * 9, {"decimal": ","}), "utf-8", [0.5, 1.5]),
     "decimal comma": (("a;y\n" + "0,5;p\n1,5;q\n" * 9, {"separator": ";", "decimal": ","}), "utf-8", [0.5, 1.5]),
     "Latin-1": (column(lambda i: i % 2, "größe,y", encoding="latin-1"), "latin-1", [0, 1]),
+    "UTF-8 by another name": (column(lambda i: i % 2, "größe,y", encoding="U8"), "utf-8", [0, 1]),
     "UTF-16 with tabs": (("a\ty\n" + "1\tp\n2\tq\n" * 9, {"separator": "\t", "encoding": "utf-16"}), "utf-16", [1, 2]),
     "byte order mark": (("a,y\n" + "1,p\n2,q\n" * 9, {"leave_out": []}), "utf-8-sig", [1, 2]),
     "carriage returns": (("a,y\r" + "1,p\r2,q\r" * 9, {}), "utf-8", [1, 2]),
@@ -312,6 +316,10 @@ BAD_CSV: dict[str, tuple[str, dict[str, Any]]] = {
     "2 columns are called a; give each": ("a,a,y\n" + "1,2,p\n3,4,q\n" * 9, {}),
     "column 1, 2 of 3 has no name": (",,y\n" + "1,2,p\n3,4,q\n" * 9, {}),
     "not text in UTF-8 but, it seems, in UTF-16": ("a,y\n".encode("utf-16").decode("latin-1"), {}),
+    "not text in UTF-8 but, it seems, in UTF-32": ("a,y\n".encode("utf-32").decode("latin-1"), {}),
+    "is text in UTF-8, which dataset.encoding=cp1252 would misread; leave the setting out": (
+        "a,y\né,1\n".encode().decode("latin-1"), {"encoding": "cp1252"},
+    ),
     "not text in UTF-8, byte 0xe9 in line 2; save it as UTF-8, or set dataset.encoding=latin-1": ("a,y\né,1\n", {}),
 }  # fmt: skip
 
