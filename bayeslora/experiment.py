@@ -237,8 +237,9 @@ class Experiment:
         Raises:
             ConfigError: what is not sampled of it is not what the run has.
         """
+        data = self.data  # loaded by now: no number of the seed's goes to that
         with seeded(self.seed, chain, 0, "init"):
-            model = self._begun(self.make())
+            model = self._begun(self.make(data))
             self.likelihood.extend(self.prior).for_model(model).draw_into(model, self.chain.from_prior)
         put_fixed(model, self.fixed)
         if differences := Fingerprint.of(model).differences(self.fingerprint) if self.fingerprint else []:

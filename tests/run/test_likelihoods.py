@@ -443,20 +443,24 @@ class DoubleNet(Named):
         return {"logits": super().forward(features, flag).logits}
 
 
-@each("parallel", ["sequential", "stacked"])
-def test_dictionaries_in_double_precision_by_a_configuration(parallel: str, command: Command, tmp_path: Path) -> None:
+def test_dictionaries_in_double_precision_by_a_configuration(command: Command, tmp_path: Path) -> None:
     own = [
         *SHORT, "dataset._target_=tests.run.test_likelihoods.Records",
-        "model._target_=tests.run.test_likelihoods.DoubleNet", f"chain.parallel={parallel}",
+        "model._target_=tests.run.test_likelihoods.DoubleNet",
     ]  # fmt: skip
-    done = command("train", *own, f"run_dir={tmp_path}")
-    assert done.code == 0, done.err
-    posterior = Posterior.load(tmp_path, trust="tests")
+    draws = {}
+    for parallel in ("sequential", "stacked", "processes"):  # a worker process loads the data itself
+        folder = tmp_path / parallel
+        done = command("train", *own, f"chain.parallel={parallel}", f"run_dir={folder}")
+        assert done.code == 0, done.err
+        posterior = Posterior.load(folder, trust="tests")
+        draws[parallel] = [draw.tensors for draw in posterior.draws()]
+        torch.testing.assert_close(draws[parallel], draws["sequential"], rtol=1e-12, atol=1e-12)
     assert {tensor.dtype for draw in posterior.draws() for tensor in draw.tensors.values()} == {torch.float64}
     test = posterior.experiment.data.test
     assert torch.equal(test.inputs["features"], X[24:].double() + 1e-10)  # never rounded to single precision
     each_draw = torch.stack([model(**test.inputs).softmax(-1) for model in posterior.models()])
     torch.testing.assert_close(posterior.predict(test).exp(), each_draw.mean(0).detach(), rtol=1e-12, atol=1e-12)
     nll = -each_draw.mean(0).log()[torch.arange(len(test)), test.targets].mean().item()
-    assert Results.read(tmp_path / "metrics.json")["ensemble"]["nll"] == pytest.approx(nll, rel=1e-6)
-    assert "64-true on cpu" in (tmp_path / "report" / "index.html").read_text()
+    assert Results.read(folder / "metrics.json")["ensemble"]["nll"] == pytest.approx(nll, rel=1e-6)
+    assert "64-true on cpu" in (folder / "report" / "index.html").read_text()
