@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from bayeslora.datasets.text import ATTENTION_MASK, LAYOUTS, hub_folder, local_folder
 from bayeslora.errors import ConfigError, DataError, Problems, require
+from bayeslora.factories import first_line
 from bayeslora.models.bi_encoder import BiEncoder, model_fields
 from bayeslora.models.fingerprint import is_saved
 from bayeslora.models.prefix import Prefix
@@ -112,7 +113,7 @@ def lora_classifier(
 
     Source: Hu et al. 2021, arXiv:2106.09685, by PEFT.
     """
-    from peft import LoraConfig, TaskType, get_peft_model
+    from peft import LoraConfig, TaskType
     from peft.tuners.tuners_utils import check_target_module_exists
     from transformers.pytorch_utils import Conv1D
 
@@ -141,9 +142,7 @@ def lora_classifier(
         for name, p in base.named_parameters()
         if name in new and p.ndim > 1 and is_saved(name, sampled) and not name.startswith(UNUSED)
     }
-    with warnings.catch_warnings():  # PEFT asks transformers by a name of old
-        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
-        model = get_peft_model(base, config)
+    model = _with_adapter(base, config, adapted)
     for name, p in model.named_parameters():
         inside = name.removeprefix("base_model.model.").replace(".modules_to_save.default", "")
         unused = inside.startswith(UNUSED)
@@ -153,6 +152,29 @@ def lora_classifier(
         if p.requires_grad and inside in starts:
             p.data.copy_(starts[inside])
     return LoraClassifier(model, cache_prefix)
+
+
+def _with_adapter(base: Any, config: Any, adapted: Sequence[str]) -> Any:
+    """The model with an adapter at the layers of these names.
+
+    Raises:
+        ConfigError: PEFT would adapt the fused experts of the model.
+    """
+    from peft import get_peft_model
+
+    with warnings.catch_warnings():  # PEFT asks transformers by a name of old
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
+        try:
+            model = get_peft_model(base, config)
+        except ValueError as error:
+            raise ConfigError(f"model.targets: {first_line(error)}") from error
+    if config.target_parameters:
+        left, all_of_them = ({name.rpartition(".")[2] for name in names} for names in (config.target_modules, adapted))
+        raise ConfigError(
+            f"model.targets: PEFT takes {', '.join(sorted(all_of_them - left))} for the fused experts of this model,"
+            f" whose adapters cannot be exported; choose among {', '.join(sorted(left))}"
+        )
+    return model
 
 
 def load_base(name_or_path: str, layout: str, num_classes: int, attention: str | None = None) -> Any:
@@ -325,7 +347,8 @@ def _target_modules(linear: Collection[str], targets: Sequence[str] | str, saved
     free = [name for name in linear if not is_saved(f"{name}.", saved)]
     called = sorted({name.rpartition(".")[2] for name in free})
     if targets == ALL_LINEAR or list(targets) == [ALL_LINEAR]:
-        return called
+        # not the last part alone, which others may have, such as `0`; nor in full, which PEFT adapts in any layer
+        return [name.partition(".")[2] or name for name in free]
     if isinstance(targets, str) or not targets:
         raise ConfigError(f"model.targets={targets or '[]'} must be {ALL_LINEAR} or a list of {', '.join(called)}")
     wrong = [t for t in targets if not any(f".{name}".endswith(f".{t}") for name in linear)]

@@ -17,6 +17,7 @@ from bayeslora.atomic import digest
 from bayeslora.cache import cached
 from bayeslora.datasets.base import Data, Split, Transform
 from bayeslora.datasets.text import ATTENTION_MASK, FIELDS
+from bayeslora.factories import FAILURES
 from bayeslora.models.fingerprint import frozen_tensors
 
 log = logging.getLogger(__name__)
@@ -38,7 +39,9 @@ class Prefix:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        layers = max((m for m in model.modules() if isinstance(m, nn.ModuleList)), key=len, default=nn.ModuleList())
+        lists = (m for m in model.modules() if isinstance(m, nn.ModuleList))
+        run = (m for m in lists if not any(isinstance(layer, nn.ModuleList) for layer in m))  # not lists of lists
+        layers = max(run, key=len, default=nn.ModuleList())
         adapted = (place for place, layer in enumerate(layers) if any(p.requires_grad for p in layer.parameters()))
         self.depth = next(adapted, 0)
         self.given: Tensor | None = None
@@ -135,7 +138,10 @@ def with_prefix(data: Data, model: Any, device: torch.device | str, batch_size: 
         activations = [_activations(model, prefix, data.transform(batch).to(device)).cpu() for batch in batches]
         return {"states": torch.cat([torch.zeros_like(activations[0][:1]), *activations])}
 
-    fault = _unusable(model, prefix, data, device)
+    try:
+        fault = _unusable(model, prefix, data, device)
+    except FAILURES:
+        return data  # the model cannot be run at all, which the trial step says
     if fault is None:
         states = cached(f"prefix-{_key(model, splits, device)}", [], compute, slow=False)["states"].to(device)
         remembered = FromPrefix(states, data.transform)
@@ -176,7 +182,7 @@ def _difference(model: Any, tokens: Tensor, remembered: dict[str, Tensor]) -> st
     computed = model(tokens)
     try:
         given = model(remembered)
-    except (TypeError, AttributeError, ValueError, IndexError, RuntimeError) as error:  # of the family's own code
+    except FAILURES as error:  # of the family's own code
         return f"the layers above need more than their activations: {type(error).__name__}"
     off = float((given - computed).abs().max() / computed.abs().max())
     return None if off <= TOLERANCE else f"logits would be off by {off:.2g} of their size"

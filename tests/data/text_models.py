@@ -57,9 +57,14 @@ SHAPES: dict[str, tuple[dict, list[str] | str]] = {
 
 def tiny_checkpoint(folder: Path, family: str, classifier: int = 0, seed: int = 0, **settings: object) -> Path:
     """A folder with a tiny random model of one of `SHAPES`, with a head of so many classes or none; no tokenizer."""
+    return save_tiny(folder, family, classifier, seed, **(SHAPES[family][0] | settings))
+
+
+def save_tiny(folder: Path, family: str, classifier: int = 0, seed: int = 0, **settings: object) -> Path:
+    """The same, of any family."""
     from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
 
-    config = AutoConfig.for_model(family, vocab_size=99, **(SHAPES[family][0] | {"pad_token_id": 0} | settings))
+    config = AutoConfig.for_model(family, **({"vocab_size": 99, "pad_token_id": 0} | settings))
     config.num_labels = classifier or 2
     with torch.random.fork_rng():
         torch.manual_seed(seed)

@@ -17,9 +17,9 @@ from bayeslora.datasets.base import Split
 from bayeslora.datasets.text import TrimPadding
 from bayeslora.errors import ConfigError, DataError
 from bayeslora.models import LoraClassifier, load_base, lora_classifier, set_sampling_mode
-from bayeslora.models.prefix import with_prefix
+from bayeslora.models.prefix import Prefix, with_prefix
 from bayeslora.rng import seeded
-from tests.data.text_models import FAMILIES, SHAPES, TARGETS, tiny_checkpoint, tiny_model
+from tests.data.text_models import FAMILIES, SHAPES, SIZE, TARGETS, save_tiny, tiny_checkpoint, tiny_model
 from tests.data.text_tools import mrpc
 
 CASES = [(family, "pair") for family in FAMILIES] + [("bert", "separate"), ("roberta", "separate")]
@@ -152,6 +152,24 @@ def bare_tokens() -> Data:
     return Data("texts", *splits, class_names=("a", "b"), transform=TrimPadding())
 
 
+def test_all_linear_is_all_linear_layers_of_the_top_and_experts_that_are_fused_are_refused(tmp_path: Path):
+    """In CTRL, whose layers are `h.0` and whose linear layers are `ffn.0`, too."""
+    ctrl = {"n_embd": 16, "dff": 32, "n_layer": 3, "n_head": 2, "n_positions": 64}
+    save_tiny(tmp_path / "ctrl", "ctrl", **ctrl)
+    model = lora_classifier(2, str(tmp_path / "ctrl"), targets="all-linear", top_layers=1)
+    adapted = {name.split(".h.")[1] for name in model.peft.targeted_module_names}
+    parts = ("multi_head_attention.Wq", "multi_head_attention.Wk", "multi_head_attention.Wv")
+    assert adapted == {f"2.{part}" for part in (*parts, "multi_head_attention.dense", "ffn.0", "ffn.2")}
+    experts = {"num_experts": 2, "moe_topk": 1, "moe_intermediate_size": 16, "num_key_value_heads": 2, "head_dim": 8}
+    save_tiny(tmp_path / "moe", "hunyuan_v1_moe", **SIZE, **experts)
+    taken = r"PEFT takes down_proj, gate_proj, up_proj for the fused experts .*; choose among k_proj, o_proj, q_proj,"
+    with pytest.raises(ConfigError, match=taken):
+        lora_classifier(2, str(tmp_path / "moe"), targets="all-linear")
+    with pytest.raises(ConfigError, match=r"model\.targets: Cannot convert PEFT target"):
+        lora_classifier(2, str(tmp_path / "moe"), targets=["gate_proj"])
+    lora_classifier(2, str(tmp_path / "moe"), targets=["q_proj"])
+
+
 NOT_REMEMBERED = {"xlnet", "xlm", "t5"}
 """Families whose layers give [token, sequence, feature], are in two lists, or pass more than activations on."""
 
@@ -167,6 +185,26 @@ def test_layers_of_every_family_are_remembered_exactly_or_not_at_all(family: str
     with torch.no_grad():
         given = model(remembered.transform(remembered.train.inputs))
         torch.testing.assert_close(given, model(texts.transform(texts.train.inputs)), rtol=1e-4, atol=1e-5)
+
+
+def test_lists_of_lists_of_layers_are_left_as_they_are():
+    """Funnel's blocks: the model goes through each, which no layer in its place lets it do."""
+    blocks = nn.ModuleList(nn.ModuleList([nn.Linear(2, 2).requires_grad_(False)]) for _ in range(3))
+    blocks[2].requires_grad_(True)
+    prefix = Prefix(nn.Sequential(blocks))
+    assert prefix.depth == 0
+    assert [len(list(block)) for block in blocks] == [1, 1, 1]
+
+
+def test_a_model_that_cannot_be_run_on_the_texts_is_left_to_the_trial(tmp_path: Path, monkeypatch):
+    """BART counts end-of-text tokens, and wants as many in every text."""
+    monkeypatch.setenv("BAYESLORA_CACHE", str(tmp_path / "cache"))
+    model = lora_classifier(2, str(tiny_checkpoint(tmp_path / "base", "bart")), targets=["q_proj"], top_layers=1)
+    texts = bare_tokens()
+    texts.train.inputs[0, :, 0, 1] = 2
+    with pytest.raises(ValueError, match="same number of <eos>"):
+        model(texts.transform(texts.train.inputs))
+    assert with_prefix(texts, model, "cpu") is texts
 
 
 def test_activations_of_another_configuration_are_not_remembered(tmp_path: Path, monkeypatch):
