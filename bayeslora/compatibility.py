@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils._pytree import tree_leaves
 
 from bayeslora.chain.batches import Batches
 from bayeslora.chain.modes import evaluation_mode
@@ -15,7 +16,7 @@ from bayeslora.counts import counted
 from bayeslora.datasets.base import Data, Split
 from bayeslora.errors import ConfigError, Problems, require
 from bayeslora.experiment import Experiment
-from bayeslora.factories import first_line
+from bayeslora.factories import FAILURES, first_line
 from bayeslora.likelihood import NOISE, Bernoulli, Categorical, Gaussian, Likelihood, OfClasses
 from bayeslora.parts import is_own, precision_of
 from bayeslora.potential import matches
@@ -172,9 +173,19 @@ def _check_outputs(experiment: Experiment, model: nn.Module) -> None:
         with evaluation_mode(model):
             two = torch.arange(2) % len(data.train)  # the only one twice
             given = model(data.transform(data.train.take(two).inputs))
-            shape = list(given.shape)
-    except (RuntimeError, TypeError, IndexError, AttributeError, ValueError) as error:
-        raise ConfigError(f"{name} does not take {data.name}: {first_line(error)}") from error
+    except FAILURES as error:
+        of_inputs, of_model = (
+            sorted({str(t.dtype) for t in ts}) for ts in (tree_leaves(data.train.inputs), model.parameters())
+        )
+        kinds = f" (inputs are stored as {', '.join(of_inputs)}, the model's parameters are {', '.join(of_model)})"
+        hint = kinds if "dtype" in str(error) else ""
+        raise ConfigError(f"{name} does not take {data.name}: {first_line(error)}{hint}") from error
+    require(
+        isinstance(given, torch.Tensor),
+        f"{name} gives a {type(given).__name__}; it must give one tensor: wrap it in a module whose forward returns the"
+        " logits (or means) alone",
+    )
+    shape = list(given.shape)
     wanted = [2, experiment.likelihood.outputs(data.num_classes), *data.train.targets.shape[1 : 1 + data.axes]]
     if hasattr(model, NOISE) and len(shape) == 2:
         shape[1] //= 2  # the sampled noise is there too

@@ -146,7 +146,9 @@ def _chain(phases: Mapping[str, Any], chains: int, batch_size: int | str | None,
 def _trainer(device: Any) -> TrainerSettings:
     require(str(device) in DEVICES, f"device={device}: choose {' or '.join(DEVICES[:2])}; another GPU than the first is"
             " chosen by CUDA_VISIBLE_DEVICES=1 in the environment")  # fmt: skip
-    return TrainerSettings(accelerator="cpu" if str(device) == "cpu" else "gpu")
+    on_gpu = str(device) != "cpu"
+    require(not on_gpu or torch.cuda.is_available(), f"device={device}: torch sees no CUDA device; choose cpu")
+    return TrainerSettings(accelerator="gpu" if on_gpu else "cpu")
 
 
 def _run(run_dir: Path | str | None) -> tuple[RunDirectory, Any]:
@@ -283,7 +285,7 @@ def _plain(value: Any) -> Any:
         return {key: _plain(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(entry) for entry in value]
-    is_number = isinstance(value, np.generic) or (isinstance(value, torch.Tensor) and value.ndim == 0)
+    is_number = isinstance(value, np.generic | np.ndarray | torch.Tensor) and value.ndim == 0
     return value.item() if is_number else value
 
 

@@ -16,6 +16,9 @@ from bayeslora.factories import first_line, naming, offer, settings_of, target_o
 from bayeslora.potential import Potential, Prior
 from bayeslora.settings import AUTO
 
+FULL = (torch.float32, torch.float64)
+"""Types of numbers that can be sampled."""
+
 
 def with_numbers(make_sampler: Callable[..., Any]) -> Callable[..., Any]:
     """A sampler's factory with a number in the place of every `auto`, for what does not depend on it."""
@@ -88,6 +91,13 @@ def check_kind(model: Any) -> None:
         not lazy,
         f"model: {', '.join(lazy[:3])} have no shape yet, since their layers are lazy; call the model once on a batch"
         " before it is given (in the function that makes it)",
+    )
+    narrow = {p.dtype: name for name, p in model.named_parameters() if p.requires_grad and p.dtype not in FULL}
+    require(
+        not narrow,
+        f"model: {', '.join(f'{name} is {kind}' for kind, name in narrow.items())}, and is sampled: a Langevin step is"
+        " lost in half precision, and only real numbers are sampled. Make such parameters float32 (model.float()), and"
+        " run the forward pass under bf16 autocast where that is wanted (trainer.precision=bf16-mixed)",
     )
     wide = [name for name, t in tensors if any(n > 1 and t.stride(axis) == 0 for axis, n in enumerate(t.shape))]
     require(

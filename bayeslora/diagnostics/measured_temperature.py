@@ -56,7 +56,7 @@ def readings(
     chain_axes: int = 0,
     center: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Tensor]:
-    """⟨θ_b − c_b, g_b⟩ / (D_b·kT) of each block and of `all`: fp64 scalars, or [K].
+    """⟨θ_b − c_b, g_b⟩ / (D_b·kT) of each block that has coordinates, and of `all`: fp64 scalars, or [K].
 
     Args:
         theta: the state by name, each with `chain_axes` leading chain axes.
@@ -73,7 +73,7 @@ def readings(
     sums = {block: torch.stack([products[name] for name in names]).sum(0) for block, names in blocks(theta).items()}
     sums[ALL] = torch.stack([*products.values()]).sum(0)
     coordinates = block_sizes(sizes)
-    return {block: total / (coordinates[block] * kT) for block, total in sums.items()}
+    return {block: total / (coordinates[block] * kT) for block, total in sums.items() if coordinates[block]}
 
 
 # -- many states -------------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import suppress
 from dataclasses import replace
 from shutil import rmtree
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +25,9 @@ from bayeslora.evaluation.results import Provenance, Results, Tokens
 from bayeslora.evaluation.series import Series, scalar_series
 from bayeslora.experiment import Experiment
 from bayeslora.loggers import log_evaluation
+from bayeslora.models.prefix import FromPrefix
 from bayeslora.posterior import Posterior
+from bayeslora.posterior.answers import keep_answers
 from bayeslora.report.data import report_data
 from bayeslora.report.page import write_page
 from bayeslora.report.table import print_summary
@@ -142,7 +145,8 @@ def check_recorded_nll(posterior: Posterior, experiment: Experiment) -> None:
 
     This finds what no fingerprint of a model does: tensors that are plain attributes, functions that use a variable
     from outside, other data. Draws that were sampled in half precision, or on another device, may differ by rounding:
-    twice as far as bfloat16 moves the examples' NLL on average.
+    twice as far as bfloat16 moves the examples' NLL on average. What the draws answer is kept then, for whoever loads
+    them without the data.
 
     Raises:
         DataError: a draw's NLL is another one.
@@ -164,6 +168,11 @@ def check_recorded_nll(posterior: Posterior, experiment: Experiment) -> None:
                     " run: give the run's own. If the model's function draws tensors at random that are neither"
                     " parameters nor buffers, make them once, outside the function, or seed them, and sample again"
                 )
+    inputs: Any = next(iter(experiment.probe()()))[0]
+    if isinstance(experiment.data.transform, FromPrefix):
+        inputs = inputs["tokens"]
+    assert posterior.root is not None
+    keep_answers(posterior.root, posterior.model, posterior.likelihood, posterior.stores, inputs)
 
 
 @torch.no_grad()

@@ -14,6 +14,7 @@ from uuid import uuid4
 
 from bayeslora.atomic import locked, write_atomically
 from bayeslora.factories import first_line
+from bayeslora.posterior.answers import ANSWERS_FILE
 from bayeslora.posterior.store import MAP_FILE
 from bayeslora.runs.directory import RunDirectory
 
@@ -105,7 +106,7 @@ class WandbRun:
 
         for file in (run.config_file, run.metrics_file, *run.root.glob("chains/*/manifest.jsonl")):
             add(file, "mutable")
-        for kept in (*run.root.glob(f"chains/*/{MAP_FILE}"), run.fixed_file):
+        for kept in (*run.root.glob(f"chains/*/{MAP_FILE}"), run.fixed_file, run.root / ANSWERS_FILE):
             if kept.exists():
                 add(kept, "immutable")
         for folder in run.root.glob("chains/*"):

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
-from torch.utils.data import DataLoader, Dataset, RandomSampler, SubsetRandomSampler, WeightedRandomSampler
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from bayeslora.atomic import digest
 from bayeslora.datasets.base import Split
@@ -22,7 +22,6 @@ Loader = Callable[[], Iterable[tuple[Any, Tensor]]]
 
 BATCH = 500
 """Examples a forward pass, where the caller gives no batches."""
-SHUFFLING = (RandomSampler, SubsetRandomSampler, WeightedRandomSampler)
 ORDER = "predictions are averaged over draws row by row, so every pass must give the same examples in the same order"
 
 
@@ -44,13 +43,17 @@ def passes(
     """
     own = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
     stored = isinstance(inputs, Split) and transform is not None
-    if isinstance(inputs, Dataset | Split):
+    if isinstance(inputs, Dataset | Split) or _with_targets(inputs):
         inputs = as_split(inputs, labels=labels).inputs
+    if not isinstance(inputs, Tensor) and hasattr(inputs, "__array__"):
+        inputs = np.asarray(inputs)
     if isinstance(inputs, Tensor | np.ndarray | Mapping):
         whole = tree_map(torch.as_tensor, inputs)
         if isinstance(whole, Mapping):
             take_keywords(model, whole)
         count = len(tree_leaves(whole)[0])
+        if not count:
+            raise DataError("there is no example to predict")
         batches = [tree_map(lambda held, at=at: held[at : at + BATCH], whole) for at in range(0, count, BATCH)]
         bytes_of_images = isinstance(whole, Tensor) and whole.dtype == torch.uint8 and whole.ndim == 4
         prepare = transform if stored or bytes_of_images else Identity()
@@ -61,9 +64,22 @@ def passes(
         if prepare is None:
             raise DataError("these images are bytes; give what the model takes, scaled as for the run's own images")
         return lambda: ((_like(prepare(tree_map(own_device, batch)), own), torch.empty(0)) for batch in batches)
-    if isinstance(inputs, DataLoader) and isinstance(inputs.sampler, SHUFFLING):
+    if isinstance(inputs, DataLoader) and _shuffles(inputs):
         raise DataError(f"this DataLoader shuffles, but {ORDER}: give one with shuffle=False")
     return _Repeated(inputs if callable(inputs) else lambda: inputs, model, own)
+
+
+def _with_targets(inputs: Any) -> bool:
+    """Whether it is a pair (inputs [N, …], targets) of tensors or arrays, as `bayeslora.sample` takes it."""
+    if not (isinstance(inputs, tuple) and len(inputs) == 2 and all(isinstance(p, Tensor | np.ndarray) for p in inputs)):
+        return False
+    return inputs[0].shape != inputs[1].shape and inputs[0].shape[:1] == inputs[1].shape[:1]
+
+
+def _shuffles(loader: DataLoader[Any]) -> bool:
+    """Whether a loader gives the examples of two passes in different orders."""
+    order = loader.batch_sampler or loader.sampler
+    return not isinstance(loader.dataset, IterableDataset) and list(order) != list(order)
 
 
 class _Repeated:

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from bayeslora.atomic import digest
 from bayeslora.counts import counted
-from bayeslora.errors import DataError, require
-from bayeslora.factories import in_memory
+from bayeslora.errors import BayesloraError, DataError, require
+from bayeslora.factories import FAILURES, in_memory
 from bayeslora.likelihood import NOISE, Bernoulli, Categorical, Gaussian, Likelihood, OfClasses, from_recorded
+from bayeslora.posterior.answers import ANSWERS_FILE, check_answers_of
 from bayeslora.posterior.density import Mixture, NormalMixture, Normals, mixture_quantiles
 from bayeslora.posterior.stacked import Ask, Loader, Read, StackedDraws, outputs, raw_outputs
 from bayeslora.posterior.store import MAP_FILE, Draw, DrawStore, load_into, read_baseline, read_tensors
@@ -147,7 +148,7 @@ class Posterior:
         config = read_config(config_file) if config_file.is_file() else {}
         likelihood = likelihood or from_recorded(config.get("likelihood"))
         if model is not None and config:
-            _check_model(model, root)
+            _check_model(model, root, likelihood, stores)
         return cls(stores, model, baselines, likelihood, root, trust=trust, data_path=data_path)
 
     @cached_property
@@ -177,7 +178,7 @@ class Posterior:
         if self._model is None:
             model, experiment = self.experiment.model().cpu(), self.experiment
             assert self.root is not None
-            _check_model(model, self.root)
+            _check_model(model, self.root, self.likelihood, self.stores)
             self._model, self.transform = model, experiment.data.transform
         return self._model
 
@@ -205,7 +206,7 @@ class Posterior:
             into = target / "chains" / str(chain)
             into.mkdir(parents=True, exist_ok=True)
             shutil.copy2(file, into)
-        for name in ("fixed.safetensors", "config.yaml", "metrics.json"):
+        for name in ("fixed.safetensors", ANSWERS_FILE, "config.yaml", "metrics.json"):
             if self.root is not None and (self.root / name).is_file():
                 target.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(self.root / name, target)
@@ -245,11 +246,14 @@ class Posterior:
         try:
             for _, ask in self.groups(self.draws(chain)):
                 yield from ask(loader, read)
-        except RuntimeError as error:  # torch's own, which has no kind for shapes
-            out_of_memory = isinstance(error, torch.OutOfMemoryError)  # its message speaks of sizes, too
-            if not out_of_memory and any(word in str(error) for word in ("shape", "size", "channels", "dimension")):
-                raise DataError(f"the model cannot take these inputs: {error}") from error
+        except BayesloraError:
             raise
+        except FAILURES as error:
+            words = ("shape", "size", "channels", "dimension", "dtype")  # torch has no kind of error for these
+            of_device = isinstance(error, RuntimeError) and not any(word in str(error) for word in words)
+            if of_device or isinstance(error, torch.OutOfMemoryError):  # whose message speaks of sizes, too
+                raise
+            raise DataError(f"the model cannot take these inputs: {error}") from error
 
     def predict_draw(self, draw: Draw, loader: Loader) -> Tensor:
         """log p [N, C] of one draw, as `predict` gives it."""
@@ -283,8 +287,9 @@ class Posterior:
         Args:
             inputs: a function that starts a pass over (inputs, targets) batches, called once a draw; or a list or a
                 `DataLoader` of such batches that does not shuffle; or a map-style `Dataset`; or a tensor or array
-                [N, …]. Of datasets, tensors and arrays, images of bytes become what the run made of its own, and so
-                does a `Split` of the run's data. Floating-point inputs take the model's precision.
+                [N, …], or a pair of it and its targets. Of datasets, tensors and arrays, images of bytes become what
+                the run made of its own, and so does a `Split` of the run's data. Floating-point inputs take the
+                model's precision.
             return_std: give a pair in its place, as scikit-learn does: mean and standard deviation.
 
         Returns:
@@ -375,7 +380,7 @@ class Posterior:
         return passes(inputs, model, self.transform, isinstance(self.likelihood, Bernoulli))
 
 
-def _check_model(model: nn.Module, root: Path) -> None:
+def _check_model(model: nn.Module, root: Path, likelihood: Likelihood, stores: Sequence[DrawStore]) -> None:
     """Raise `DataError` unless this is the model of a run; give it the run's own values of what is drawn at random."""
     config_file = root / "config.yaml"
     theirs = Fingerprint.from_json(read_config(config_file).get("fingerprint"), config_file)
@@ -388,3 +393,4 @@ def _check_model(model: nn.Module, root: Path) -> None:
             " same values of what was not; where it is made for its data, these must be the run's, too"
         )
     put_fixed(model, kept)
+    check_answers_of(root, model, likelihood, stores)

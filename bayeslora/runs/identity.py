@@ -93,7 +93,7 @@ class Fingerprint:
             if name not in self.fixed or name not in other.fixed:
                 yield f"only {'the run' if name in other.fixed else 'this model'} has {name}, which is not sampled"
             elif self.fixed[name] != other.fixed[name]:
-                yield f"{name}, which is not sampled, has other values"
+                yield f"{name}, which is not sampled, has other values or another type of number"
 
 
 def first_few(differences: list[str]) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import bayeslora
@@ -122,23 +123,42 @@ def test_what_moves_may_not_be_shared_between_chains(parallel: str, tmp_path: Pa
     sample(lambda: nn.Sequential(norm, nn.Linear(4, 3)), parallel=parallel, burn_in=1, warmup=1)
 
 
+class Scaled(nn.Module):
+    """A net whose inputs are scaled by what no fingerprint sees."""
+
+    def __init__(self, scale: Any) -> None:
+        super().__init__()
+        self.scale, self.net = scale, net()
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.net(self.scale * x)
+        return logits
+
+
 def test_draws_of_a_function_that_has_changed_are_refused(tmp_path: Path) -> None:
-    class Scaled(nn.Module):
-        def __init__(self, scale: float) -> None:
-            super().__init__()
-            self.scale, self.net = scale, net()
-
-        def forward(self, x: Tensor) -> Tensor:
-            logits: Tensor = self.net(self.scale * x)
-            return logits
-
     scale = 1.0
     settings = {"chains": 1, "run_dir": tmp_path / "run"}
     sample(lambda: Scaled(scale), **settings)
     sample(lambda: Scaled(scale), **settings)
     scale = 1.5
-    with pytest.raises(DataError, match="was recorded with NLL"):
+    with pytest.raises(DataError, match="has other outputs than the run's"):
         sample(lambda: Scaled(scale), **settings)
+
+
+def test_draws_are_refused_by_a_model_of_the_same_fingerprint_that_answers_otherwise(tmp_path: Path) -> None:
+    """Also those that were saved; no training example is there as it is."""
+    scale = torch.tensor([1.0, 2.0, 3.0, 4.0])
+    posterior = sample(Scaled(scale), run_dir=tmp_path / "run")
+    other_code = type("Scaled", (Scaled,), {"forward": lambda self, x: self.net((self.scale * x).abs())})
+    for folder in (tmp_path / "run", posterior.save(tmp_path / "kept")):
+        for same in (Scaled(scale), Scaled(scale).double()):
+            torch.testing.assert_close(Posterior.load(folder, same).predict(X), posterior.predict(X), check_dtype=False)
+        for other in (Scaled(scale.flip(0)), Scaled(1.5), other_code(scale)):
+            with pytest.raises(DataError, match="Its parameters and buffers fit, so what differs is its code"):
+                Posterior.load(folder, other)
+    made_up = load_file(tmp_path / "run" / "answers.safetensors")["inputs"]
+    assert made_up.shape == (4, 4)
+    assert not any(torch.equal(row, x) for row in made_up for x in X)
 
 
 def test_a_run_of_another_layout_is_refused_by_name_of_its_version(tmp_path: Path) -> None:
@@ -221,8 +241,22 @@ def expanded() -> nn.Module:
         (expanded, "wide are expanded views"),
         (with_lock, "cannot be copied .* give a function"),
         (lambda: lambda: "a model", "str is no torch.nn.Module"),
+        (lambda: net().bfloat16(), r"2\.bias is torch\.bfloat16, and is sampled: .*Make such parameters float32"),
+        (lambda: lambda: net().half(), "is torch.float16, and is sampled"),
+        (lambda: net().to(torch.cfloat), "is torch.complex64, and is sampled"),
     ],
-    ids=["lazy", "lazy-function", "scripted", "traced", "expanded", "lock", "no-module"],
+    ids=[
+        "lazy",
+        "lazy-function",
+        "scripted",
+        "traced",
+        "expanded",
+        "lock",
+        "no-module",
+        "bfloat16",
+        "half-function",
+        "complex",
+    ],
 )
 def test_models_that_cannot_be_sampled_are_named(model: Callable[[], Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):

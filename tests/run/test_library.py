@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from pandas import DataFrame
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, TensorDataset
 
 import bayeslora
 from bayeslora.chain.plan import Plan
@@ -37,6 +38,10 @@ def net(outputs: int = 3) -> nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(1)
         return nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, outputs))
+
+
+class Recurrent(nn.RNN):
+    """Gives outputs and its last state."""
 
 
 class Items(Dataset):
@@ -229,6 +234,8 @@ BAD = {
         "likelihood": "categorical",
     },
     "does not take sample: .*mat1 and mat2": {"model": nn.Linear(5, 3)},
+    r"inputs are stored as torch.int64, the model's parameters are torch.float32": {"data": (X.long(), CLASSES)},
+    "Recurrent gives a tuple; it must give one tensor": {"model": Recurrent(3, 3)},
     "no parameter requires a gradient": {"model": net().requires_grad_(False)},
     "processes needs a configuration": {"parallel": "processes"},
     "unknown key chain.thinn|thinn": {"chain_settings": {"thinn": 2}},
@@ -292,8 +299,16 @@ def test_double_precision_is_kept_from_end_to_end(targets: Tensor) -> None:
                 torch.testing.assert_close(draw.tensors[name], p.detach() - 0.1 * slopes[name], rtol=0, atol=1e-12)
 
 
+def test_a_function_of_a_double_model_takes_any_real_numbers(tmp_path: Path) -> None:
+    for x in (X.double(), X, X.half()):
+        posterior = sampled(lambda: net().double(), (x, CLASSES))
+        assert all(tensor.dtype == torch.float64 for tensor in next(posterior.draws()).tensors.values())
+        assert posterior.predict(x).dtype == torch.float64
+
+
 def test_numbers_of_numpy_are_numbers_and_a_double_data_set_fits_a_single_model() -> None:
     settings = {"lr": np.float32(0.01), "prior": np.float64(1.0), "draws": np.int64(4), "temperature": np.float32(1.0)}
+    settings["draws"] = np.array(4)
     given = {"lr": float(np.float32(0.01)), "prior": 1.0, "draws": 4, "temperature": 1.0}
     assert same_draws(sampled(data=(X.double(), CLASSES), **settings), sampled(**given))
     noise = sampled(net(1), (X, REALS), likelihood=Gaussian(np.float32(0.5)))
@@ -334,12 +349,18 @@ def test_arrays_and_double_precision_are_predicted_and_passes_that_differ_are_re
     posterior = sampled(chains=1)
     expected = posterior.predict(X)
     given = [X.numpy(), X.double(), X.double().numpy(), [(X.double(), CLASSES)], lambda: [(X.numpy(), CLASSES)]]
+    given += [(X, CLASSES), (X.numpy(), CLASSES.numpy()), DataFrame(X.numpy())]
     for inputs in given:
         torch.testing.assert_close(posterior.predict(inputs), expected)
     data = TensorDataset(X, CLASSES)
     torch.testing.assert_close(posterior.predict(DataLoader(data, 7)), expected)
     orders = iter(range(100))
+    shuffled = BatchSampler(RandomSampler(data), 7, drop_last=False)
     refused: list[tuple[object, str]] = [
+        (DataLoader(data, batch_sampler=shuffled), "shuffles"),
+        (X[:0], "no example to predict"),
+        (X.tolist(), "cannot take these inputs"),
+        (X.long(), "cannot take these inputs: .*dtype"),
         (DataLoader(data, 7, shuffle=True), "shuffles"),
         (lambda: [(X.roll(next(orders), 0), CLASSES)], "second pass"),
         (iter([(X, CLASSES)]), "used up"),

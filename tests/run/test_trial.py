@@ -237,6 +237,29 @@ class AtRandom(Net):
         return super().forward(x + torch.randn_like(x))
 
 
+class BarelyAtRandom(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x + 2e-4 * torch.randn_like(x))
+
+
+class WithoutGradient(Net):
+    @torch.no_grad()
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x)
+
+
+class WithNothing(Net):
+    """A parameter of no entries, and an embedding of padding alone: nothing to measure a temperature of."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.nothing = nn.Parameter(torch.empty(0))
+        self.padding = nn.Embedding(1, CLASSES, padding_idx=0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + self.padding(torch.zeros(len(x), dtype=torch.int64))
+
+
 class Drops(Net):
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(F.dropout(x, 0.5, training=True))
@@ -262,6 +285,8 @@ class FailsInTraining(Net):
     [
         (Coupled, ROWS, {}, "Coupled .*couples the examples of a batch"),
         (AtRandom, ROWS, {}, "AtRandom gives two answers to one batch"),
+        (BarelyAtRandom, ROWS, {}, "BarelyAtRandom gives two answers to one batch"),
+        (WithoutGradient, ROWS, {}, "WithoutGradient: no gradient leads from its outputs"),
         (Drops, ROWS, {}, "Drops gives two answers to one batch"),
         (Clipped, TOKENS, {}, "Clipped changes its parameter embed.weight"),
         (FailsInTraining, ROWS, {}, "FailsInTraining fails in a trial step: "),
@@ -273,6 +298,15 @@ def test_what_has_no_potential_is_refused_in_either_mode(make, inputs, settings,
     with pytest.raises(ConfigError, match=cause):
         sample(make(), inputs, parallel=parallel, run_dir=run_dir, **settings)
     assert not run_dir.exists()
+
+
+@pytest.mark.parametrize("parallel", ["sequential", "stacked"])
+def test_a_batch_norm_needs_more_than_one_example_and_a_parameter_may_have_no_entries(parallel: str):
+    one = {"batch_size": None, "parallel": parallel}
+    with pytest.raises(ConfigError, match="the training data are a single example: BatchNorm"):
+        bayeslora.sample(nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3)), (ROWS[2:3], CLASS[2:3]), chains=2, **one)
+    posterior = sample(WithNothing(), test_dataset=(ROWS, CLASS), parallel=parallel)
+    assert {"nothing", "padding"}.isdisjoint(posterior.metrics["diagnostics"]["temperature"])
 
 
 def test_a_shared_backbone_is_as_it_was_after_the_trial():
