@@ -92,6 +92,10 @@ def _outputs(model: nn.Module, likelihood: Likelihood, draw: Draw, inputs: Any) 
     """Outputs of a draw, [N, …], on the CPU."""
     if NOISE in draw.tensors:
         likelihood.attach(model, len(draw.tensors[NOISE]))
+    if isinstance(inputs, Mapping):
+        from bayeslora.models.keywords import take_keywords  # with the models
+
+        take_keywords(model, inputs)
     load_into(model, draw.tensors, f"draw {draw.index} of chain {draw.chain}")
     own = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
     moved = tree_map(lambda x: x.to(own.device, own.dtype if x.is_floating_point() else x.dtype), inputs)

@@ -123,6 +123,25 @@ def test_what_moves_may_not_be_shared_between_chains(parallel: str, tmp_path: Pa
     sample(lambda: nn.Sequential(norm, nn.Linear(4, 3)), parallel=parallel, burn_in=1, warmup=1)
 
 
+class TwoInputs(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        logits: Tensor = self.layer(a * b[:, None])
+        return logits
+
+
+def test_draws_of_a_model_of_several_inputs_are_loaded(tmp_path: Path) -> None:
+    inputs = {"a": X, "b": X[:, 0]}
+    posterior = bayeslora.sample(
+        TwoInputs(), (inputs, Y), "sgld", chains=2, draws=2, thin=1, burn_in=1, warmup=1, run_dir=tmp_path / "run"
+    )
+    again = Posterior.load(tmp_path / "run", TwoInputs())
+    torch.testing.assert_close(again.predict(inputs), posterior.predict(inputs))
+
+
 class Scaled(nn.Module):
     """A net whose inputs are scaled by what no fingerprint sees."""
 
