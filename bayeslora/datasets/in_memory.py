@@ -117,7 +117,9 @@ def as_split(
     if not len(targets):
         raise DataError(f"{part} holds no examples")
     as_targets = _as_labels if labels else _as_targets
-    inputs = tree_map(lambda held: cast(held, part, precision or held.dtype) if held.dtype in REALS else held, inputs)
+    inputs = tree_map(
+        lambda held: cast(held, part, precision or _full(held.dtype)) if held.is_floating_point() else held, inputs
+    )
     return Split(inputs, as_targets(targets, part, precision))
 
 
@@ -138,6 +140,11 @@ def _tensor(values: Any, part: str) -> Tensor:
             f"{part}: {kind} holds something else than numbers; make numbers of words (0, 1, … of classes), and leave"
             " out what is missing"
         ) from error
+
+
+def _full(kind: torch.dtype) -> torch.dtype:
+    """A type of real numbers, float32 in the place of half precision."""
+    return kind if kind in REALS else torch.float32
 
 
 def _collected(examples: Any, part: str) -> tuple[Any, Tensor]:
