@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from bayeslora.diagnostics.relaxation import ENOUGH
 from bayeslora.evaluation.criteria import AGAINST_MAP
 from bayeslora.evaluation.results import Criterion, Results
 from bayeslora.experiment import Experiment
@@ -163,11 +164,13 @@ def _cure_of_temperature(results: Results, unmet: Mapping[str, Criterion], setti
         return None
     chain, worst = settings.experiment.plan, max(off, key=abs)
     if worst < 0:
-        longer = {"chain.burn_in": _count(4 * max(chain.burn_in, chain.thin))}
+        four, times = 4 * max(chain.burn_in, chain.thin), [] if chain.cycles else settings.experiment.relaxations()
+        due = max((ENOUGH * one.steps for one in times), default=0)
         cold = f"is {percent(-worst, 0)} too cold" if worst > -1 else "reads a temperature below 0"
+        longer = "the burn-in that its slowest block calls for" if due > four else "four times the burn-in"
         return Step(
-            f"A block {cold}: it has not forgotten its start. With four times the burn-in:",
-            settings.command(longer),
+            f"A block {cold}: it has not forgotten its start. With {longer}:",
+            settings.command({"chain.burn_in": _count(max(due, four))}),
         )
     factor = min(LONGEST, max(1.5, worst / limit))
     batch, count = settings.experiment.chain.batch_size, settings.experiment.potential.num_data

@@ -241,7 +241,7 @@ def criteria_lines(results: Results, most: int = 4) -> list[str]:
     if len(problems) < most:
         return [first, *(f"  {problem}" for problem in problems)]
     rest = len(problems) - most + 2
-    return [first, *(f"  {problem}" for problem in problems[: most - 2]), f"  and {rest} more are not, see the report"]
+    return [first, *(f"  {problem}" for problem in problems[: most - 2]), f"  and {rest} more are not met"]
 
 
 def criterion_reason(results: Results, name: str) -> str | None:

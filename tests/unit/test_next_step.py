@@ -62,14 +62,26 @@ def test_chains_that_are_a_little_short_go_on(
     assert shlex.split(found.command)[3:] == ["experiment=template", "sampler.lr=0.05", *added, f"run_dir={tmp_path}"]
 
 
+def test_a_cold_block_has_the_burn_in_that_its_slowest_block_calls_for_or_four_times_its_own(
+    experiment: Experiment, tmp_path: Path
+) -> None:
+    slowest = max(one.steps for one in experiment.relaxations())
+    assert 3 * slowest == pytest.approx(18000, rel=0.05)  # rounded up to two digits
+    assert "With the burn-in that its slowest block calls for" in step(experiment, tmp_path, temperature=-0.2).why
+    longer = to_experiment(composed(*OWN, "chain.burn_in=5000"))
+    found = step(longer, tmp_path, temperature=-0.2)
+    assert "With four times the burn-in" in found.why
+    assert "chain.burn_in=20000" in found.command
+
+
 @each(
     ("values", "why", "added"),
     [
         ({"potential_rhat": 1.3}, "R-hat of the potential is 1.3", ["chain.burn_in=400", "chain.thin=40"]),
         ({"temperature": 0.15}, "15\N{NO-BREAK SPACE}% too hot", ["chain.burn_in=300", "chain.thin=30"]),
         ({"temperature": 4.0}, "With ε / 8 and 8 times", ["chain.burn_in=800", "chain.thin=80"]),
-        ({"temperature": -0.2}, "too cold", ["chain.burn_in=400"]),
-        ({"temperature": -5.0}, "A block reads a temperature below 0", ["chain.burn_in=400"]),
+        ({"temperature": -0.2}, "too cold", ["chain.burn_in=18000"]),
+        ({"temperature": -5.0}, "A block reads a temperature below 0", ["chain.burn_in=18000"]),
     ],
 )
 def test_chains_that_are_far_off_begin_anew_with_other_settings(
