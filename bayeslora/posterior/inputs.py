@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from bayeslora.atomic import digest
+from bayeslora.counts import counted
 from bayeslora.datasets.base import Split
 from bayeslora.datasets.in_memory import Identity, as_split, pair
 from bayeslora.errors import DataError
@@ -39,21 +40,19 @@ def passes(
 
     Raises:
         DataError: a loader that shuffles, at once or when a second pass differs from the first; images of bytes without
-            a transform.
+            a transform; NaN.
     """
     own = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
     stored = isinstance(inputs, Split) and transform is not None
     if isinstance(inputs, Dataset | Split) or _with_targets(inputs):
         inputs = as_split(inputs, labels=labels).inputs
     if not isinstance(inputs, Tensor) and hasattr(inputs, "__array__"):
-        inputs = np.asarray(inputs)
+        inputs = np.array(inputs)  # a copy: torch warns of arrays that it may not write to
     if isinstance(inputs, Tensor | np.ndarray | Mapping):
         whole = tree_map(torch.as_tensor, inputs)
         if isinstance(whole, Mapping):
             take_keywords(model, whole)
-        count = len(tree_leaves(whole)[0])
-        if not count:
-            raise DataError("there is no example to predict")
+        count = _counted(whole)
         batches = [tree_map(lambda held, at=at: held[at : at + BATCH], whole) for at in range(0, count, BATCH)]
         bytes_of_images = isinstance(whole, Tensor) and whole.dtype == torch.uint8 and whole.ndim == 4
         prepare = transform if stored or bytes_of_images else Identity()
@@ -74,6 +73,18 @@ def _with_targets(inputs: Any) -> bool:
     if not (isinstance(inputs, tuple) and len(inputs) == 2 and all(isinstance(p, Tensor | np.ndarray) for p in inputs)):
         return False
     return inputs[0].shape != inputs[1].shape and inputs[0].shape[:1] == inputs[1].shape[:1]
+
+
+def _counted(whole: Any) -> int:
+    """How many examples these are; raises `DataError` where there are none, or NaN is among them."""
+    count = len(tree_leaves(whole)[0])
+    if not count:
+        raise DataError("there is no example to predict")
+    for held in tree_leaves(whole):
+        wrong = held.reshape(count, -1).isnan().any(1).nonzero()
+        if len(wrong):
+            raise DataError(f"NaN in {counted(len(wrong), 'input')}, the first in row {int(wrong[0])}")
+    return count
 
 
 def _shuffles(loader: DataLoader[Any]) -> bool:

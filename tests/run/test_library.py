@@ -359,6 +359,7 @@ def test_arrays_and_double_precision_are_predicted_and_passes_that_differ_are_re
     refused: list[tuple[object, str]] = [
         (DataLoader(data, batch_sampler=shuffled), "shuffles"),
         (X[:0], "no example to predict"),
+        (X.log(), rf"NaN in {int((X < 0).any(1).sum())} inputs, the first in row"),
         (X.tolist(), "cannot take these inputs"),
         (X.long(), "cannot take these inputs: .*dtype"),
         (DataLoader(data, 7, shuffle=True), "shuffles"),
