@@ -305,7 +305,7 @@ def test_runs_of_several_predictions_are_compared_on_the_same_examples(command: 
 
 SHORT = (
     "experiment=template", "chain.num_chains=2", "chain.batch_size=8", "chain.warmup.steps=3", "chain.burn_in=2",
-    "chain.num_draws=4", "chain.thin=1", "chain.probe_size=16",
+    "chain.num_draws=4", "chain.thin=1", "chain.probe_size=16", "evaluate.report=false",
 )  # fmt: skip
 
 
@@ -334,7 +334,7 @@ def test_a_table_of_labels_by_the_command(command: Command, tmp_path: Path) -> N
     there = data.test.targets >= 0
     right = (p > 0.5) == (data.test.targets == 1)
     assert metrics["ensemble"]["accuracy"] == pytest.approx(right[there].float().mean().item(), abs=1e-6)
-    assert command("evaluate", f"run_dir={tmp_path / 'run'}", "ood=digits", "corruptions=true").code == 0
+    assert command("evaluate", f"run_dir={tmp_path / 'run'}", "ood=digits", "corruptions=true", "report=true").code == 0
     again = Results.read(tmp_path / "run" / "metrics.json")
     assert again["ensemble"] == metrics["ensemble"]
     assert "several predictions" in again["corruptions"]["reason"]
@@ -451,7 +451,8 @@ def test_dictionaries_in_double_precision_by_a_configuration(command: Command, t
     draws = {}
     for parallel in ("sequential", "stacked", "processes"):  # a worker process loads the data itself
         folder = tmp_path / parallel
-        done = command("train", *own, f"chain.parallel={parallel}", f"run_dir={folder}")
+        page = f"evaluate.report={str(parallel == 'processes').lower()}"
+        done = command("train", *own, f"chain.parallel={parallel}", f"run_dir={folder}", page)
         assert done.code == 0, done.err
         posterior = Posterior.load(folder, trust="tests")
         draws[parallel] = [draw.tensors for draw in posterior.draws()]

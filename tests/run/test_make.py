@@ -121,7 +121,7 @@ def test_synthetic_data_are_what_the_experiments_take(tmp_path: Path) -> None:
 
 def test_one_smoke_run_end_to_end(tmp_path: Path) -> None:
     """Synthetic data, MRPC trained on a tiny RoBERTa and evaluated, by make alone."""
-    make("SMOKE=1", "experiment-mrpc-lora", f"OUT={tmp_path}", "ARGS=evaluate.report=false")
+    make("SMOKE=1", "experiment-mrpc-lora", f"OUT={tmp_path}", "ARGS=evaluate.report=false chain.num_chains=1")
     run = tmp_path / "smoke" / "mrpc_roberta_sgld"
     before = (run / "metrics.json").read_text()
     make("SMOKE=1", "eval-mrpc-lora", f"OUT={tmp_path}")
