@@ -205,8 +205,7 @@ def _as_targets(targets: Tensor, part: str, precision: torch.dtype | None) -> Te
         return classes.long()
     if not targets.isfinite().all():
         raise DataError(f"{part}: {int((~targets.isfinite()).sum())} targets are NaN or infinite; leave them out")
-    kept = targets.dtype if targets.dtype in REALS else torch.float32  # half precision is no model's here
-    return cast(targets, part, precision or kept).reshape(len(targets), -1)
+    return cast(targets, part, precision or _full(targets.dtype)).reshape(len(targets), -1)
 
 
 def _as_labels(targets: Tensor, part: str, precision: torch.dtype | None) -> Tensor:  # noqa: ARG001
