@@ -291,6 +291,10 @@ def thermostat_checks() -> Iterator[LawCheck]:
         {"cov 00": fast, "cov 4949": slow, "mean r²": 25 * (fast + slow)}, {"lr": 0.1, "momentum": momentum},
         burn_in=800, factors=factors,
     )  # fmt: skip
+    yield LawCheck(  # no closed form where tensors correlate: at a small step it is the posterior
+        samplers.SGNHT, "correlated tensors", quadratic(CORRELATED, kT, split=(1, 1)),
+        covariance(kT * np.linalg.inv(CORRELATED)), {"lr": 0.01, "momentum": momentum}, burn_in=800, factors=factors,
+    )  # fmt: skip
 
 
 def all_checks() -> list[LawCheck]:
