@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from bayeslora.cache import Tensors, cached, data_folder
+from bayeslora.counts import counted
 from bayeslora.datasets.base import Data, Sizes, Split
 from bayeslora.datasets.cifar_files import ParquetImages, Source, TorchvisionImages
 from bayeslora.datasets.images import Normalise, RandomShift, channel_problems
@@ -212,7 +213,7 @@ def _size_notes(tensors: Tensors) -> list[str]:
     """Says so where a split is not of its official size."""
     sizes = {split: len(tensors[f"{split}_labels"]) for split in OFFICIAL}
     return [
-        f"{sizes[split]:,} {split} images where the official set has {official:,}"
+        f"{counted(sizes[split], f'{split} image')} where the official set has {official:,}"
         for split, official in OFFICIAL.items()
         if sizes[split] != official
     ]
@@ -227,4 +228,4 @@ def _inexact_notes(folder: Path) -> list[str]:
         count = sum(len(rows) for rows in json.loads(file.read_text()).values())
     except (ValueError, AttributeError, TypeError) as error:
         raise DataError(f"{file} is not a JSON object of row numbers by split; mend or remove it") from error
-    return [f"{count} images re-encoded"]
+    return [f"{counted(count, 'image')} re-encoded"] if count else []

@@ -117,7 +117,7 @@ class Csv(Sizes):
             )
         inputs, encoded = _encoded(parts[0], parts[1], str(file))
         if self.test_path is not None:
-            notes += shared_notes(*inputs, what="rows")
+            notes += shared_notes(*inputs, what="row")
         return assemble(
             file.stem, inputs, targets, target_names=named, standardise=self.standardise, sizes=self,
             notes=notes + encoded,
@@ -232,7 +232,7 @@ def _encoded(train: Table, test: Table, where: str) -> tuple[tuple[Tensor, Tenso
         new = int((~columns[-1][1].any(1)).sum())
         notes.append(
             f"column {name} holds {what} and became {counted(len(values), 'column')} of 0 and 1 ({shown})"
-            + f"; {new:,} test rows have a value that no training row has" * bool(new)
+            + f"; {counted(new, 'test row')} with a value that no training row has" * bool(new)
         )
     train_inputs, test_inputs = (
         torch.from_numpy(np.concatenate(part, axis=1).astype(np.float32)) for part in zip(*columns, strict=True)

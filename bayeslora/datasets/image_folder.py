@@ -241,10 +241,11 @@ def left_out_notes(root: Path, taken: Sequence[Path]) -> list[str]:
         elif file not in ours:
             places[str(file.parent.relative_to(root))] += 1
     notes = {
-        f"{hidden:,} hidden files left out": hidden,
-        f"{endings.total():,} files that are no images left out ({', '.join(sorted(endings)[:6])})": endings,
-        f"{places.total():,} images outside the classes' folders left out (in {', '.join([*places][:4])})": places,
-    }
+        f"{counted(hidden, 'hidden file')} left out": hidden,
+        f"{counted(endings.total(), 'file')} of other kinds left out ({', '.join(sorted(endings)[:6])})": endings,
+        f"{counted(places.total(), 'image')} outside the classes' folders left out (in {', '.join([*places][:4])})":
+            places,
+    }  # fmt: skip
     return [note for note, holds in notes.items() if holds]
 
 

@@ -10,13 +10,16 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image, ImageOps
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
+from bayeslora.counts import counted
 from bayeslora.errors import DataError
 
 GREY_MODES = ("1", "L", "LA", "F")
@@ -252,35 +255,38 @@ def _scale_levels(arrays: list[np.ndarray], rows: Sequence[int], whole: bool) ->
 def decoding_notes(decoded: dict[str, Tensor]) -> list[str]:
     """What `decode_images` changed, in words."""
     notes = {
-        "{:,} images with transparency laid on white": decoded["transparent"],
-        "{:,} image files with several frames, of which the first is taken": decoded["several"],
-        "{:,} images with colours of 16 bits, of which the upper 8 are taken": decoded["cut"],
+        ("image", "with transparency laid on white"): decoded["transparent"],
+        ("image file", "with several frames, of which the first is taken"): decoded["several"],
+        ("image", "with colours of 16 bits, of which the upper 8 are taken"): decoded["cut"],
     }
     for kind, levels in (("whole", "of more than 8 bits: levels"), ("real", "of real numbers:")):
         count, low, high = decoded[kind].tolist()
-        notes[f"{{:,}} images {levels} {low:g} to {high:g} scaled to 0 to 255"] = torch.tensor(int(count))
-    return [note.format(int(count)) for note, count in notes.items() if count]
+        notes["image", f"{levels} {low:g} to {high:g} scaled to 0 to 255"] = torch.tensor(count)
+    return [f"{counted(int(count), thing)} {note}" for (thing, note), count in notes.items() if count]
 
 
-def shared_notes(train: Tensor, test: Tensor, classes: Tensor | None = None, what: str = "images") -> list[str]:
-    """Says how many test images [N, …] are training images as well, to the last byte.
+def shared_notes(train: Any, test: Any, classes: Tensor | None = None, what: str = "image") -> list[str]:
+    """Says how many test images [N, …], or other inputs, are training images as well, to the last byte.
 
     Args:
-        train, test: the images.
+        train, test: the images, or several inputs by name.
         classes: of the training images, int64 [N]: says too how many of them are in several classes.
-        what: they are called.
+        what: one of them is called.
     """
+    ours, theirs = _digests(train), _digests(test)
     labels: dict[bytes, set[int]] = {}
-    for image, label in zip(train, (torch.zeros(len(train)) if classes is None else classes).tolist(), strict=True):
-        labels.setdefault(_digest(image), set()).add(label)
-    count = sum(_digest(image) in labels for image in test)
+    for digest, label in zip(ours, [0] * len(ours) if classes is None else classes.tolist(), strict=True):
+        labels.setdefault(digest, set()).add(label)
+    count = sum(digest in labels for digest in theirs)
     twice = sum(len(own) > 1 for own in labels.values())
     notes = {
-        f"{count:,} of {len(test):,} test {what} are also among the training {what}": count,
-        f"{twice:,} training {what} are there under several classes": twice,
+        f"{count:,} of {counted(len(theirs), f'test {what}')} also among the training {what}s": count,
+        f"{counted(twice, f'training {what}')} under several classes": twice,
     }
     return [note for note, holds in notes.items() if holds]
 
 
-def _digest(image: Tensor) -> bytes:
-    return hashlib.sha256(image.contiguous().numpy().data).digest()
+def _digests(inputs: Any) -> list[bytes]:
+    """One of each example, of all its inputs."""
+    held = [one.contiguous().numpy() for one in tree_leaves(inputs)]
+    return [hashlib.sha256(b"".join(row.tobytes() for row in rows)).digest() for rows in zip(*held, strict=True)]

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from bayeslora.datasets.base import REALS, Data, Real, Split, Transform, cast, limited
-from bayeslora.datasets.images import Normalise, stack_images
+from bayeslora.datasets.images import Normalise, shared_notes, stack_images
 from bayeslora.datasets.validation import check_class_numbers, check_counted_from_0
 from bayeslora.errors import DataError, require
 
@@ -79,8 +79,12 @@ def from_examples(
     else:
         real, classes = _targets(whole, class_names, name)
     own_transform = transform or default_transform(ours.inputs)
-    data = Data(name, ours, held_out, tested, class_names=classes, transform=own_transform, real=real, labels=named)
-    return data.with_notes()
+    notes = tuple(shared_notes(ours.inputs, tested.inputs, what="example"))
+    for note in notes:
+        log.warning("%s: %s", name, note)
+    return Data(
+        name, ours, held_out, tested, class_names=classes, transform=own_transform, real=real, labels=named, notes=notes
+    ).with_notes()
 
 
 def as_split(

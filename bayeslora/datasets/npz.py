@@ -76,7 +76,7 @@ class Npz(Sizes):
         train, test = (_inputs(arrays[name], f"{file}, {name}") for name in ("x_train", "x_test"))
         if train.dtype == torch.uint8:
             notes += ["4 channels, taken as they are: transparency is not applied"] * (train.shape[1] == 4)
-        notes += shared_notes(train, test, what="images" if train.dtype == torch.uint8 else "examples")
+        notes += shared_notes(train, test, what="image" if train.dtype == torch.uint8 else "example")
         if train.shape[1:] != test.shape[1:] or train.dtype != test.dtype:
             raise DataError(f"{file}: x_train is {list(train.shape)} and x_test {list(test.shape)}: not of one form")
         return assemble(

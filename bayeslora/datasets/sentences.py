@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bayeslora.counts import counted
 from bayeslora.datasets.base import Data, Sizes, Split
 from bayeslora.datasets.tabular import labels_or_none
 from bayeslora.datasets.text import LAYOUTS, TrimPadding, check_tokenizer_folder, load_tokenizer, local_folder, tokenise
@@ -159,16 +160,16 @@ def _used(table: Sentences, columns: Sequence[str], part: str, classes: Set[Any]
     if not whole:
         raise DataError(f"{table.where}: no example has a text in each of the columns {', '.join(columns)}; fill them")
     counts = {
-        f"{part} lines with a wrong number of columns left out": table.broken,
-        f"{part} examples without a label left out": len(labels) - len(labelled),
-        **{f"{part} examples without a text in column {column} left out": count for column, count in empty.items()},
+        ("line", "with a wrong number of columns left out"): table.broken,
+        ("example", "without a label left out"): len(labels) - len(labelled),
+        **{("example", f"without a text in column {column} left out"): count for column, count in empty.items()},
     }
     if len(lists) > 2:
         lists = [[" ".join(map(str, texts)) for texts in zip(*lists[:-1], strict=True)], lists[-1]]
     return _Used(
         [(row, labels[row]) for row in whole],
         [tuple(str(texts[row]) for texts in lists) for row in whole],
-        [f"{count:,} {what}" for what, count in counts.items() if count],
+        [f"{counted(count, f'{part} {thing}')} {what}" for (thing, what), count in counts.items() if count],
     )
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bayeslora.counts import counted
 from bayeslora.datasets.base import Data, Real, Sizes, Split
 from bayeslora.datasets.images import Normalise
 from bayeslora.datasets.in_memory import Identity
@@ -65,7 +66,9 @@ def held_out(count: int, share: float) -> tuple[np.ndarray, np.ndarray]:
     order = torch.randperm(count, generator=generator(0, 0, 0, "split/held out")).numpy()
     size = math.ceil(share * count)
     if not 0 < size < count:
-        raise DataError(f"{count} examples are too few to hold out a share of {share:g} of them for the test set")
+        raise DataError(
+            f"{counted(count, 'example')} cannot give a share of {share:g} of them to the test set: too few"
+        )
     return np.sort(order[size:]), np.sort(order[:size])
 
 

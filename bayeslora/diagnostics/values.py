@@ -20,8 +20,8 @@ class Difference:
 
     @property
     def tie(self) -> bool:
-        """Whether it is within two standard errors, which count as none."""
-        return self.value is not None and self.se is not None and abs(self.value) <= 2 * self.se
+        """Whether it is within two standard errors, or of one example and has none: it is not shown to be there."""
+        return self.value is not None and (self.se is None or abs(self.value) <= 2 * self.se)
 
 
 @dataclass(frozen=True)

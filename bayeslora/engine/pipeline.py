@@ -87,7 +87,7 @@ def sampled(experiment: Experiment, run: RunDirectory) -> tuple[Experiment, dict
             print(f"converged after {counted(plan.num_draws, 'draw')} a chain", flush=True)  # noqa: T201
             return experiment, {}
         draws = min(math.ceil(GROWTH * plan.num_draws), (most - plan.burnt_in) // plan.thin)
-        message = f"{plan.num_draws:,} draws a chain are not enough: {'; '.join(missing)}"
+        message = f"not enough with {counted(plan.num_draws, 'draw')} a chain: {'; '.join(missing)}"
         if draws <= plan.num_draws:
             print(f"{message}. chain.max_steps={most:,} ends the run here", flush=True)  # noqa: T201
             return experiment, {}

@@ -143,12 +143,12 @@ def leaders(results: Results, column: ScoreColumn) -> set[str]:
 def tie(results: Results, column: ScoreColumn, one: str, other: str) -> bool:
     """Whether two of `map`, `map_tempered`, `map_ensemble` and `ensemble` differ by no more than two standard errors.
 
-    Where none is known: whether they are equal at the digits shown.
+    Where no difference is known: whether they are equal at the digits shown.
     """
     pair = {one, other}
     names = (*pair - {"ensemble"}, "") if "ensemble" in pair else ("map_ensemble_less_map",)
     difference = results.differences.get(names[0], {}).get(column.key)
-    if difference is not None and difference.se is not None:
+    if difference is not None and difference.value is not None:
         return difference.tie
     parts = {"map": results.map, "ensemble": results.ensemble}
     for name, part in (("map_tempered", results.map_tempered), ("map_ensemble", results.map_ensemble)):

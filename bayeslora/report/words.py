@@ -87,20 +87,21 @@ def run_settings(experiment: Experiment) -> list[tuple[str, str]]:
     draws = counted(plan.num_draws, "draw") + ("" if plan.thin == 1 else every)
     precision = "64-true" if any(p.dtype.itemsize == 8 for p in made.parameters()) else trainer.precision
     probes = min(chain.probe_size, len(data.train))
-    probe_set = f"all {probes:,}" if probes == len(data.train) else f"{probes:,}"
+    probe_set = "all " * (probes == len(data.train)) + counted(probes, "training example")
     batches = "all data" if chain.batch_size is None else f"batches of {chain.batch_size:,}"
+    examples = counted(len(data.train), "training example")
     return [
         ("Temperature", temperature(experiment.effective_temperature)),
         ("Prior", prior(experiment.potential.prior)),
         ("Likelihood", likelihood(experiment.component("likelihood"))),
         ("Augmentation", data.augmentation),
-        ("Data", f"{data.name}: N = {len(data.train):,} training examples; evaluated on {experiment.evaluation.split}"),
+        ("Data", f"{data.name}: N = {examples}; evaluated on {experiment.evaluation.split}"),
         ("Model", f"{model}; {counted(count, 'sampled parameter')}"),
         ("Sampler", str(experiment.component("sampler"))),
         ("Chains", f"{chains} of {counted(plan.total, 'step')} on {batches}"),
         ("Plan of a chain", f"{counted(plan.warmup, 'step')} of warm-up, {plan.burn_in:,} of burn-in, {draws}"),
         *pilot_pairs(experiment.record.get("tuning")),
-        ("Probe set", f"{probe_set} training examples"),
+        ("Probe set", probe_set),
         ("Precision", f"{precision} on {trainer.accelerator}"),
         ("Seed", str(experiment.seed)),
     ]  # fmt: skip

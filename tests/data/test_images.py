@@ -192,8 +192,8 @@ def test_levels_of_more_than_8_bits_are_scaled_alike_and_what_was_changed_is_cou
     decoded = decode_images(files, 4, channels=1)
     assert decoded["images"][[0, 1, 2, 4], 0, 0, 0].tolist() == [62, 125, 249, 7]
     assert decoding_notes(decoded) == [
-        "1 images with transparency laid on white",
-        "1 image files with several frames, of which the first is taken",
+        "1 image with transparency laid on white",
+        "1 image file with several frames, of which the first is taken",
         "3 images of more than 8 bits: levels 0 to 4095 scaled to 0 to 255",
     ]
 
@@ -280,8 +280,8 @@ def test_hidden_files_are_skipped_at_every_depth_and_what_is_left_out_is_counted
         assert data.notes == (
             "2 images held out for the test set",
             "6 hidden files left out",
-            "2 files that are no images left out (.csv, .txt)",
-            "1 images outside the classes' folders left out (in .)",
+            "2 files of other kinds left out (.csv, .txt)",
+            "1 image outside the classes' folders left out (in .)",
         )
 
 
@@ -300,17 +300,17 @@ def test_test_images_that_are_training_images_too_are_counted(tmp_path: Path) ->
     root = folder(tmp_path / "own", *(f"{s}/{name}" for s in ("train", "test") for name in CATS_AND_DOGS))
     for name in ("cat/1.jpg", "dog/2.jpg"):
         (root / "test" / name).write_bytes((root / "train" / name).read_bytes())
-    note = "2 of 6 test images are also among the training images"
+    note = "2 of 6 test images also among the training images"
     assert ImageFolder(root).load().notes == (note,)
     x = RNG.integers(0, 256, (6, 8, 8), dtype=np.uint8)
     np.savez(tmp_path / "own.npz", x_train=x, y_train=np.arange(6) % 2, x_test=x[:2], y_test=np.arange(2))
-    assert Npz(tmp_path / "own.npz").load().notes == ("2 of 2 test images are also among the training images",)
+    assert Npz(tmp_path / "own.npz").load().notes == ("2 of 2 test images also among the training images",)
 
 
 def test_images_in_several_classes_are_counted(tmp_path: Path) -> None:
     root = folder(tmp_path / "own", *(f"{s}/{name}" for s in ("train", "test") for name in CATS_AND_DOGS))
     (root / "train/dog/1.jpg").write_bytes((root / "train/cat/1.jpg").read_bytes())
-    assert ImageFolder(root).load().notes == ("1 training images are there under several classes",)
+    assert ImageFolder(root).load().notes == ("1 training image under several classes",)
 
 
 SPLITS = [
@@ -329,7 +329,7 @@ def test_splits_are_known_in_any_case(tmp_path: Path, train: str, test: str) -> 
     for reader in (ImageFolder(root, size=8), Hub(str(root))):
         data = reader.load()
         assert (data.class_names, len(data.train), data.test.targets.tolist()) == (("cat", "dog"), 6, [0, 1])
-        assert data.notes == ("1 images outside the classes' folders left out (in unlabelled)",)
+        assert data.notes == ("1 image outside the classes' folders left out (in unlabelled)",)
 
 
 def test_a_class_may_have_the_name_of_a_split(tmp_path: Path) -> None:

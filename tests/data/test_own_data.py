@@ -168,7 +168,7 @@ def test_a_test_file_of_its_own(tmp_path: Path) -> None:
     data = Csv(csv(tmp_path), test_path=test, standardise=False, leave_out=["id"]).load()
     assert (len(data.train), len(data.test)) == (20, 2)
     assert data.notes == (
-        "column colour holds words and became 2 columns of 0 and 1 (blue, red); 1 test rows have a value that no"
+        "column colour holds words and became 2 columns of 0 and 1 (blue, red); 1 test row with a value that no"
         " training row has",
     )
     assert data.test.inputs.tolist() == [[1, 0, 1], [2, 0, 0]]  # a new category is none of the known
@@ -246,7 +246,16 @@ def test_a_target_of_dates_becomes_classes_and_is_noted(tmp_path: Path) -> None:
 
 def test_rows_of_a_test_file_that_are_training_rows_too_are_counted(tmp_path: Path) -> None:
     file = csv(tmp_path, column(lambda i: i)[0])
-    assert Csv(file, test_path=file).load().notes == ("40 of 40 test rows are also among the training rows",)
+    assert Csv(file, test_path=file).load().notes == ("40 of 40 test rows also among the training rows",)
+
+
+@each("name", [None, "x"])
+def test_test_examples_in_memory_that_are_training_examples_too_are_counted(name: str | None) -> None:
+    inputs, targets = torch.randn(6, 2), torch.arange(6) % 2
+    given = [(inputs[:4], targets[:4]), (inputs[2:], targets[2:])]
+    if name is not None:
+        given = [({name: one, "same": torch.zeros(4, 3)}, labels) for one, labels in given]
+    assert from_examples(*given).notes == ("2 of 4 test examples also among the training examples",)
 
 
 def test_words_for_nothing_are_empty_cells_among_numbers_only(tmp_path: Path) -> None:
@@ -339,7 +348,7 @@ def test_numbers_in_training_and_words_in_testing_are_refused(tmp_path: Path) ->
         Csv(file, test_path=test).load()
     data = Csv(test, test_path=file).load()  # a category may look like a number
     assert not data.test.inputs.isnan().any()
-    assert "40 test rows have a value that no training row has" in data.notes[0]
+    assert "40 test rows with a value that no training row has" in data.notes[0]
 
 
 # Image folders
@@ -481,7 +490,7 @@ def test_rows_that_lack_something_are_left_out_and_counted(tmp_path: Path, bert:
     assert "None" not in {text for pairs in data.texts.values() for (text,) in pairs}
     counted: dict[str, int] = {}
     for note in data.notes[1:]:
-        number, _, lacking = re.fullmatch(r"(\d+) (train|test) examples without (.*) left out", note).groups()
+        number, _, lacking = re.fullmatch(r"(\d+) (train|test) examples? without (.*) left out", note).groups()
         counted[lacking] = counted.get(lacking, 0) + int(number)
     assert counted == missing
 
@@ -506,7 +515,7 @@ def test_words_of_a_csv_stay_words_and_gaps_among_numbers_are_gaps(tmp_path: Pat
     assert data.notes[:3] == (
         "8 train examples without a label left out",
         "8 train examples without a text in column text left out",
-        "1 test examples without a label left out",
+        "1 test example without a label left out",
     )
 
 

@@ -148,7 +148,7 @@ def test_empty_sentences_are_kept_and_missing_ones_left_out_and_both_are_counted
     write_parquet(tmp_path, "train", columns)
     write_parquet(tmp_path, "validation", {"sentence1": ["a"], "sentence2": ["a"], "label": [1]})
     data = Glue(tmp_path, tokenizer=bert).load()
-    assert {"3 empty sentences", "1 train examples without a text in column sentence1 left out"} < {*data.notes}
+    assert {"3 empty sentences", "1 train example without a text in column sentence1 left out"} < {*data.notes}
     assert len(data.train) == 3
     assert tokens(data.train.inputs[0, 0]) == [2, 3, 3]
 

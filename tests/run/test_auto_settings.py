@@ -135,7 +135,7 @@ def test_draws_are_added_until_the_criteria_are_met_or_the_steps_are_spent(
     until = (*GIVEN, "chain.until=converged", "chain.max_steps=40")
     run(tmp_path / "spent", base=until)
     out = capsys.readouterr().out
-    assert "4 draws a chain are not enough: " in out
+    assert "not enough with 4 draws a chain: " in out
     assert "Bulk ESS of the potential is" in out
     assert "Going on to 6" in out
     assert "chain.max_steps=40 ends the run here" in out

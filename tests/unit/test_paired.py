@@ -87,7 +87,8 @@ def test_errors_of_means_are_the_usual_ones() -> None:
         (Difference(0.2, 0.1), True),
         (Difference(-0.21, 0.1), False),
         (Difference(0.0, 0.0), True),
-        (Difference(0.1), False),
+        (Difference(0.1), True),
+        (Difference(), False),
         (Difference(None, 0.1), False),
     ],
 )
