@@ -30,6 +30,8 @@ from bayeslora.settings import AUTO
 
 EXAMPLES = 4
 """Of each chain."""
+CROWD = 32
+"""Examples beside which those of the first chain must give the same: experts of limited capacity drop some of many."""
 STACKED = 2
 """Chains that are compared: each row of a stack is treated like every other."""
 STACKED_UP_TO = 2_000_000
@@ -182,8 +184,10 @@ class _Trial:
             whole, again = (model(inputs)[order] for _ in range(2))
             check_answers(model, self._agree(whole, again, share=0.1))
             halves = [model(tree_map(lambda t, half=half: t[half], inputs)) for half in order.chunk(2)]
+            behind = tree_map(lambda t: t.flip(0), self._batch(model, 0, CROWD)[0])  # what is dropped comes last
+            crowd = model(behind)[-1 - order]
         require(
-            self._agree(torch.cat(halves), whole),
+            self._agree(torch.cat(halves), whole) and self._agree(crowd, whole),
             f"{_named(model)} gives an example other outputs beside other examples: it couples the examples of a batch,"
             " so that they have no likelihood of their own. Make its forward pass treat every example by itself (norms"
             " over an example or with running statistics, the batch on the first axis)",
@@ -235,11 +239,11 @@ class _Trial:
             results["the output in evaluation mode"] = model(shared) if stack is None else stack(shared, True)
         return results
 
-    def _batch(self, model: nn.Module, place: int) -> tuple[Any, Tensor]:
-        """The examples of a chain, every chain's its own, in the precision of the model."""
+    def _batch(self, model: nn.Module, place: int, count: int = EXAMPLES) -> tuple[Any, Tensor]:
+        """The examples of a chain, every chain's its own, in the precision of the model; the next ones after them."""
         experiment, train = self.experiment, self.experiment.data.train
         order = torch.randperm(len(train), generator=generator(experiment.seed, 0, 0, "trial"))
-        chosen = order[torch.arange(EXAMPLES * len(self.chains)) % len(order)]
+        chosen = order[torch.arange(max(count, EXAMPLES * len(self.chains))) % len(order)]
         ((inputs, targets),) = evaluation_batches(
             train.take(chosen),
             experiment.data.transform,
@@ -247,7 +251,7 @@ class _Trial:
             experiment.device,
             experiment.trainer.channels_last,
         )
-        rows = slice(place * EXAMPLES, (place + 1) * EXAMPLES)
+        rows = slice(place * EXAMPLES, place * EXAMPLES + count)
         wide = any(p.dtype == torch.float64 for p in model.parameters())
         return (
             tree_map(lambda t: t[rows].double() if wide and t.is_floating_point() else t[rows], inputs),

@@ -232,6 +232,13 @@ class Coupled(Net):
         return super().forward(x - x.mean(0))
 
 
+class OfLimitedCapacity(Net):
+    """An expert that answers the first 20 examples of a batch."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * (torch.arange(len(x)) < 20)[:, None]
+
+
 class AtRandom(Net):
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x + torch.randn_like(x))
@@ -284,6 +291,7 @@ class FailsInTraining(Net):
     ("make", "inputs", "settings", "cause"),
     [
         (Coupled, ROWS, {}, "Coupled .*couples the examples of a batch"),
+        (OfLimitedCapacity, ROWS, {}, "OfLimitedCapacity .*couples the examples of a batch"),
         (AtRandom, ROWS, {}, "AtRandom gives two answers to one batch"),
         (BarelyAtRandom, ROWS, {}, "BarelyAtRandom gives two answers to one batch"),
         (WithoutGradient, ROWS, {}, "WithoutGradient: no gradient leads from its outputs"),
