@@ -17,7 +17,11 @@ from typing import Any
 
 from bayeslora.loggers.keys import KEYS, SECTIONS, Kind, Panel
 
-_INTRODUCTION = """# The dashboard
+_INTRODUCTION = """---
+hide: [toc]
+---
+
+# The dashboard
 
 <!-- Written by `python -m bayeslora.dashboard --docs docs/dashboard.md`; a test compares the two. -->
 
