@@ -21,7 +21,7 @@ quickstart: $(VENV)/.installed  ## install, then sample a posterior on handwritt
 	$(RUN) -m bayeslora.train experiment=quickstart
 
 test: $(VENV)/.installed-dev  ## install what tests need and run them
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist worksteal
 
 lint: $(VENV)/.installed-dev  ## ruff and mypy
 	$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check . && $(VENV)/bin/mypy

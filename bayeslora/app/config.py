@@ -119,21 +119,20 @@ def known_keys() -> dict[str, list[str]]:
 def _check_node(cfg: DictConfig, schema: type, path: str, also: tuple[str, ...] = ()) -> Iterator[tuple[str, str]]:
     """Keys and types of `cfg` against a dataclass, node by node; `also` may be meant by an unknown key."""
     fields_by_name = {f.name: f for f in fields(schema)}
-    defaults = OmegaConf.structured(schema)
+    typed = OmegaConf.structured(schema)
+    OmegaConf.set_readonly(typed, False)
     for key in cfg:
         name = path + str(key)
         if key not in fields_by_name:
             yield name, unknown_key(name, str(key), [*fields_by_name, *also])
             continue
-        nested = OmegaConf.get_type(defaults, key)
+        nested = OmegaConf.get_type(typed, key)
         try:
             value = cfg[key]
             if isinstance(value, DictConfig) and is_dataclass(nested):
                 yield from _check_node(value, nested, f"{name}.")
             else:
-                one = OmegaConf.structured(schema)
-                OmegaConf.set_readonly(one, False)
-                one[key] = value
+                typed[key] = value
         except OmegaConfBaseException as error:
             yield name, f"{name}: {first_line(error)}"
 

@@ -41,6 +41,9 @@ class Regression:
         self.potential = Potential(Prior(self.prior_variance), self.num_data)
         self.x, self.y = self.make_data(generator(self.seed, 0, 0, "law/data"))
         self.tensors = [torch.nn.Parameter(torch.zeros(self.chains, self.dim, dtype=torch.float64))]
+        if self.batch_size is not None:
+            rows = (torch.arange(self.num_data)[:, None] + torch.arange(self.batch_size)) % self.num_data
+            self._runs = self.x[rows], self.y[rows]  # by the row where they start
 
     @property
     def state(self) -> Tensor:
@@ -63,9 +66,8 @@ class Regression:
         """A fresh minibatch for every chain, as the closure that gives Ũ [K] on it and its gradient."""
         x, y = self.x, self.y
         if self.batch_size is not None:
-            start = torch.randint(self.num_data, (self.chains, 1), generator=self._source)
-            rows = (start + torch.arange(self.batch_size)) % self.num_data
-            x, y = x[rows], y[rows]
+            start = torch.randint(self.num_data, (self.chains,), generator=self._source)
+            x, y = (runs[start] for runs in self._runs)
         return lambda: self._potential(x, y)
 
     def full(self) -> Tensor:

@@ -52,7 +52,7 @@ SIZES = (
     "chain.burn_in=2",
     "chain.num_draws=5",
     "chain.thin=2",
-    "chain.probe_size=32",
+    "chain.probe_size=8",
     "evaluate.batch_size=16",
     "evaluate.report=false",
 )
