@@ -179,7 +179,7 @@ def _likelihood(cfg: DictConfig) -> Likelihood:
 
 
 def _second_dataset(cfg: DictConfig, evaluation: Evaluation) -> Callable[[], Data] | None:
-    """What loads the dataset that `evaluate.ood` names, if any; its texts are cut as the run's own are.
+    """What loads the dataset that `evaluate.ood` names, if any; its texts and its test set are cut as the run's own.
 
     Raises:
         ConfigError: there is no such dataset.
@@ -201,7 +201,8 @@ def _second_dataset(cfg: DictConfig, evaluation: Evaluation) -> Callable[[], Dat
         node["path"] = path
     if "augment" in node:
         node["augment"] = False
-    if "max_length" in node and "max_length" in cfg.dataset:
-        node["max_length"] = cfg.dataset.max_length
+    for cut in ("max_length", "limit_test"):
+        if cut in node and cut in cfg.dataset:
+            node[cut] = cfg.dataset[cut]
     whole = OmegaConf.create({"dataset": node, "model": cfg.model})
     return partial(made_data, factory(whole.dataset))

@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bayeslora.app.compose import load_experiment
+from bayeslora.app.compose import load_experiment, to_experiment
 from bayeslora.datasets.base import Data, Split
 from bayeslora.diagnostics.calibration import fit_temperature
 from bayeslora.evaluation.acceptance import full_data_acceptance
@@ -25,7 +25,7 @@ from bayeslora.runs.directory import RunDirectory
 from tests.data.text_models import tiny_model
 from tests.data.text_tools import mrpc
 from tests.run.test_bad_input import shards
-from tests.run.tools import STEPS, TINY, Command, run
+from tests.run.tools import STEPS, TINY, Command, composed, run
 from tests.unit.report_tools import Page
 
 RHATS = {"potential_rhat", "function_space_rhat", "l2_norm_rhat"}
@@ -170,6 +170,12 @@ def test_another_dataset_of_the_same_size_is_told_apart(command: Command, finish
         assert row["severity"] == [1, 2, 3, 4, 5]
         for source in ("map", "ensemble"):
             assert all({"accuracy", "nll", "ece"} <= set(values) for values in row[source])
+
+
+def test_another_dataset_is_cut_as_the_test_set_is() -> None:
+    experiment = to_experiment(composed(*TINY, "dataset.limit_test=8", "evaluate.ood=digits"))
+    assert experiment.make_ood is not None
+    assert len(experiment.make_ood().test) == 8
 
 
 def test_another_dataset_of_another_size_has_a_reason(command: Command, finished: Path, tmp_path: Path) -> None:
