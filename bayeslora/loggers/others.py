@@ -169,6 +169,10 @@ def quiet_lightning() -> None:
     warnings.filterwarnings("ignore", module="lightning.*")
 
 
+_OWN_STORES: set[str] = set()
+"""Addresses of runs' own folders: MLflow puts the one in use into its variable, where the next run finds it."""
+
+
 def mlflow(experiment_name: str = "bayeslora", tracking_uri: str | None = None, *, run_dir: str, run_name: str) -> Any:
     """A run of MLflow.
 
@@ -179,11 +183,13 @@ def mlflow(experiment_name: str = "bayeslora", tracking_uri: str | None = None, 
     """
     from lightning.pytorch.loggers import MLFlowLogger
 
-    address = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
+    asked = os.environ.get("MLFLOW_TRACKING_URI")
+    address = tracking_uri or (None if asked in _OWN_STORES else asked)
     if address is None:
         os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # which MLflow 3 asks for
-    folder = str(Path(run_dir, "logs", "mlruns"))
-    return MLFlowLogger(experiment_name, run_name=run_name, tracking_uri=address, save_dir=folder)
+        address = Path(run_dir, "logs", "mlruns").absolute().as_uri()
+        _OWN_STORES.add(address)
+    return MLFlowLogger(experiment_name, run_name=run_name, tracking_uri=address)
 
 
 def comet(
