@@ -314,6 +314,11 @@ class Results:
     provenance: Provenance = field(default_factory=Provenance)
     criteria: dict[str, Criterion] = field(default_factory=dict)
 
+    @property
+    def scored(self) -> str:
+        """What scores are means over: examples, labels or positions."""
+        return "examples" if self.predicted is None else self.predicted.of
+
     def to_json(self) -> dict[str, Any]:
         """As the file holds it; a number that is NaN or infinite is null."""
         content: dict[str, Any] = encode(self)

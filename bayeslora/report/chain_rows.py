@@ -126,9 +126,8 @@ def _agreement_pairs(results: Results) -> Iterator[tuple[str, str]]:
     if between.kl is None:
         yield "Between chains", f"{MISSING} {between.reason or 'no reason was recorded'}"
         return
-    things = "examples" if results.predicted is None else results.predicted.of
-    what = "Same answer" if things == "labels" else "Same class predicted"
-    yield what, f"{percent(between.same_top)} of the {things}, by any two chains"
+    what = "Same answer" if results.scored == "labels" else "Same class predicted"
+    yield what, f"{percent(between.same_top)} of the {results.scored}, by any two chains"
     distance = f"KL {number(between.kl, '.4f')} nats, total variation {number(between.total_variation, '.4f')}"
     yield "Between two chains", distance
 

@@ -108,7 +108,7 @@ def _reliability(data: ReportData) -> Plot:
         "Reliability, before and after",
         "Bars below the diagonal: overconfident; above: underconfident. The more examples a bar holds, the stronger its"
         " colour; beneath, its share.",
-        plots.reliability_diagrams(data.reliability),
+        plots.reliability_diagrams(data.reliability, data.results.scored),
         data.absent,
     )
 
@@ -217,9 +217,9 @@ def _selective(data: ReportData) -> Plot:
     return _plot(
         "selective",
         "Answering only where confident",
-        "The error rate if only the most confident part of the examples is answered: lower is better, as is the area"
-        " under the curve.",
-        plots.selective(data.results.selective),
+        f"The error rate if only the most confident part of the {data.results.scored} is answered: lower is better, as"
+        " is the area under the curve.",
+        plots.selective(data.results.selective, data.results.scored),
         "no curve was recorded" if data.absent.startswith("no") else data.absent,
     )
 

@@ -77,8 +77,8 @@ def cumulative(
 
 
 @rc_context(STYLE)
-def reliability_diagrams(diagrams: Mapping[str, Reliability]) -> Figure | None:
-    """Accuracy by confidence, and how often each confidence occurs, diagrams side by side; None if there are none."""
+def reliability_diagrams(diagrams: Mapping[str, Reliability], scored: str = "examples") -> Figure | None:
+    """Accuracy by confidence, and how often each occurs among the `scored`, side by side; None if none are."""
     if not diagrams:
         return None
     figure = new_figure(4.2)
@@ -90,7 +90,7 @@ def reliability_diagrams(diagrams: Mapping[str, Reliability]) -> Figure | None:
         _histogram(lower, diagram)
         lower.set_xlabel("confidence")
     panels[0, 0].set_ylabel("accuracy")
-    panels[1, 0].set_ylabel("examples")
+    panels[1, 0].set_ylabel(scored)
     handles = [
         Patch(**BAR, label="accuracy"),
         Patch(**GAP, label="gap to confidence"),
@@ -101,7 +101,7 @@ def reliability_diagrams(diagrams: Mapping[str, Reliability]) -> Figure | None:
 
 
 @rc_context(STYLE)
-def selective(curves: Selective) -> Figure | None:
+def selective(curves: Selective, scored: str = "examples") -> Figure | None:
     """Error rate among the most confident examples, against the share answered; None if there is nothing to show."""
     shown = {name: curve for name, curve in (("map", curves.map), ("ensemble", curves.ensemble)) if curve is not None}
     if not shown:
@@ -111,7 +111,7 @@ def selective(curves: Selective) -> Figure | None:
     for name, curve in shown.items():
         color, _, style = SOURCES[name]
         line(panel, finite(curve.coverage, curve.risk), color, style=style)
-    panel.set(xlabel="share of examples answered, most confident first", ylabel="error rate", xlim=(0, 1.01))
+    panel.set(xlabel=f"share of {scored} answered, most confident first", ylabel="error rate", xlim=(0, 1.01))
     panel.xaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
     scale(panel, percent=True)
     handles = [_handle(name, f" (area {curve.aurc:.3g})") for name, curve in shown.items()]

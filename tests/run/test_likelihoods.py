@@ -165,7 +165,7 @@ def test_classes_at_positions_are_predicted_and_scored(parallel: str, tmp_path: 
     nll = nn.functional.nll_loss(p.log(), PIXELS, ignore_index=-100).item()
     assert found["ensemble"]["nll"] == pytest.approx(nll, rel=1e-4)
     page = (tmp_path / "run" / "report" / "index.html").read_text()
-    assert all(word in page for word in ("high", "Positions</"))
+    assert all(word in page for word in ("high", "Positions</", "most confident part of the positions"))
     assert 'id="examples"' not in page
     torch.testing.assert_close(Posterior.load(tmp_path / "run", segmenter()).predict(IMAGES).exp(), p)
 
