@@ -299,7 +299,7 @@ def uneven(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with a validation set and batches of unequal size, on which means of means would differ."""
     folder = tmp_path_factory.mktemp("uneven") / "run"
     run(folder, "chain.num_draws=4", "dataset.validation_size=30", "evaluate.batch_size=27", "chain.warmup.steps=60",
-        "chain.warmup.optimizer.lr=0.05", "logger=none")  # fmt: skip
+        "chain.warmup.optimizer.lr=0.05", "chain.probe_size=32", "logger=none")  # fmt: skip
     return folder
 
 

@@ -170,7 +170,7 @@ def test_a_draws_scalars_are_those_of_its_tensors(finished: Path) -> None:
         tensors, scalars = draw(finished, chain, index), manifest(finished, chain)[index]["scalars"]
         net.load_state_dict(tensors)
         inputs, targets = map(torch.cat, zip(*setup.probe()(), strict=True))
-        assert len(targets) == 32
+        assert len(targets) == 8
         nll = torch.nn.functional.cross_entropy(net(inputs), targets).item()
         energy = sum(
             (p.double().square().sum() * setup.potential.prior.precision(name, p.shape) / 2).item()
