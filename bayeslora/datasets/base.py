@@ -133,8 +133,8 @@ class Data:
         if problems:
             raise DataError(*problems)
 
-    def with_notes(self) -> Data:
-        """The same data, with notes on classes that may be none, and on inputs or targets of a scale far from 1."""
+    def with_notes(self, *more: str) -> Data:
+        """The same data, with `more` notes, and those on classes that may be none and on scales far from 1."""
         real = self.real is not None
         notes = two_value_notes(self.train.targets) if real else class_notes(self.class_names, self.train.targets)
         if self.kind not in ("texts", "several inputs") and len(self.train):
@@ -142,7 +142,7 @@ class Data:
             notes += scale_note("inputs", seen, "standardise each column, or scale images to [0, 1]")
         if self.real is not None:
             notes += scale_note("targets", self.train.targets, "standardise them: (y − mean) / sd")
-        new = [note for note in notes if note not in self.notes]
+        new = [note for note in (*more, *notes) if note not in self.notes]
         for note in new:
             log.warning("%s: %s", self.name, note)
         return replace(self, notes=(*self.notes, *new)) if new else self

@@ -79,12 +79,8 @@ def from_examples(
     else:
         real, classes = _targets(whole, class_names, name)
     own_transform = transform or default_transform(ours.inputs)
-    notes = tuple(shared_notes(ours.inputs, tested.inputs, what="example"))
-    for note in notes:
-        log.warning("%s: %s", name, note)
-    return Data(
-        name, ours, held_out, tested, class_names=classes, transform=own_transform, real=real, labels=named, notes=notes
-    ).with_notes()
+    data = Data(name, ours, held_out, tested, class_names=classes, transform=own_transform, real=real, labels=named)
+    return data.with_notes(*shared_notes(ours.inputs, tested.inputs, what="example"))
 
 
 def as_split(

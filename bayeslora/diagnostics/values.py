@@ -19,8 +19,13 @@ class Difference:
     se: float | None = None
 
     @property
+    def of_one_example(self) -> bool:
+        """Whether it has no standard error, as there is one example only."""
+        return self.value is not None and self.se is None
+
+    @property
     def tie(self) -> bool:
-        """Whether it is within two standard errors, or of one example and has none: it is not shown to be there."""
+        """Whether it is not shown to be there: within two standard errors, or of one example."""
         return self.value is not None and (self.se is None or abs(self.value) <= 2 * self.se)
 
 

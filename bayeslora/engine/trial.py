@@ -31,7 +31,8 @@ from bayeslora.settings import AUTO
 EXAMPLES = 4
 """Of each chain."""
 CROWD = 32
-"""Examples beside which those of the first chain must give the same: experts of limited capacity drop some of many."""
+"""Examples beside which those of the first chain must give the same: experts of limited capacity drop some of many.
+No more than the run's own batches hold."""
 STACKED = 2
 """Chains that are compared: each row of a stack is treated like every other."""
 STACKED_UP_TO = 2_000_000
@@ -184,10 +185,12 @@ class _Trial:
             whole, again = (model(inputs)[order] for _ in range(2))
             check_answers(model, self._agree(whole, again, share=0.1))
             halves = [model(tree_map(lambda t, half=half: t[half], inputs)) for half in order.chunk(2)]
-            behind = tree_map(lambda t: t.flip(0), self._batch(model, 0, CROWD)[0])  # what is dropped comes last
-            crowd = model(behind)[-1 - order]
+            run = self.experiment
+            most = max(EXAMPLES, run.evaluation.batch_size, run.chain.batch or len(run.data.train))
+            crowd, _ = self._batch(model, 0, min(CROWD, most))
+            behind = model(tree_map(lambda t: t.flip(0), crowd))[-1 - order]  # what is dropped comes last
         require(
-            self._agree(torch.cat(halves), whole) and self._agree(crowd, whole),
+            self._agree(torch.cat(halves), whole) and self._agree(behind, whole),
             f"{_named(model)} gives an example other outputs beside other examples: it couples the examples of a batch,"
             " so that they have no likelihood of their own. Make its forward pass treat every example by itself (norms"
             " over an example or with running statistics, the batch on the first axis)",

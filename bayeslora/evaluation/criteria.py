@@ -69,7 +69,8 @@ HOLDS: dict[str, Callable[[float, float], bool]] = {
 def judge(results: Results, limits: Criteria) -> dict[str, Criterion]:
     """Each criterion that has a limit: its value, the limit, how they must lie, and whether they do.
 
-    A difference to MAP within two of its standard errors counts as none.
+    A difference to MAP within two of its standard errors counts as none; on one example, which gives no standard error,
+    it is not known.
     """
     judged = {}
     for name, (title, measure, relation) in CRITERIA.items():
@@ -77,8 +78,8 @@ def judge(results: Results, limits: Criteria) -> dict[str, Criterion]:
         if limit is None or (results.task == "regression" and name in OF_CLASSES):
             continue
         value = measure(results)
-        value = value if value is not None and math.isfinite(value) else None
         against = results.differences.get("map", {}).get(AGAINST_MAP.get(name, ("", 0.0))[0], Difference())
+        value = None if value is None or not math.isfinite(value) or against.of_one_example else value
         passed = value is not None and HOLDS[relation](0.0 if against.tie else value, limit)
         judged[name] = Criterion(title, value, limit, relation, passed, against.se)
     return judged

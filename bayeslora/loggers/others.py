@@ -169,8 +169,9 @@ def quiet_lightning() -> None:
     warnings.filterwarnings("ignore", module="lightning.*")
 
 
-_OWN_STORES: set[str] = set()
-"""Addresses of runs' own folders: MLflow puts the one in use into its variable, where the next run finds it."""
+MLFLOW_ADDRESS, OWN_ADDRESS = "MLFLOW_TRACKING_URI", "BAYESLORA_MLFLOW_STORE"
+"""MLflow puts the store in use into its variable, where the next run, and worker processes, would take it for the
+user's: the second variable says that it is a run's own folder."""
 
 
 def mlflow(experiment_name: str = "bayeslora", tracking_uri: str | None = None, *, run_dir: str, run_name: str) -> Any:
@@ -183,12 +184,13 @@ def mlflow(experiment_name: str = "bayeslora", tracking_uri: str | None = None, 
     """
     from lightning.pytorch.loggers import MLFlowLogger
 
-    asked = os.environ.get("MLFLOW_TRACKING_URI")
-    address = tracking_uri or (None if asked in _OWN_STORES else asked)
+    if os.environ.get(MLFLOW_ADDRESS) == os.environ.get(OWN_ADDRESS):
+        os.environ.pop(MLFLOW_ADDRESS, None)
+    address = tracking_uri or os.environ.get(MLFLOW_ADDRESS)
     if address is None:
         os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # which MLflow 3 asks for
         address = Path(run_dir, "logs", "mlruns").absolute().as_uri()
-        _OWN_STORES.add(address)
+        os.environ[OWN_ADDRESS] = address
     return MLFlowLogger(experiment_name, run_name=run_name, tracking_uri=address)
 
 

@@ -247,6 +247,8 @@ def criteria_lines(results: Results, most: int = 4) -> list[str]:
 def criterion_reason(results: Results, name: str) -> str | None:
     """Why a criterion's value is not known."""
     if name.endswith("_map"):
+        if any(one.of_one_example for one in results.differences.get("map", {}).values()):
+            return "a difference on one example has no standard error"
         return "there is no MAP baseline" if results.map is None else "a score is missing"
     scalar = name.rsplit("_", 1)[0]
     if scalar == "function_space":

@@ -34,8 +34,8 @@ def verdict(results: Results, draws: int) -> str:
     clauses = [
         f"{outcome if at else AGAINST_MAP[outcome]} on {listed(names)}" for at, (outcome, names) in enumerate(having)
     ]
-    errors = [one.se for one in results.differences.get("map", {}).values() if one.value is not None]
-    single = " Differences on one example have no standard error, so none counts." if errors and None in errors else ""
+    of_one = any(one.of_one_example for one in results.differences.get("map", {}).values())
+    single = " Differences on one example have no standard error, so none counts." if of_one else ""
     return f"{subject} {', '.join(clauses[:-1])}{', and ' if clauses[1:] else ''}{clauses[-1]}.{single}"
 
 

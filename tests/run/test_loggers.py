@@ -404,8 +404,8 @@ def test_a_sweeps_jobs_have_groups_and_tags_of_their_own_and_the_command_that_co
 def test_mlflow_has_a_run_a_chain_and_one_for_the_evaluation(tmp_path: Path) -> None:
     mlflow = pytest.importorskip("mlflow", reason="pip install 'bayeslora[mlflow]'")
     before = tmp_path.with_name(f"{tmp_path.name}_before")
-    for folder in (before, tmp_path):  # as two jobs of a sweep, in one process
-        run(folder, "logger=mlflow", "chain.num_chains=1")
+    for folder in (before, tmp_path):  # as two jobs of a sweep, in one process whose workers have its variables
+        run(folder, "logger=mlflow", "chain.num_chains=1", "chain.parallel=processes")
     client = mlflow.tracking.MlflowClient(f"file:{tmp_path}/logs/mlruns")
     (experiment,) = client.search_experiments(filter_string="name = 'quickstart'")
     runs = {one.info.run_name: one for one in client.search_runs([experiment.experiment_id])}

@@ -135,7 +135,7 @@ def test_a_difference_to_map_within_two_standard_errors_counts_as_none(name: str
     good = {"nll_above_map": -0.01, "ece_above_map": -0.01, "accuracy_below_map": 0.01}[name]
     scored = {"nll_above_map": "nll", "ece_above_map": "ece", "accuracy_below_map": "accuracy"}[name]
 
-    def judged(se: float) -> Criterion:
+    def judged(se: float | None) -> Criterion:
         differences = {"map": {scored: {"value": good, "se": se}}}
         return judge(Results.from_json(content(**{name: good}) | {"differences": differences}), LIMITS)[name]
 
@@ -143,3 +143,5 @@ def test_a_difference_to_map_within_two_standard_errors_counts_as_none(name: str
     assert (sure.passed, unsure.passed) == (not passes, passes)
     assert (sure.value, unsure.value, unsure.se) == (pytest.approx(good), pytest.approx(good), 0.006)
     assert unsure.shown == f"{good:.4f} ± 0.0060 (a tie)".replace("-", "−")
+    of_one_example = judged(None)
+    assert (of_one_example.passed, of_one_example.value) == (False, None)
