@@ -105,10 +105,11 @@ def prior_in_words(prior: Mapping[str, Any]) -> str:
 
 
 def plan_in_words(plan: Mapping[str, Any]) -> str:
-    """Chains, batch, and the steps of each phase."""
-    steps = f"{plan['warmup']} + {plan['burn_in']} + {plan['num_draws']} × {plan['thin']}"
-    batch = {None: "all data"}.get(plan["batch_size"], plan["batch_size"])
-    return f"{plan['num_chains']} × ({steps}), {batch}"
+    """Chains, the steps of each phase, and the batch; `auto` where the number that was found was not kept."""
+    warmup, burn_in, draws, thin, batch = (
+        plan.get(key, "auto") for key in ("warmup", "burn_in", "num_draws", "thin", "batch_size")
+    )
+    return f"{plan['num_chains']} × ({warmup} + {burn_in} + {draws} × {thin}), {batch or 'all data'}"
 
 
 def sources_table() -> str:
