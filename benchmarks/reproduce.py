@@ -15,12 +15,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import resource
 import shlex
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -99,20 +101,48 @@ def numbers(name: str) -> list[dict[str, Any]]:
     return [json.loads(file.read_text()) for file in sorted(NUMBERS.glob(f"{name}.[0-9]*.json"))]
 
 
-def differences(ours: Any, written: Any, path: str = "") -> Iterator[str]:
+@dataclass(frozen=True)
+class Difference:
+    """A number of a row that is run anew, and what is written of it."""
+
+    path: str
+    here: Any
+    written: Any
+
+    @property
+    def size(self) -> float:
+        """Relative to the larger of the two; infinite where one of them is not a number."""
+        both = self.here, self.written
+        if not all(isinstance(value, int | float) for value in both):
+            return math.inf
+        return abs(self.here - self.written) / max(map(abs, both))
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.here} here, {self.written} written"
+
+
+def differences(ours: Any, written: Any, path: str = "") -> Iterator[Difference]:
     """Where numbers differ from what is written: all but what depends on the machine's speed, on time and place."""
     if isinstance(ours, Mapping) and isinstance(written, Mapping):
         for key in sorted(set(written) - {"provenance", "cpu_seconds", "command", "title"}):
-            yield from differences(ours.get(key), written.get(key), f"{path}.{key}")
+            yield from differences(ours.get(key), written.get(key), f"{path}.{key}" if path else key)
     elif ours != written:
-        yield f"{path[1:]}: {ours} here, {written} written"
+        yield Difference(path, ours, written)
 
 
-def again(name: str, seed: int, data: Path | None = None, also: Sequence[str] = ()) -> list[str]:
-    """Run a row's seed anew, elsewhere; returns the numbers that differ from what is written."""
+def again(name: str, seed: int, data: Path | None = None, also: Sequence[str] = ()) -> Iterator[str]:
+    """Run a row's seed anew, elsewhere; gives the numbers that differ from what is written, and by how much at most."""
     written = json.loads((NUMBERS / f"{name}.{seed}.json").read_text())
     with tempfile.TemporaryDirectory() as folder:
-        return list(differences(run(name, seed, Path(folder, "run"), data, also), written))
+        here = run(name, seed, Path(folder, "run"), data, also)
+    found = list(differences(here, written))
+    yield from (f"{name}.{seed} {difference}" for difference in found)
+    if found:
+        places = " and ".join(
+            f"{row['provenance']['commit']} on {row['provenance']['hardware']}" for row in (here, written)
+        )
+        largest = max(difference.size for difference in found)
+        yield f"{name}.{seed}: up to {largest:.1g} apart, relative; {places} (processors round differently)"
 
 
 def main() -> int:
@@ -136,10 +166,10 @@ def main() -> int:
         return 0
     if asked.again:
         found = [
-            f"{n} {d}"
-            for n, row in chosen.items()
-            for s in asked.seeds or row.seeds[:1]
-            for d in again(n, s, asked.data, asked.also)
+            line
+            for name, row in chosen.items()
+            for seed in asked.seeds or row.seeds[:1]
+            for line in again(name, seed, asked.data, asked.also)
         ]
         print("\n".join(found) or "the same numbers, to the last digit")
         return bool(found)

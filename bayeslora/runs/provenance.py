@@ -57,12 +57,20 @@ def as_asked(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def hardware() -> str:
-    """Processor and accelerator, in words."""
+    """Processor, threads, instruction set and accelerator, in words."""
     import torch  # which reading a configuration does not need
 
     threads = counted(torch.get_num_threads(), "thread")
-    cpu = f"{platform.machine()} CPU, {threads}, {torch.backends.cpu.get_cpu_capability()}"
+    cpu = f"{processor()}, {threads}, {torch.backends.cpu.get_cpu_capability()}"
     return f"{torch.cuda.get_device_name(0)}; {cpu}" if torch.cuda.is_available() else cpu
+
+
+def processor() -> str:
+    """The processor's model, on which the last digits depend; its architecture where the system does not name it."""
+    described = Path("/proc/cpuinfo")
+    lines = described.read_text().splitlines() if described.exists() else []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, None) or platform.processor() or f"{platform.machine()} CPU"
 
 
 def commit() -> str | None:
