@@ -120,18 +120,18 @@ def sources_table() -> str:
             continue
         last, source = found[-1], [one["provenance"] for one in found]
         links = ", ".join(f"[{one['seed']}](results/{name}.{one['seed']}.json)" for one in found)
-        walls = [sum(one["seconds"].values()) for one in source]
+        wall = statistics.median(sum(one["seconds"].values()) for one in source)
         hardware = sorted({one["hardware"].replace("1 threads", "1 thread") for one in source})
-        versions = sorted({one["versions"]["torch"] for one in source})
-        commits = sorted({one["commit"] for one in source})
+        commits = ", ".join(sorted({one["commit"] for one in source}))
+        versions = ", ".join(sorted({one["versions"]["torch"] for one in source}))
         lines.append([
             name, links, prior_in_words(last["prior"]), "flips and crops" if last["augment"] else "none",
-            plan_in_words(last["plan"]), last["precision"], f"{statistics.median(walls):,.0f}", " or ".join(hardware),
-            ", ".join(versions), ", ".join(commits),
+            plan_in_words(last["plan"]), f"{wall:,.0f}", f"{last['precision']}: {' or '.join(hardware)}",
+            f"{commits}; torch {versions}",
         ])  # fmt: skip
     steps = "chains × (warm-up + burn-in + draws × thin), batch"
-    header = ["row", "seeds", "variance of the prior", "augmentation", steps, "precision", "wall s", "hardware"]
-    return table([*header, "torch", "commit"], lines)
+    header = ["row", "seeds", "variance of the prior", "augmentation", steps, "wall s", "precision: hardware", "commit"]
+    return table(header, lines)
 
 
 def group_table(group: str) -> str:
