@@ -92,12 +92,19 @@ def check_kind(model: Any) -> None:
         f"model: {', '.join(lazy[:3])} have no shape yet, since their layers are lazy; call the model once on a batch"
         " before it is given (in the function that makes it)",
     )
-    narrow = {p.dtype: name for name, p in model.named_parameters() if p.requires_grad and p.dtype not in FULL}
+    sampled = [(name, p.dtype) for name, p in model.named_parameters() if p.requires_grad]
+    of_complex = [name for name, kind in sampled if kind.is_complex]
+    require(
+        not of_complex,
+        f"model: {', '.join(of_complex[:3])} are complex, and only real numbers are sampled; keep real and imaginary"
+        " parts as two parameters, and join them in forward (torch.complex)",
+    )
+    narrow = {kind: name for name, kind in sampled if kind not in FULL}
     require(
         not narrow,
         f"model: {', '.join(f'{name} is {kind}' for kind, name in narrow.items())}, and is sampled: a Langevin step is"
-        " lost in half precision, and only real numbers are sampled. Make such parameters float32 (model.float()), and"
-        " run the forward pass under bf16 autocast where that is wanted (trainer.precision=bf16-mixed)",
+        " lost in half precision. Make such parameters float32 (model.float()), and run the forward pass under bf16"
+        " autocast where that is wanted (trainer.precision=bf16-mixed)",
     )
     wide = [name for name, t in tensors if any(n > 1 and t.stride(axis) == 0 for axis, n in enumerate(t.shape))]
     require(

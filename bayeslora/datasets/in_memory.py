@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils.data import DataLoader, TensorDataset
 
 from bayeslora.datasets.base import REALS, Data, Real, Split, Transform, cast, limited
 from bayeslora.datasets.images import Normalise, shared_notes, stack_images
@@ -22,6 +23,8 @@ log = logging.getLogger(__name__)
 
 TARGETS = ("labels", "label", "targets", "target")
 """What the target may be called in an item that is a dictionary."""
+REREAD = 16
+"""Items of a map-style dataset that are read twice: a flip of every second image passes one time in 2¹⁶."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +104,7 @@ def as_split(
     """
     if isinstance(examples, Split):
         return examples
-    if isinstance(examples, torch.utils.data.TensorDataset):
+    if isinstance(examples, TensorDataset):
         examples = examples.tensors
     if isinstance(examples, tuple | list) and len(examples) == 2 and _is_array(examples[0]):
         given = dict(examples[0]) if isinstance(examples[0], Mapping) else examples[0]
@@ -149,6 +152,11 @@ def _full(kind: torch.dtype) -> torch.dtype:
 
 def _collected(examples: Any, part: str) -> tuple[Any, Tensor]:
     """Inputs and targets of a map-style dataset, one item at a time."""
+    if isinstance(examples, DataLoader):
+        raise DataError(
+            f"{part} is a DataLoader, whose batches and their order chains choose themselves; give its dataset"
+            " (loader.dataset)"
+        )
     if not (hasattr(examples, "__len__") and hasattr(examples, "__getitem__")):
         raise DataError(
             f"{part} is {type(examples).__name__}; give a map-style dataset (with __len__ and __getitem__), or a pair"
@@ -166,10 +174,28 @@ def _collected(examples: Any, part: str) -> tuple[Any, Tensor]:
         )
     if not items:
         raise DataError(f"{part} holds no examples")
+    stacked = _of_items(items, part)
+    rows = list(range(0, len(items), -(-len(items) // REREAD)))
+    kept, again = tree_map(lambda held: held[rows], stacked), _of_items([pair(examples[row]) for row in rows], part)
+    if not all(map(_same, tree_leaves(kept), tree_leaves(again))):
+        raise DataError(
+            f"{part}: an item is another one each time it is read, most likely by random augmentation, and a posterior"
+            " is of data that stay; leave the random transforms out"
+        )
+    return stacked
+
+
+def _of_items(items: Sequence[Any], part: str) -> tuple[Any, Tensor]:
+    """Inputs and targets of (input, target) items."""
     try:
         return _stacked([item[0] for item in items], images=True), _stacked([item[1] for item in items])
     except (RuntimeError, TypeError, ValueError, KeyError) as error:
         raise DataError(f"{part}: items cannot be stacked to tensors ({str(error).splitlines()[0]})") from error
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors are equal, NaN where NaN is."""
+    return a.shape == b.shape and bool(((a == b) | (a.isnan() & b.isnan())).all())
 
 
 def pair(item: Any) -> Any:

@@ -54,6 +54,25 @@ class Items(Dataset):
         return X[row], int(CLASSES[row])
 
 
+class Flipped(Items):
+    """Turns every second example around, another one each time."""
+
+    def __getitem__(self, row: int) -> tuple[Tensor, int]:
+        x, target = super().__getitem__(row)
+        return x.flip(0) if torch.rand(()) < 0.5 else x, target
+
+
+class Complex(nn.Module):
+    """A layer of complex weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bilinear = nn.Parameter(torch.zeros(3, 3, dtype=torch.cfloat))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ((x + 0j) @ self.bilinear).real
+
+
 def sampled(model: Any = None, data: Any = None, **settings: Any) -> Posterior:
     return bayeslora.sample(model or net(), data or (X, CLASSES), **(TINY | settings))
 
@@ -210,6 +229,9 @@ BAD = {
     "cannot be stacked to tensors \\(text holds words; make numbers of them": {"data": [{"text": "a", "label": 1}]},
     "or a dictionary of inputs with one of labels, .*, not a dict with text": {"data": [{"text": "a"}]},
     "give a map-style dataset": {"data": iter([1])},
+    r"is a DataLoader, .* give its dataset \(loader.dataset\)": {"data": DataLoader(TensorDataset(X, CLASSES), 8)},
+    "an item is another one each time it is read, most likely by random augmentation": {"data": Flipped()},
+    "bilinear are complex, and only real numbers are sampled": {"model": Complex()},
     "holds no examples": {"data": (X[:0], CLASSES[:0])},
     "are NaN or infinite": {"data": (X, REALS / 0)},
     "all examples are of one class": {"data": (X, CLASSES * 0)},
