@@ -139,7 +139,7 @@ def sample(
 
 def _chain(phases: Mapping[str, Any], chains: int, batch_size: int | str | None, examples: int) -> dict[str, Any]:
     """Settings of the chains as `conf/chain/default.yaml` has them."""
-    size = batch_size if batch_size in (None, AUTO) else min(int(batch_size), examples)
+    size = min(batch_size, examples) if isinstance(batch_size, int | np.integer) else batch_size
     return _plain({**phases, "warmup": {"steps": phases["warmup"]}, "num_chains": chains, "batch_size": size})
 
 
@@ -194,6 +194,8 @@ def _experiment(
         settings = decode(ChainSettings, chain | {"warmup": {"optimizer": optimizer} | chain["warmup"]}, "chain")
     if settings.parallel == "processes":
         problems.add("parallel=processes needs a configuration; choose sequential or stacked")
+    if type(seed) is not int:
+        problems.add(f"seed={seed!r} must be a whole number")
     with problems.collect():
         check_temperature(temperature)
     record = _plain(
