@@ -70,7 +70,7 @@ def export(settings: ExportSettings) -> list[Path]:
     if settings.push_to_hub is not None:
         check_upload(settings.push_to_hub)
     from bayeslora.atomic import user_path
-    from bayeslora.models.adapters import HEAD, export_adapters
+    from bayeslora.models.adapters import export_adapters, read_origin
     from bayeslora.posterior import Posterior
     from bayeslora.runs.directory import RunDirectory
 
@@ -84,7 +84,7 @@ def export(settings: ExportSettings) -> list[Path]:
     draws = (store.load(record) for store in stores for record in store.records()[-(settings.last or 0) :])
     described = facts(run, experiment)
     folders = export_adapters(posterior.model, draws, user_path(settings.out_dir), described)
-    onto = "AutoModel" if (folders[0] / HEAD).is_file() else "AutoModelForSequenceClassification"
+    onto = read_origin(folders[0])["base_class"]
     message = (
         f"{counted(len(folders), 'adapter')} for {onto} in {settings.out_dir}; each one's README.md says how to load it"
     )

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save_file
+from torch import nn
 
 from bayeslora.atomic import write_atomically
 from bayeslora.counts import counted
-from bayeslora.datasets.text import local_folder
 from bayeslora.errors import DataError, Problems, require
+from bayeslora.models.adapter_card import HEAD, REST, card, repository_card
 from bayeslora.models.bi_encoder import BiEncoder
 from bayeslora.models.fingerprint import base_fingerprint, frozen_tensors, is_saved
 from bayeslora.posterior.store import Draw, load_into, read_tensors
@@ -24,8 +25,8 @@ ORIGIN = "bayeslora.json"
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
-HEAD = "head.safetensors"
-"""A file beside the adapter of a bi-encoder: `weight` [C, 2 H + 1] and `bias` [C] of its head."""
+LORA = "LORA"
+"""PEFT's word for the kind of adapter."""
 PREFIX = "base_model.model."
 """What PEFT puts before the names of the base model."""
 FIRST_NUMBER = re.compile(r"(.*?)((?<=\.)\d+(?=\.)|$)(.*)")
@@ -48,6 +49,12 @@ def _is_text(value: Any) -> bool:
     return isinstance(value, str)
 
 
+def _by_name(kind: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: (
+        isinstance(value, dict) and all(re.fullmatch(r"[\w.]+", name) and kind(one) for name, one in value.items())
+    )
+
+
 SETTINGS: dict[str, Callable[[Any], bool]] = {
     "r": lambda value: _is_count(value) and value > 0,
     "lora_alpha": lambda value: isinstance(value, int | float) and 0 < value < float("inf"),
@@ -56,62 +63,17 @@ SETTINGS: dict[str, Callable[[Any], bool]] = {
     ),
     "layers_to_transform": _are(_is_count),
     "modules_to_save": _are(_is_text),
-    "fan_in_fan_out": lambda value: isinstance(value, bool),
-    "task_type": lambda value: value in (None, "SEQ_CLS"),
+    "lora_dropout": lambda value: isinstance(value, int | float) and 0 <= value < 1,
+    "rank_pattern": _by_name(lambda value: _is_count(value) and value > 0),
+    "alpha_pattern": _by_name(lambda value: isinstance(value, int | float) and 0 < value < float("inf")),
+    **dict.fromkeys(("fan_in_fan_out", "use_rslora", "use_dora"), lambda value: isinstance(value, bool)),
+    # the other ways to initialise it change the base's own weights
+    "init_lora_weights": lambda value: isinstance(value, bool) or value in ("gaussian", "orthogonal"),
+    "task_type": lambda value: (
+        value in (None, "SEQ_CLS", "SEQ_2_SEQ_LM", "CAUSAL_LM", "TOKEN_CLS", "FEATURE_EXTRACTION")
+    ),
 }
 """Settings of an adapter that are used to load it, and what each must be."""
-
-CARD = """---
-{base}library_name: peft
-tags: [lora, bayesian, bayeslora]
----
-
-# Draw {index} of chain {chain}: {title}
-
-One draw from a posterior over LoRA adapters, not a point estimate: average the *probabilities* of many draws.
-
-```python
-{load}
-```
-
-{loads}
-
-| | |
-|---|---|
-{facts}
-"""
-
-CLASSIFIER = """{imports}from peft import PeftModel
-from transformers import AutoModelForSequenceClassification
-
-base = AutoModelForSequenceClassification.from_pretrained(
-    {name}, num_labels={labels}, pad_token_id={padding}, ignore_mismatched_sizes=True
-)
-model = PeftModel.from_pretrained(base, {folder}).eval()"""
-
-CLASSIFIER_LOADS = """The adapter goes onto `AutoModelForSequenceClassification` (`{kind}`) and brings the head. Two
-arguments matter for some checkpoints only: `ignore_mismatched_sizes=True` where the checkpoint has a head of other
-classes, which the adapter's replaces, and `pad_token_id` where it names no token to pad with."""
-
-BI_ENCODER = """{imports}import torch
-import torch.nn.functional as F
-from peft import PeftModel
-from safetensors.torch import load_file
-from transformers import AutoModel, AutoTokenizer
-
-base, folder = {name}, {folder}
-pair = "A cat sat on the mat.", "A cat was sitting on the mat."
-
-tokenizer = AutoTokenizer.from_pretrained(base)
-encoder = PeftModel.from_pretrained(AutoModel.from_pretrained(base), folder).eval()
-head = load_file(f"{{folder}}/{head}")
-u, v = (F.normalize(encoder(**tokenizer(x, return_tensors="pt")).last_hidden_state[0].mean(0), dim=0) for x in pair)
-features = torch.cat([(u - v).abs(), len(u) ** 0.5 * u * v, len(u) ** 0.5 * (1 - u @ v)[None]])
-probabilities = (head["weight"] @ features + head["bias"]).softmax(-1)"""
-
-BI_ENCODER_LOADS = """The adapter goes onto `AutoModel` (`{kind}`), each text is encoded by itself, and the head that
-compares the two is in `{head}`. The adapter fits no `AutoModelForSequenceClassification`: PEFT finds none of its layers
-there and says so."""
 
 
 def export_adapters(
@@ -120,11 +82,14 @@ def export_adapters(
     """Write draws as PEFT adapter folders `chain-<k>_draw-<index>`: configuration, safetensors, model card.
 
     An adapter of a sequence classifier holds the head and loads onto `AutoModelForSequenceClassification`, one of a
-    bi-encoder loads onto `AutoModel` and has its head in `head.safetensors`. Layers are named in full, so that PEFT
-    refuses a model that has none of them. A folder is there whole or not at all; one that is there already is replaced.
+    bi-encoder loads onto `AutoModel` and has its head in `head.safetensors`. Of a model of one's own with a `PeftModel`
+    in it, the adapter loads onto that model's base, and what was sampled outside it is in `rest.safetensors`. Layers
+    are named in full, so that PEFT refuses a model that has none of them. A folder is there whole or not at all; one
+    that is there already is replaced.
 
     Args:
-        model: a `LoraClassifier`; it is left with the last draw's tensors.
+        model: a `LoraClassifier`, or a module that is or holds one `PeftModel` with one LoRA adapter; it is left with
+            the last draw's tensors.
         draws: of a posterior of that model.
         out_dir: made if missing.
         facts: label and text of each line of the model card; `title` is its heading.
@@ -133,21 +98,26 @@ def export_adapters(
         The folders, in the draws' order.
 
     Raises:
-        DataError: the model has no adapter, or a draw is of another model.
+        DataError: the model has no adapter, or one that does not fit the base that others load, or a draw is of another
+            model.
     """
-    require(hasattr(model, "peft"), "only draws of a LoRA model can be exported as adapters")
+    path, peft_model = find_adapter(model)
     out, described = Path(out_dir), dict(facts or {})
-    plain = model.base.encoder if isinstance(model.base, BiEncoder) else model.base
-    origin = {"base_class": type(plain).__name__, "base_sha256": base_fingerprint(frozen_tensors(model.peft).values())}
+    base = peft_model.get_base_model()
+    plain = base.encoder if isinstance(base, BiEncoder) else base
+    origin = {"base_class": type(plain).__name__, "base_sha256": base_fingerprint(frozen_tensors(peft_model).values())}
     folders = []
     for draw in draws:
         load_into(model, draw.tensors, f"draw {draw.index} of chain {draw.chain}")
         target = out / f"chain-{draw.chain}_draw-{draw.index:06d}"
         temporary = target.with_name(f".{target.name}.tmp")
         shutil.rmtree(temporary, ignore_errors=True)
-        model.peft.save_pretrained(temporary, save_embedding_layers=False)
-        _name_in_full(temporary, model)
-        write_atomically(temporary / "README.md", _card(model, draw, target.name, described).encode())
+        peft_model.save_pretrained(temporary, save_embedding_layers=False)
+        _name_in_full(temporary, peft_model)
+        rest = {name: tensor for name, tensor in draw.tensors.items() if not name.startswith(path)}
+        if rest:
+            save_file(rest, temporary / REST, metadata={"format": "pt"})
+        write_atomically(temporary / "README.md", card(model, peft_model, rest, draw, target.name, described).encode())
         which = {"chain": draw.chain, "index": draw.index, "step": draw.step}
         write_atomically(temporary / ORIGIN, json.dumps(which | origin, indent=2).encode())
         shutil.rmtree(target, ignore_errors=True)
@@ -156,16 +126,53 @@ def export_adapters(
     return folders
 
 
-def _name_in_full(folder: Path, model: Any) -> None:
+def find_adapter(model: nn.Module) -> tuple[str, Any]:
+    """Where a model holds its `PeftModel` (what its parameters' names begin with), and that.
+
+    Raises:
+        ConfigError: it holds none, or several; its adapter is none that `load_adapter` would take, or changed the
+            base's weights; or a parameter of the base is sampled itself.
+    """
+    from peft import PeftModel, get_peft_model_state_dict
+
+    found = {f"{path}." if path else "": one for path, one in model.named_modules() if isinstance(one, PeftModel)}
+    require(bool(found), "only draws of a LoRA model can be exported as adapters")
+    several = len(found) > 1 or any(len(one.peft_config) > 1 for one in found.values())
+    require(not several, "the model has several adapters, and a draw is exported as one; sample one of them at a time")
+    ((path, peft_model),) = found.items()
+    (config,) = peft_model.peft_config.values()
+    settings = json.loads(json.dumps(config.to_dict(), default=list))
+    if settings["peft_type"] == LORA:
+        settings["target_modules"] = full_names(peft_model.targeted_module_names)
+    wrong = _wrong_settings(settings)
+    named = ", ".join(f"{key}={settings.get(key)}" for key in wrong[:3])
+    require(
+        not wrong,
+        f"the model's adapter is no plain LoRA adapter ({named}): on the pretrained base that others load it might not"
+        " be what was sampled. posterior.save(folder) keeps the draws whole",
+    )
+    state = get_peft_model_state_dict(peft_model, save_embedding_layers=False)
+    held = {tensor.data_ptr() for tensor in state.values()}
+    own = [name for name, p in peft_model.named_parameters() if p.requires_grad and p.data_ptr() not in held]
+    require(
+        not own,
+        f"{', '.join(own[:3])} of the base are sampled themselves, and no adapter holds them; name their modules in the"
+        " adapter's modules_to_save",
+    )
+    return path, peft_model
+
+
+def _name_in_full(folder: Path, peft_model: Any) -> None:
     """Rewrite what PEFT saved: layers by their full names in the plain base, a bi-encoder's head in its own file."""
     settings = json.loads((folder / CONFIG).read_text())
-    separate = isinstance(model.base, BiEncoder)
+    base = peft_model.get_base_model()
+    separate = isinstance(base, BiEncoder)
     inside = "encoder." if separate else ""
-    settings["target_modules"] = full_names(name.removeprefix(inside) for name in model.peft.targeted_module_names)
-    settings["layers_to_transform"] = None
+    settings["target_modules"] = full_names(name.removeprefix(inside) for name in peft_model.targeted_module_names)
+    settings["layers_to_transform"] = settings["layers_pattern"] = None
     if separate:
         saved = [name.removeprefix(inside) for name in settings["modules_to_save"] or () if name != "head"]
-        kind = type(model.base.encoder)
+        kind = type(base.encoder)
         settings["modules_to_save"] = saved or None
         settings["auto_mapping"] = {"base_model_class": kind.__name__, "parent_library": kind.__module__}
         tensors = read_tensors(folder / WEIGHTS)
@@ -251,8 +258,6 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
     Raises:
         DataError: it is missing, no JSON, or holds a setting that an exported draw does not have.
     """
-    from peft import LoraConfig
-
     file = folder / CONFIG
     try:
         settings = json.loads(file.read_text())
@@ -260,6 +265,16 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
         raise DataError(f"cannot read {file} ({str(error).splitlines()[0]})") from error
     if not isinstance(settings, dict):
         raise DataError(f"{file} does not hold the settings of an adapter")
+    wrong = _wrong_settings(settings)
+    if wrong:
+        raise DataError(f"{file} is not of an adapter that bayeslora exported: {', '.join(wrong[:4])}")
+    return settings
+
+
+def _wrong_settings(settings: Mapping[str, Any]) -> list[str]:
+    """Entries of an adapter's configuration that no exported draw has."""
+    from peft import LoraConfig
+
     defaults = json.loads(json.dumps(LoraConfig(inference_mode=True).to_dict(), default=list))
     wrong = [key for key, fits in SETTINGS.items() if key in settings and not fits(settings[key])]
     wrong += [
@@ -267,9 +282,7 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
         for key, value in settings.items()
         if key not in SETTINGS and key not in ABOUT and value and value != defaults.get(key)
     ]
-    if wrong or settings.get("peft_type") != "LORA":
-        raise DataError(f"{file} is not of an adapter that bayeslora exported: {', '.join(wrong[:4]) or 'peft_type'}")
-    return settings
+    return wrong if settings.get("peft_type") == LORA else ["peft_type", *wrong]
 
 
 def read_origin(folder: Path) -> dict[str, Any]:
@@ -286,35 +299,6 @@ def read_origin(folder: Path) -> dict[str, Any]:
     if not whole or not (folder / WEIGHTS).is_file():
         raise DataError(f"{folder} holds no adapter that bayeslora exported ({ORIGIN}, {WEIGHTS})")
     return origin
-
-
-def _card(model: Any, draw: Draw, folder: str, facts: dict[str, str]) -> str:
-    """The model card."""
-    name, labels = model.base.name_or_path, model.num_classes
-    if isinstance(model.base, BiEncoder):
-        load, loads, kind = BI_ENCODER, BI_ENCODER_LOADS, type(model.base.encoder)
-    else:
-        load, loads, kind = CLASSIFIER, CLASSIFIER_LOADS, type(model.base)
-    package, _, inside = name.removeprefix("package:").partition("/")
-    packaged = name.startswith("package:")
-    words = {
-        "imports": "from importlib.resources import files\n\n" if packaged else "",
-        "name": f'str(files("{package}") / "{inside}")' if packaged else json.dumps(name),
-    }
-    words |= {"labels": labels, "folder": json.dumps(folder), "head": HEAD}
-    words |= {"padding": model.base.config.pad_token_id, "kind": kind.__name__}
-    rows = {"Base model": f"`{name}`", "Chain, draw, step": f"{draw.chain}, {draw.index}, {draw.step:,}"}
-    rows |= {label: text for label, text in facts.items() if label != "title"}
-    rows |= {f"This draw's {scalar.replace('_', ' ')}": f"{value:.6g}" for scalar, value in draw.scalars.items()}
-    return CARD.format(
-        base="" if local_folder(name) else f"base_model: {name}\n",  # the hub refuses a card that names a folder
-        title=facts.get("title", "a LoRA posterior"),
-        index=draw.index,
-        chain=draw.chain,
-        load=load.format(**words),
-        loads=loads.format(**words),
-        facts="\n".join(f"| {label} | {text.replace('|', '/')} |" for label, text in rows.items()),
-    )
 
 
 def check_upload(repo: str) -> None:
@@ -352,7 +336,7 @@ def upload(folders: Sequence[Path], repo: str, title: str) -> str:
         url = api.create_repo(repo, private=True, exist_ok=True)
         additions = [CommitOperationAdd(path, str(file)) for file, path in files]
         if not api.file_exists(repo, "README.md"):
-            additions.append(CommitOperationAdd("README.md", _repository_card(repo, folders, title).encode()))
+            additions.append(CommitOperationAdd("README.md", repository_card(repo, folders, title).encode()))
         api.create_commit(repo, additions, commit_message=f"{counted(len(folders), 'draw')} of {title}")
     except (OSError, ValueError, HTTPError) as error:
         reason = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
@@ -361,19 +345,3 @@ def upload(folders: Sequence[Path], repo: str, title: str) -> str:
             f" {folders[0].parent}: repeat the command, or run `hf upload {repo} {folders[0].parent}`"
         ) from error
     return str(url)
-
-
-def _repository_card(repo: str, folders: Sequence[Path], title: str) -> str:
-    """The page of a repository that has none yet."""
-    return f"""---
-library_name: peft
-tags: [lora, bayesian, bayeslora]
----
-
-# {title}
-
-{counted(len(folders), "draw")} from a posterior over LoRA adapters, a PEFT adapter each. Every folder has a
-model card that says what was sampled, how, and how to load it; with the base of that card,
-`PeftModel.from_pretrained(base, "{repo}", subfolder="{folders[0].name}")` loads one.
-Average the *probabilities* of many.
-"""

@@ -161,7 +161,7 @@ def test_the_draws_wanted_are_those_written(sampled: Path, tmp_path: Path, comma
     }.items()):  # fmt: skip
         ended = command("export", f"run_dir={sampled}", f"out_dir={tmp_path / str(number)}", *wanted)
         assert ended.code == 0, ended.err
-        assert f"{counted(len(written), 'adapter')} for AutoModel in" in ended.out
+        assert f"{counted(len(written), 'adapter')} for BertModel in" in ended.out
         assert names(tmp_path / str(number)) == [f"chain-{chain}_draw-{index:06d}" for chain, index in written]
     for wrong, problem in {
         "last=0": "last=0 must be a number of draws", "last=all": "last=all must be a number of draws",

@@ -6,19 +6,25 @@ import json
 import re
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import IA3Config, LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file
+from torch import Tensor, nn
 from transformers import AutoModel, AutoModelForSequenceClassification
 
+import bayeslora
 from bayeslora.datasets.text import FIELDS
 from bayeslora.errors import ConfigError, DataError
 from bayeslora.models import LoraClassifier, load_base, lora_classifier, resnet_small
 from bayeslora.models.adapters import FULL_NAMES, export_adapters, full_names, load_adapter
 from bayeslora.posterior import DrawStore, Posterior
 from bayeslora.rng import seeded
+from tests.cases import each
 from tests.data.text_models import SHAPES, TARGETS, tiny_checkpoint, tiny_model
 from tests.data.text_tools import bert_tokenizer
 
@@ -95,7 +101,7 @@ def family_tokens() -> torch.Tensor:
     return torch.cat([ids, mask, torch.zeros_like(ids)], dim=2)
 
 
-def exported(made: LoraClassifier, folder: Path) -> Path:
+def exported(made: nn.Module, folder: Path) -> Path:
     state = {name: p.detach().clone() for name, p in made.named_parameters() if p.requires_grad}
     DrawStore(folder / "run", 0).append(state, step=1)
     return export_adapters(made, DrawStore(folder / "run", 0), folder / "out")[0]
@@ -239,6 +245,86 @@ def test_exporting_again_replaces_and_leaves_no_rest(base: Path, tmp_path: Path)
     assert json.loads((tmp_path / "out" / "chain-1_draw-000000" / "bayeslora.json").read_text())["chain"] == 1
 
 
-def test_a_model_without_an_adapter_is_refused(tmp_path: Path):
-    with pytest.raises(ConfigError, match="only draws of a LoRA model"):
-        export_adapters(resnet_small(10), [], tmp_path)
+class Own(nn.Module):
+    """A module of one's own around a `PeftModel`, perhaps with a head outside it."""
+
+    def __init__(self, base: Path, head: bool = False, **settings: Any) -> None:
+        super().__init__()
+        plain = AutoModelForSequenceClassification.from_pretrained(base, num_labels=2)
+        config = LoraConfig(**{"r": 2, "target_modules": ["query", "value"], "task_type": "SEQ_CLS"} | settings)
+        self.inside = get_peft_model(plain, config)
+        self.head = nn.Linear(2, 2) if head else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.inside(**fields(x)).logits)
+
+
+OWN = {
+    "as PEFT has it": {},
+    "a head outside": {"head": True},
+    "rank-stabilised, of magnitude and direction": {"use_rslora": True, "use_dora": True, "lora_dropout": 0.1},
+    "by a pattern, of several ranks": {
+        "target_modules": r".*\.0\..*\.(query|key)", "rank_pattern": {"query": 3}, "alpha_pattern": {"key": 4}
+    },
+    "every linear layer": {"target_modules": "all-linear", "init_lora_weights": "gaussian"},
+    "some layers": {"layers_to_transform": [1], "modules_to_save": ["LayerNorm"]},
+}  # fmt: skip
+
+
+@each("what", OWN)
+def test_a_model_of_ones_own_gives_its_adapter(what: str, base: Path, tmp_path: Path):
+    """Plain PEFT, and our loader, give the draw's logits on the base that was under it, and refuse another."""
+    with seeded(0, 0, 0, "init"):
+        made = Own(base, **OWN[what]).eval()
+        for p in made.parameters():
+            p.data.add_(0.3 * torch.randn(p.shape)) if p.requires_grad else None
+    folder = exported(made, tmp_path)
+    rest = load_file(folder / "rest.safetensors") if "head" in OWN[what] else {}
+    assert (folder / "rest.safetensors").is_file() == bool(rest)
+    card = (folder / "README.md").read_text()
+    assert "# the RobertaForSequenceClassification under the adapter" in card
+    assert ("outside the adapter (head.bias, head.weight)" in card) == bool(rest)
+    for load in (PeftModel.from_pretrained, load_adapter):
+        plain = AutoModelForSequenceClassification.from_pretrained(base, num_labels=2)
+        logits = load(plain, folder).eval()(**fields(tokens())).logits
+        if rest:
+            logits = logits @ rest["head.weight"].T + rest["head.bias"]
+        torch.testing.assert_close(logits, made(tokens()))
+    other = AutoModelForSequenceClassification.from_pretrained(tiny_model(tmp_path / "other", "roberta", seed=1))
+    with pytest.raises(DataError, match="is an adapter of another base model"):
+        load_adapter(other, folder)
+
+
+def test_adapters_of_a_sampled_model_of_ones_own_predict_as_its_posterior(base: Path, tmp_path: Path):
+    data, plan = (tokens(), torch.tensor([0, 1, 1])), {"draws": 2, "thin": 1, "burn_in": 1, "warmup": 1, "chains": 2}
+    loaded = bayeslora.sample(partial(Own, base), data, "sgld", progress=False, **plan)
+    p = []
+    for folder in loaded.adapters(tmp_path):
+        plain = AutoModelForSequenceClassification.from_pretrained(base, num_labels=2)
+        with torch.no_grad():
+            p.append(PeftModel.from_pretrained(plain, folder).eval()(**fields(tokens())).logits.softmax(-1))
+    torch.testing.assert_close(torch.stack(p).mean(0), loaded.predict(tokens()).exp())
+
+
+NO_PLAIN = {
+    "only draws of a LoRA model": lambda base: resnet_small(10),
+    "init_lora_weights=pissa": lambda base: Own(base, init_lora_weights="pissa"),
+    "bias=all": lambda base: Own(base, bias="all"),
+    "peft_type=IA3": lambda base: get_peft_model(
+        AutoModelForSequenceClassification.from_pretrained(base),
+        IA3Config(target_modules=["query"], feedforward_modules=[]),
+    ),
+    "has several adapters": lambda base: nn.ModuleList([Own(base), Own(base)]),
+    "embeddings.word_embeddings.weight of the base are sampled themselves": lambda base: unfrozen(Own(base)),
+}
+
+
+def unfrozen(model: Own) -> Own:
+    model.inside.get_base_model().roberta.embeddings.word_embeddings.requires_grad_(True)
+    return model
+
+
+@each("message", NO_PLAIN)
+def test_what_no_adapter_on_the_pretrained_base_would_be_is_refused(message: str, base: Path, tmp_path: Path):
+    with pytest.raises(ConfigError, match=message):
+        export_adapters(NO_PLAIN[message](base), [], tmp_path)
