@@ -422,7 +422,13 @@ def test_yaml_that_is_no_configuration_is_refused(text: str, tmp_path: Path, wat
         {"layer_replication": [[0, 10_000]]},
         {"modules_to_save": "classifier"},
         {"lora_alpha": float("inf")},
-        {"task_type": "CAUSAL_LM"},
+        {"task_type": "antigravity"},
+        {"use_dora": 1},
+        {"lora_dropout": "0.1"},
+        {"rank_pattern": {"(a+)+$": 2}},
+        {"rank_pattern": {"query": 10**9}},
+        {"alpha_pattern": ["query"]},
+        {"init_lora_weights": "pissa"},
     ],
 )
 def test_adapters_with_settings_that_none_of_ours_has_are_refused(
