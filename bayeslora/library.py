@@ -32,12 +32,14 @@ from bayeslora.factories import check_arguments, described, naming, of_instance,
 from bayeslora.likelihood import LIKELIHOODS, Bernoulli, Categorical, Gaussian, Likelihood
 from bayeslora.parts import check_kind, check_sampler, check_temperature, copied, precision_of
 from bayeslora.posterior import Posterior
-from bayeslora.potential import Prior
+from bayeslora.potential import Prior, matches
 from bayeslora.runs.directory import RunDirectory
 from bayeslora.samplers import BY_NAME, Sampler
 from bayeslora.settings import AUTO, ChainSettings, Evaluation, TrainerSettings, in_arguments
 
 DEFAULT_PRIOR: dict[str, Any] = {"variance": 2.0, "scaling": "fan_in"}
+LORA_PRIOR = {"lora_A": 0.001, "lora_B": 0.01}
+"""Variances of LoRA tensors, as in `conf/prior/lora.yaml`: 2 / fan-in of B, 2 / r, would let it outweigh the base."""
 """The prior of `sample`, that of conf/prior/fan_in.yaml; docs/step-size.md says what others gave."""
 DEVICES = ("cpu", "cuda", "cuda:0")
 
@@ -83,7 +85,7 @@ def sample(
         likelihood: `"categorical"`, `"bernoulli"` (labels [N, L] of 1, 0, and -1 or NaN where one is not known),
             `"gaussian"` (one sampled noise a target), an object such as `Gaussian(noise=0.1)`; None: by the targets.
         prior: a `Prior`, or the variance of N(0, ·) on every parameter; None: variance / fan-in on weights, as
-            `DEFAULT_PRIOR` says.
+            `DEFAULT_PRIOR` says, and on LoRA tensors as `LORA_PRIOR` does.
         temperature: 1 is the Bayes posterior.
         lr: step size ε on the mean loss, or `"auto"`: step sizes by block, which a pilot finds before the chains begin
             and which are recorded (docs/step-size.md). None: the sampler's own (`bayeslora.samplers.BY_NAME`, or what
@@ -123,14 +125,15 @@ def sample(
     labels = likelihood == "bernoulli" or isinstance(likelihood, Bernoulli)
     data = from_examples(dataset, test_dataset, val_dataset, name=name, class_names=class_names, precision=None,
                          labels=labels)  # fmt: skip
-    data = data.in_precision(_precision(model)) if data.reals else data
+    example = _example(model)
+    data = data.in_precision(precision_of(example)) if data.reals else data
     phases = {"warmup": warmup, "num_draws": draws, "thin": thin, "burn_in": burn_in} if plan is None else vars(plan)
     run, keeps = _run(run_dir)
     experiment = _experiment(
         _chain(phases, chains, batch_size, len(data.train)) | {"parallel": parallel, **_plain(chain_settings or {})},
         make_model=_model(model), make_warmup=_warmup(_plain(warmup_lr)), data=data, run=run, kept=keeps is None,
         make_sampler=_sampler(sampler, _plain(lr), _plain(sampler_settings or {})),
-        likelihood=_likelihood(likelihood, data), prior=_prior(prior), trainer=_trainer(device),
+        likelihood=_likelihood(likelihood, data), prior=_prior(prior, example), trainer=_trainer(device),
         callbacks={"thermometer": Thermometer} | ({"online": Online, "progress": Progress} if progress else {}),
         evaluation=Evaluation(report=report), **_plain({"name": name, "seed": seed, "temperature": temperature}),
     )  # fmt: skip
@@ -275,10 +278,14 @@ def _likelihood(likelihood: str | Likelihood | None, data: Data) -> Likelihood:
     return made
 
 
-def _prior(prior: Prior | float | None) -> Prior:
+def _prior(prior: Prior | float | None, model: nn.Module) -> Prior:
     if isinstance(prior, Prior):
         return prior
-    return Prior(**DEFAULT_PRIOR) if prior is None else Prior(float(prior))
+    if prior is not None:
+        return Prior(float(prior))
+    sampled = [name for name, p in model.named_parameters() if p.requires_grad]
+    adapted = any(matches(name, tensor) for name in sampled for tensor in LORA_PRIOR)
+    return Prior(**DEFAULT_PRIOR, overrides=LORA_PRIOR if adapted else None)
 
 
 def _plain(value: Any) -> Any:
@@ -291,12 +298,12 @@ def _plain(value: Any) -> Any:
     return value.item() if is_number else value
 
 
-def _precision(model: nn.Module | Callable[[], nn.Module]) -> torch.dtype:
-    """That of the model; a function makes one to look at."""
+def _example(model: nn.Module | Callable[[], nn.Module]) -> nn.Module:
+    """The model, or one that its function makes, to look at."""
     with torch.random.fork_rng(devices=[]), naming("model"):
         made = model if isinstance(model, nn.Module) else _model(model)()
         check_kind(made)
-        return precision_of(made)
+        return made
 
 
 def _described_model(model: nn.Module | Callable[[], nn.Module]) -> dict[str, Any]:
