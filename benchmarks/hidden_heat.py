@@ -1,0 +1,150 @@
+"""Heat that block temperatures dilute: the NLL of training pairs of MRPC where samplers go on from draws of SGLRW.
+
+    python benchmarks/reproduce.py mrpc-sglrw-short --data FOLDER --also chain.num_chains=2   # the draws they begin at
+    python benchmarks/hidden_heat.py --data FOLDER --sampler sgld --lr 0.5  # one sampler, one step size
+    python benchmarks/hidden_heat.py --table                                                 # into benchmarks/results
+
+SGLRW is immune to minibatch noise, which heats SGLD and SGHMC in the few directions that the data constrain; these
+relax within some tens of steps, so that short chains from SGLRW's draws show it. A block's temperature is the mean over
+its 24,576 coordinates, nearly all of them the prior's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from peers.results import FOLDER, origin, pm, table, write
+from torch import Tensor, nn
+
+from bayeslora import samplers
+from bayeslora.experiment import Experiment
+from bayeslora.posterior import Posterior
+from bayeslora.posterior.store import load_into
+from bayeslora.potential import last_match
+
+MAKE: dict[str, Callable[..., samplers.Sampler]] = {
+    "sgld": partial(samplers.SGLD, integrator="leimkuhler_matthews"),
+    "sghmc": partial(samplers.SGHMC, momentum=0.9),
+    "sglrw": samplers.SGLRW,
+}
+PAIRS, EVERY, SKIPPED = 768, 20, 80
+"""Training pairs that are scored, steps between scores, steps before the first that counts."""
+EARLIER = 4
+"""Draws of SGLRW that are left out as burn-in."""
+PARTS = FOLDER / "hidden_heat"
+
+
+class Scored:
+    """Mean NLL of the same training pairs at any state of a model."""
+
+    def __init__(self, experiment: Experiment) -> None:
+        data = experiment.data
+        chosen = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(3))[:PAIRS]
+        assert data.lengths is not None
+        self.experiment, self.order = experiment, chosen[data.lengths[chosen].argsort()]
+
+    @torch.no_grad()
+    def __call__(self, model: nn.Module) -> float:
+        data, total = self.experiment.data, 0.0
+        for rows in self.order.split(64):
+            batch = data.train.take(rows)
+            total += float(self.experiment.likelihood.nll(model(data.transform(batch.inputs)), batch.targets).sum())
+        return total / PAIRS
+
+
+def moved(posterior: Posterior, name: str, lr: float, chain: int, steps: int) -> list[float]:
+    """NLL after every `EVERY` steps of a sampler that goes on from a chain's last draw, at T = 1."""
+    experiment = posterior.experiment
+    score, model = Scored(experiment), experiment.model(chain).eval()
+    load_into(model, list(posterior.draws(chain=chain))[-1].tensors, "draw")
+    params = {key: p for key, p in model.named_parameters() if p.requires_grad}
+    factors = {key: last_match(key, experiment.chain.lr_factors, 1.0) for key in params}
+    groups = [
+        {"params": [p for key, p in params.items() if factors[key] == factor], "lr": lr * factor}
+        for factor in sorted(set(factors.values()))
+    ]
+    sampler = MAKE[name](groups, lr=lr, kT=experiment.potential.kT(1.0), seed=77, chain=chain)
+    batches, found = experiment.batches(5 + chain), []
+    for step in range(1, steps + 1):
+        inputs, targets = batches(step)
+
+        def closure(inputs: Any = inputs, targets: Tensor = targets) -> Tensor:
+            sampler.zero_grad()
+            value = experiment.potential(experiment.likelihood.nll(model(inputs), targets), params)
+            value.backward()
+            return value
+
+        sampler.step(closure)
+        if step % EVERY == 0:
+            found.append(score(model))
+            print(name, lr, chain, step, f"{found[-1]:.4f}", flush=True)
+    return found
+
+
+def of_draws(posterior: Posterior, chain: int) -> list[float]:
+    """NLL of SGLRW's own draws."""
+    score, model = Scored(posterior.experiment), posterior.experiment.model(chain).eval()
+    found = []
+    for draw in posterior.draws(chain=chain):
+        load_into(model, draw.tensors, "draw")
+        found.append(score(model))
+    return found
+
+
+def summary(parts: list[Mapping[str, Any]]) -> list[list[str]]:
+    """Cells by sampler and step size: mean NLL of the chains, with the standard error of their mean."""
+    rows: dict[tuple[str, float], list[float]] = {}
+    for part in parts:
+        kept = part["nll"][EARLIER:] if part["sampler"] == "draws" else part["nll"][SKIPPED // EVERY :]
+        rows.setdefault((part["sampler"], part["lr"]), []).extend(kept)
+    return [
+        [
+            name,
+            f"{lr:g}",
+            str(len(values)),
+            pm(statistics.fmean(values), statistics.stdev(values) / len(values) ** 0.5, 4),
+        ]
+        for (name, lr), values in rows.items()
+    ]
+
+
+def main() -> None:
+    """Run one sampler, or write the table of those that were run."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", type=Path, default=Path("outputs/results/mrpc-sglrw-short/0"))
+    parser.add_argument("--data", type=Path, help="folder of the data sets")
+    parser.add_argument("--sampler", choices=[*MAKE, "draws"])
+    parser.add_argument("--lr", type=float, default=0.5)
+    parser.add_argument("--chains", type=int, nargs="+", default=[0, 1])
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--table", action="store_true")
+    asked = parser.parse_args()
+    torch.set_num_threads(1)
+    start = time.process_time()
+    if not asked.table:
+        posterior = Posterior.load(asked.run, data_path=asked.data / "mrpc")
+        PARTS.mkdir(parents=True, exist_ok=True)
+        for chain in asked.chains:
+            score = partial(moved, posterior, asked.sampler, asked.lr, chain, asked.steps)
+            nll = of_draws(posterior, chain) if asked.sampler == "draws" else score()
+            part = {"sampler": asked.sampler, "lr": asked.lr, "chain": chain, "nll": nll}
+            (PARTS / f"{asked.sampler}-{asked.lr:g}-{chain}.json").write_text(json.dumps(part))
+        return
+    parts = [json.loads(file.read_text()) for file in sorted(PARTS.glob("*.json"))]
+    text = table(["sampler", "ε", "states", "NLL of training pairs"], summary(parts))
+    source = origin(["peft"], time.process_time() - start, pairs=PAIRS)
+    source["command"] = shlex.join(["python", "benchmarks/hidden_heat.py", "--table"])
+    write("hidden_heat", f"# Heat that block temperatures dilute\n\n{text}", parts, source)
+
+
+if __name__ == "__main__":
+    main()
