@@ -46,6 +46,7 @@ class ReportData:
         reals: predictions of a regression, in the place of classes, diagrams and examples.
         absent: why there are no tables and figures of classes.
         next: what to do next: why, and a command to paste; None where nothing is known of the run.
+        heated: whether minibatch noise heated the chains.
         of_program: whether `bayeslora.sample` made the run, to whose reader settings are arguments.
     """
 
@@ -66,6 +67,7 @@ class ReportData:
     reals: Reals | None = None
     absent: str = "no predictions were recorded"
     next: Step | None = None
+    heated: bool = False
     of_program: bool = False
 
     @property
@@ -100,6 +102,7 @@ def report_data(
         },
         notes=run_notes(run, experiment),
         next=next_step(results, experiment, run),
+        heated=experiment.heated,
         of_program=in_memory(experiment.record.get("dataset")) is not None,
     )
     if isinstance(predictions, RegressionPass):

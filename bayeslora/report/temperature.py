@@ -21,8 +21,17 @@ MAX_NAMED = 4
 """Blocks that a sentence names."""
 
 
-def measured_temperature_verdict(results: Results) -> str | None:
-    """A sentence on the blocks' temperatures; None where nothing was read."""
+DILUTED = (
+    " That is the mean over a block's coordinates: minibatch noise heats most the few that the data determine, and half"
+    " the step size would tell what that costs."
+)
+
+
+def measured_temperature_verdict(results: Results, heated: bool = False) -> str | None:
+    """A sentence on the blocks' temperatures, and what they cannot tell where minibatch noise heated the chains.
+
+    None where nothing was read.
+    """
     temperatures = results.diagnostics.temperature
     if not temperatures:
         return None
@@ -39,7 +48,8 @@ def measured_temperature_verdict(results: Results) -> str | None:
         more = f", and of {len(unknown) - 1} more," if len(unknown) > 1 else ""
         return f"The temperature of {first}{more} is not shown to be right ({reason or 'no reason was recorded'})."
     worst = max(off, key=lambda block: abs(off[block] - 1))
-    return f"Every block samples within {limit} of its temperature (at most {_by(off[worst])}, {_name(worst)})."
+    well = f"Every block samples within {limit} of its temperature (at most {_by(off[worst])}, {_name(worst)})."
+    return well + DILUTED if heated else well
 
 
 def temperature_figure(results: Results) -> Figure | None:

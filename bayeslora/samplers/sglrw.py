@@ -40,6 +40,11 @@ class SGLRW(Sampler):
     _tolerated = 0.01  # share clipped beyond which to warn
 
     @property
+    def heated(self) -> bool:
+        """False, while nothing is clipped."""
+        return False
+
+    @property
     def heat_limit(self) -> float:
         """0.1: no noise heats the walk by itself; where SGLD would be this much too hot it clips a few thousandths."""
         return 0.1

@@ -31,6 +31,11 @@ class Tunable:
         return 0.05
 
     @property
+    def heated(self) -> bool:
+        """Whether the noise of minibatches heats it."""
+        return True
+
+    @property
     def speed(self) -> float:
         """How far a weak, lasting force moves θ in a step, in units of ε × the force."""
         return 1.0

@@ -13,6 +13,7 @@ from bayeslora.evaluation.block_temperatures import readings_about
 from bayeslora.evaluation.results import Results
 from bayeslora.posterior import Posterior
 from bayeslora.runs.directory import RunDirectory
+from tests.cases import each
 from tests.run.tools import OWN, composed, digests, manifest, run
 
 QUIET = ("logger=none", "dataset.limit_test=10")
@@ -70,3 +71,12 @@ def test_a_single_chain_reads_about_zero_and_map_has_no_temperature(tmp_path: Pa
     assert "T = 0" in str(cold.reason)
     assert not results.criteria["temperature"].passed
     assert not any(name.startswith("temperature/") for name in manifest(tmp_path / "map", 0)[0]["scalars"])
+
+
+@each(
+    ("settings", "heated"),
+    [(("sampler=sgld",), True), (("sampler=sgld", "chain.batch_size=null"), False), (("sampler=sglrw",), False)],
+)
+def test_minibatches_heat_all_but_the_lattice_walk(settings: tuple[str, ...], heated: bool, tmp_path: Path) -> None:
+    experiment = to_experiment(composed(*OWN, *QUIET, *settings, "sampler.lr=0.01", f"run_dir={tmp_path}"))
+    assert experiment.heated == heated

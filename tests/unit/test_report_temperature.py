@@ -41,6 +41,12 @@ def test_one_sentence_says_which_block_is_off(blocks: dict[str, Measured], said:
     assert said in str(measured_temperature_verdict(of(**blocks))).replace("\N{NO-BREAK SPACE}", " ")
 
 
+def test_where_minibatch_noise_heats_a_block_at_its_temperature_is_called_a_mean() -> None:
+    well, hot = of(stem=known(1.02)), of(stem=known(1.63))
+    assert "mean over a block's coordinates" in str(measured_temperature_verdict(well, heated=True))
+    assert "mean over" not in f"{measured_temperature_verdict(well)}{measured_temperature_verdict(hot, heated=True)}"
+
+
 def test_there_is_a_figure_where_there_is_a_number_and_else_the_reason() -> None:
     data = report(predictions([10, 10]), series([10, 10]))
     for results, missing in ((of(stem=known(1.6), all=known(1.1)), ""), (of(all=Measured(reason="T = 0")), "T = 0")):
