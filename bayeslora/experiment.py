@@ -217,12 +217,6 @@ class Experiment:
         """`Sampler.speed` of the run's sampler."""
         return self.sampler_of_one().speed
 
-    @property
-    def heated(self) -> bool:
-        """Whether minibatch noise heats the run: its batches are parts of the data, and its sampler is not immune."""
-        batch = self.chain.batch
-        return batch is not None and batch < len(self.data.train) and self.sampler_of_one().heated
-
     # -- the model ----------------------------------------------------------------------------------------------
 
     def make(self, data: Data | None = None) -> nn.Module:

@@ -102,7 +102,7 @@ def report_data(
         },
         notes=run_notes(run, experiment),
         next=next_step(results, experiment, run),
-        heated=experiment.heated,
+        heated=is_heated(experiment),
         of_program=in_memory(experiment.record.get("dataset")) is not None,
     )
     if isinstance(predictions, RegressionPass):
@@ -130,6 +130,12 @@ def report_data(
     data.classes = class_rows(predictions.ensemble, predictions.targets, experiment.data.class_names)
     data.uncertain, data.errors = most_uncertain(shown, data.draws), confident_errors(shown)
     return data
+
+
+def is_heated(experiment: Experiment) -> bool:
+    """Whether minibatch noise heats a run: its batches are parts of the data, and its sampler is not immune."""
+    batch = experiment.chain.batch
+    return batch is not None and batch < len(experiment.data.train) and experiment.sampler_of_one().heated
 
 
 def diagrams(predictions: Predictions, results: Results) -> dict[str, Reliability]:

@@ -12,6 +12,7 @@ from bayeslora.app.compose import to_experiment
 from bayeslora.evaluation.block_temperatures import readings_about
 from bayeslora.evaluation.results import Results
 from bayeslora.posterior import Posterior
+from bayeslora.report.data import is_heated
 from bayeslora.runs.directory import RunDirectory
 from tests.cases import each
 from tests.run.tools import OWN, composed, digests, manifest, run
@@ -79,4 +80,4 @@ def test_a_single_chain_reads_about_zero_and_map_has_no_temperature(tmp_path: Pa
 )
 def test_minibatches_heat_all_but_the_lattice_walk(settings: tuple[str, ...], heated: bool, tmp_path: Path) -> None:
     experiment = to_experiment(composed(*OWN, *QUIET, *settings, "sampler.lr=0.01", f"run_dir={tmp_path}"))
-    assert experiment.heated == heated
+    assert is_heated(experiment) == heated
