@@ -76,7 +76,8 @@ def cells(name: str, runs: Runs) -> list[str]:
     ]
     spent = statistics.fmean(one["cpu_seconds"] for one in runs)
     gradients = (of[0].get("efficiency") or {}).get("gradients")
-    mixing = f"{values[0]:.3f} / {values[1]:.0f} / {values[2]:.3f}" if values[1] else "–"
+    shown = f"{values[0]:.3f} / {values[1]:.0f} / {values[2]:.3f}" if values[1] else "–"
+    mixing = shown.replace("nan", "–")  # one chain
     effort = f"{gradients:,.0f} / {spent:,.0f}" if gradients else f"– / {spent:,.0f}"
     of_members = [scores(runs, member) for member in MEMBERS]
     return [name, f"{runs[0]['temperature']:g}", heat, *of_members, nll_less_map(runs), mixing, effort]
