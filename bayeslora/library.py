@@ -38,9 +38,9 @@ from bayeslora.samplers import BY_NAME, Sampler
 from bayeslora.settings import AUTO, ChainSettings, Evaluation, TrainerSettings, in_arguments
 
 DEFAULT_PRIOR: dict[str, Any] = {"variance": 2.0, "scaling": "fan_in"}
+"""The prior of `sample`, that of conf/prior/fan_in.yaml; docs/step-size.md says what others gave."""
 LORA_PRIOR = {"lora_A": 0.001, "lora_B": 0.01}
 """Variances of LoRA tensors, as in `conf/prior/lora.yaml`: 2 / fan-in of B, 2 / r, would let it outweigh the base."""
-"""The prior of `sample`, that of conf/prior/fan_in.yaml; docs/step-size.md says what others gave."""
 DEVICES = ("cpu", "cuda", "cuda:0")
 
 

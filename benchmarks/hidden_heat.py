@@ -129,6 +129,8 @@ def main() -> None:
     asked = parser.parse_args()
     torch.set_num_threads(1)
     if not asked.table:
+        if asked.data is None or asked.sampler is None:
+            parser.error("give --data and --sampler, or --table")
         posterior = Posterior.load(asked.run, data_path=asked.data / "mrpc")
         PARTS.mkdir(parents=True, exist_ok=True)
         for chain in asked.chains:

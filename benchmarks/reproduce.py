@@ -96,11 +96,6 @@ def _cpu_seconds() -> float:
     return used.ru_utime + used.ru_stime
 
 
-def numbers(name: str) -> list[dict[str, Any]]:
-    """What is written of a row, by seed."""
-    return [json.loads(file.read_text()) for file in sorted(NUMBERS.glob(f"{name}.[0-9]*.json"))]
-
-
 @dataclass(frozen=True)
 class Difference:
     """A number of a row that is run anew, and what is written of it."""

@@ -98,8 +98,8 @@ def export_adapters(
         The folders, in the draws' order.
 
     Raises:
-        DataError: the model has no adapter, or one that does not fit the base that others load, or a draw is of another
-            model.
+        ConfigError: the model has no adapter, or one that does not fit the base that others load.
+        DataError: a draw is of another model.
     """
     path, peft_model = find_adapter(model)
     out, described = Path(out_dir), dict(facts or {})
