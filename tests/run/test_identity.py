@@ -262,7 +262,6 @@ def expanded() -> nn.Module:
         (lambda: lambda: "a model", "str is no torch.nn.Module"),
         (lambda: net().bfloat16(), r"2\.bias is torch\.bfloat16, and is sampled: .*Make such parameters float32"),
         (lambda: lambda: net().half(), "is torch.float16, and is sampled"),
-        (lambda: net().to(torch.cfloat), "is torch.complex64, and is sampled"),
     ],
     ids=[
         "lazy",
@@ -274,7 +273,6 @@ def expanded() -> nn.Module:
         "no-module",
         "bfloat16",
         "half-function",
-        "complex",
     ],
 )
 def test_models_that_cannot_be_sampled_are_named(model: Callable[[], Any], message: str) -> None:
