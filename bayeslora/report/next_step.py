@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from bayeslora.chain.tuning import burn_in
 from bayeslora.diagnostics.relaxation import ENOUGH
 from bayeslora.evaluation.criteria import AGAINST_MAP
 from bayeslora.evaluation.results import Criterion, Results
@@ -15,12 +16,14 @@ from bayeslora.experiment import Experiment
 from bayeslora.factories import in_memory
 from bayeslora.report.words import listed, percent
 from bayeslora.runs.directory import SCHEDULES_WITHOUT_END, RunDirectory
-from bayeslora.settings import ARGUMENTS
+from bayeslora.settings import ARGUMENTS, AUTO
 
 LONGEST = 8.0
 """Factor on a run's length, or on its step size, beyond which another cure is looked for."""
 ROOM = 1.2
 """What is taken more than what is just enough."""
+DRAWS = 50
+"""Draws of a chain that is sampled where there was only MAP."""
 SAMPLE = ARGUMENTS | {name: name for name in ("sampler", "seed", "temperature", "run_dir")}
 """Settings by their names as arguments of `bayeslora.sample`."""
 
@@ -63,14 +66,27 @@ def next_step(results: Results, experiment: Experiment, run: RunDirectory) -> St
                 return Step(f"Chain {store.chain} diverged. At half the step size:", settings.command(smaller))
             return Step("The run is not finished. It goes on with:", settings.command({}, longer=True))
     if experiment.effective_temperature == 0:
-        sample = {"sampler": "sghmc", "temperature": 1.0, "sampler.momentum": None, "sampler.lr": None}
-        return Step("This is MAP. To sample the posterior around it:", settings.command(sample))
+        return Step(
+            "This is MAP. To sample the posterior around it, at step sizes that a pilot finds:",
+            settings.command(_posterior_around(experiment)),
+        )
     unmet = {name: one for name, one in results.criteria.items() if not one.passed}
     return (
         _cure_of_temperature(results, unmet, settings)
         or _cure_of_chains(unmet, settings)
         or _cure_of_scores(results, unmet, settings)
         or _check_of_the_step(settings)
+    )
+
+
+def _posterior_around(experiment: Experiment) -> dict[str, Any]:
+    """Settings that sample where a run at T = 0 ended: as many steps of warm-up as all of its own, the rest found."""
+    chain, plan = experiment.chain, experiment.plan
+    found = dict.fromkeys(("sampler.lr", "sampler.momentum", "chain.burn_in", "chain.thin"), AUTO)
+    steps = {"chain.warmup.steps": plan.total, "chain.num_draws": max(plan.num_draws, DRAWS)}
+    other = {"chain.schedule": "constant"} if chain.schedule != "constant" else {}
+    return {"sampler": "baoab", "temperature": 1.0, **found, **steps, **other} | (
+        {"chain.cycles": 0} if chain.cycles else {}
     )
 
 
@@ -162,19 +178,14 @@ def _cure_of_temperature(results: Results, unmet: Mapping[str, Criterion], setti
     off = [one.ratio - 1 for one in results.diagnostics.temperature.values() if one.status == "measured" and one.ratio]
     if limit is None or not off or max(map(abs, off)) <= limit:
         return None
-    chain, worst = settings.experiment.plan, max(off, key=abs)
-    if worst < 0:
-        four, times = 4 * max(chain.burn_in, chain.thin), [] if chain.cycles else settings.experiment.relaxations()
-        due = max((ENOUGH * one.steps for one in times), default=0)
-        cold = f"is {percent(-worst, 0)} too cold" if worst > -1 else "reads a temperature below 0"
-        longer = "the burn-in that its slowest block calls for" if due > four else "four times the burn-in"
-        return Step(
-            f"A block {cold}: it has not forgotten its start. With {longer}:",
-            settings.command({"chain.burn_in": _count(max(due, four))}),
-        )
+    experiment, plan, worst = settings.experiment, settings.experiment.plan, max(off, key=abs)
+    batch, count = experiment.chain.batch_size, experiment.potential.num_data
+    has_noise = isinstance(batch, int) and batch < count
+    tuned = "tuning" in experiment.record
+    if worst < 0 or (tuned and (not has_noise or _has_own_short_burn_in(experiment))):
+        return _longer_burn_in(worst, settings)
     factor = min(LONGEST, max(1.5, worst / limit))
-    batch, count = settings.experiment.chain.batch_size, settings.experiment.potential.num_data
-    if "tuning" in settings.experiment.record and isinstance(batch, int) and batch < count:
+    if tuned:
         return Step(
             f"A block is {percent(worst, 0)} too hot: minibatch noise brings more than the pilot saw. On batches of"
             f" {factor:.2g} times the examples, with less of it:",
@@ -182,13 +193,35 @@ def _cure_of_temperature(results: Results, unmet: Mapping[str, Criterion], setti
         )
     smaller = {
         "sampler.lr": _rounded(settings.lr / factor),
-        "chain.burn_in": _count(factor * chain.burn_in),
-        "chain.thin": _count(factor * chain.thin),
+        "chain.burn_in": _count(factor * plan.burn_in),
+        "chain.thin": _count(factor * plan.thin),
     }
     return Step(
         f"A block is {percent(worst, 0)} too hot, and heat falls with the step size. With ε / {factor:.2g} and"
         f" {factor:.2g} times the steps:",
         settings.command(smaller),
+    )
+
+
+def _has_own_short_burn_in(experiment: Experiment) -> bool:
+    """Whether the burn-in was given, and is shorter than the one that the pilot's relaxation time calls for."""
+    found = (experiment.record.get("tuning") or {}).get("relaxation")
+    given = experiment.record.get("asked", {}).get("chain.burn_in") != AUTO
+    return bool(found) and given and experiment.plan.burn_in < burn_in(found)
+
+
+def _longer_burn_in(worst: float, settings: _Settings) -> Step:
+    """For chains still on their way from their start: too cold, or at step sizes of a pilot, too hot."""
+    experiment, plan = settings.experiment, settings.experiment.plan
+    four, times = 4 * max(plan.burn_in, plan.thin), [] if plan.cycles else experiment.relaxations()
+    due = max((ENOUGH * one.steps for one in times), default=0)
+    state = f"is {percent(abs(worst), 0)} too {'cold' if worst < 0 else 'hot'}"
+    state = state if worst > -1 else "reads a temperature below 0"
+    own = _has_own_short_burn_in(experiment)
+    longer = "the burn-in that its slowest block calls for" if own or due > four else "four times the burn-in"
+    return Step(
+        f"A block {state}: it has not forgotten its start. With {longer}:",
+        settings.command({"chain.burn_in": AUTO if own else _count(max(due, four))}),
     )
 
 

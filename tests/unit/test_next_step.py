@@ -97,6 +97,33 @@ def test_chains_that_are_far_off_begin_anew_with_other_settings(
         assert f"sampler.lr={0.05 / min(8, hot / 0.05):.2g}" in tokens
 
 
+def test_a_burn_in_shorter_than_the_pilots_is_left_to_it(experiment: Experiment, tmp_path: Path) -> None:
+    """Full batches, at whose step sizes nothing is heated: a chain that reads too hot is on its way from its start."""
+    tuned = experiment.settled({"chain.batch_size": None}, {"relaxation": 100.0})
+    for off in (1.5, -0.2):
+        found = step(tuned, tmp_path, temperature=off)
+        assert "it has not forgotten its start. With the burn-in that its slowest block calls for" in found.why
+        assert shlex.split(found.command)[-1] == "chain.burn_in=auto"
+        composed(*shlex.split(found.command)[3:])
+    long = tuned.settled({"chain.burn_in": 20000}, {"relaxation": 100.0})
+    found = step(long, tmp_path, temperature=1.5)
+    assert "too hot: it has not forgotten its start. With four times the burn-in" in found.why
+    assert shlex.split(found.command)[-1] == "chain.burn_in=80000"
+
+
+@each("name", ["mrpc_minilm_map", "cifar10_resnet18_map"])
+def test_map_is_told_how_the_posterior_around_it_is_sampled(tmp_path: Path, name: str) -> None:
+    at_zero = ("sampler=map", "temperature=0", "chain.num_draws=1", "chain.schedule=cosine")
+    experiment = to_experiment(composed(*OWN, *at_zero))
+    found = step(experiment, tmp_path, f"python -m bayeslora.train experiment={name} sampler.lr=0.01", draws=1)
+    assert found.why.startswith("This is MAP.")
+    sampled = composed(*shlex.split(found.command)[3:])  # the experiment's own settings do not stay in the way
+    assert sampled.sampler._target_ == "bayeslora.samplers.BAOAB"
+    assert {sampled.sampler.lr, sampled.sampler.momentum, sampled.chain.burn_in, sampled.chain.thin} == {"auto"}
+    assert (sampled.temperature, sampled.chain.num_draws, sampled.chain.schedule) == (1.0, 50, "constant")
+    assert sampled.chain.warmup.steps == experiment.plan.total == 500 + 100 + 10
+
+
 def test_step_sizes_that_were_found_ask_for_a_larger_batch_where_minibatches_heat(
     experiment: Experiment, tmp_path: Path
 ) -> None:
