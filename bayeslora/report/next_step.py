@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from bayeslora.chain.tuning import burn_in
+from bayeslora.chain.tuning import burn_in, thin
 from bayeslora.diagnostics.relaxation import ENOUGH
 from bayeslora.evaluation.criteria import AGAINST_MAP
 from bayeslora.evaluation.results import Criterion, Results
@@ -179,10 +179,9 @@ def _cure_of_temperature(results: Results, unmet: Mapping[str, Criterion], setti
     if limit is None or not off or max(map(abs, off)) <= limit:
         return None
     experiment, plan, worst = settings.experiment, settings.experiment.plan, max(off, key=abs)
-    batch, count = experiment.chain.batch_size, experiment.potential.num_data
-    has_noise = isinstance(batch, int) and batch < count
-    tuned = "tuning" in experiment.record
-    if worst < 0 or (tuned and (not has_noise or _has_own_short_burn_in(experiment))):
+    count = experiment.potential.num_data
+    batch, tuned = experiment.chain.batch or count, "tuning" in experiment.record
+    if worst < 0 or (tuned and (batch == count or "chain.burn_in" in _short_lengths(experiment))):
         return _longer_burn_in(worst, settings)
     factor = min(LONGEST, max(1.5, worst / limit))
     if tuned:
@@ -203,11 +202,12 @@ def _cure_of_temperature(results: Results, unmet: Mapping[str, Criterion], setti
     )
 
 
-def _has_own_short_burn_in(experiment: Experiment) -> bool:
-    """Whether the burn-in was given, and is shorter than the one that the pilot's relaxation time calls for."""
-    found = (experiment.record.get("tuning") or {}).get("relaxation")
-    given = experiment.record.get("asked", {}).get("chain.burn_in") != AUTO
-    return bool(found) and given and experiment.plan.burn_in < burn_in(found)
+def _short_lengths(experiment: Experiment) -> set[str]:
+    """Which of burn-in and thin were given, and are shorter than the pilot's slowest block calls for."""
+    tau, asked = (experiment.record.get("tuning") or {}).get("relaxation"), experiment.record.get("asked", {})
+    due = {"chain.burn_in": burn_in(tau), "chain.thin": thin(tau)} if tau else {}
+    given = {"chain.burn_in": experiment.plan.burn_in, "chain.thin": experiment.plan.thin}
+    return {key for key, steps in due.items() if asked.get(key) != AUTO and given[key] < steps}
 
 
 def _longer_burn_in(worst: float, settings: _Settings) -> Step:
@@ -217,7 +217,7 @@ def _longer_burn_in(worst: float, settings: _Settings) -> Step:
     due = max((ENOUGH * one.steps for one in times), default=0)
     state = f"is {percent(abs(worst), 0)} too {'cold' if worst < 0 else 'hot'}"
     state = state if worst > -1 else "reads a temperature below 0"
-    own = _has_own_short_burn_in(experiment)
+    own = "chain.burn_in" in _short_lengths(experiment)
     longer = "the burn-in that its slowest block calls for" if own or due > four else "four times the burn-in"
     return Step(
         f"A block {state}: it has not forgotten its start. With {longer}:",
@@ -236,15 +236,14 @@ def _cure_of_chains(unmet: Mapping[str, Criterion], settings: _Settings) -> Step
     factor = ROOM * max(factors.values(), default=2.0)
     if factor > LONGEST:
         worst = limits[max(factors, key=lambda name: factors[name])]
-        longer = {
-            "chain.burn_in": _count(4 * max(plan.burn_in, plan.thin)),
-            "chain.thin": _count(4 * plan.thin),
-        }
-        return Step(
-            f"{worst.title} is {worst.shown}, far from {worst.limit:g}: more of the same draws will not do. With four"
-            " times the burn-in and the steps between draws:",
-            settings.command(longer),
-        )
+        far = f"{worst.title} is {worst.shown}, far from {worst.limit:g}: more of the same draws will not do."
+        if short := _short_lengths(settings.experiment):
+            return Step(
+                f"{far} With as many steps as the slowest block calls for:",
+                settings.command(dict.fromkeys(sorted(short), AUTO)),
+            )
+        longer = {"chain.burn_in": _count(4 * max(plan.burn_in, plan.thin)), "chain.thin": _count(4 * plan.thin)}
+        return Step(f"{far} With four times the burn-in and the steps between draws:", settings.command(longer))
     more = {"chain.num_draws": _count(factor * chain.num_draws)}
     titles = [one.title for one in limits.values()][:2] or ["The temperature of a block"]
     want, goes_on = "wants" if len(titles) == 1 else "want", "goes on" if settings.can_be_longer else "again, longer,"

@@ -97,7 +97,7 @@ def test_chains_that_are_far_off_begin_anew_with_other_settings(
         assert f"sampler.lr={0.05 / min(8, hot / 0.05):.2g}" in tokens
 
 
-def test_a_burn_in_shorter_than_the_pilots_is_left_to_it(experiment: Experiment, tmp_path: Path) -> None:
+def test_lengths_shorter_than_the_pilots_are_left_to_it(experiment: Experiment, tmp_path: Path) -> None:
     """Full batches, at whose step sizes nothing is heated: a chain that reads too hot is on its way from its start."""
     tuned = experiment.settled({"chain.batch_size": None}, {"relaxation": 100.0})
     for off in (1.5, -0.2):
@@ -105,7 +105,11 @@ def test_a_burn_in_shorter_than_the_pilots_is_left_to_it(experiment: Experiment,
         assert "it has not forgotten its start. With the burn-in that its slowest block calls for" in found.why
         assert shlex.split(found.command)[-1] == "chain.burn_in=auto"
         composed(*shlex.split(found.command)[3:])
-    long = tuned.settled({"chain.burn_in": 20000}, {"relaxation": 100.0})
+    found = step(tuned, tmp_path, potential_rhat=1.3)
+    assert "With as many steps as the slowest block calls for" in found.why
+    assert shlex.split(found.command)[-2:] == ["chain.burn_in=auto", "chain.thin=auto"]
+    long = tuned.settled({"chain.burn_in": 20000, "chain.thin": 34}, {"relaxation": 100.0})
+    assert "With four times the burn-in and the steps" in step(long, tmp_path, potential_rhat=1.3).why
     found = step(long, tmp_path, temperature=1.5)
     assert "too hot: it has not forgotten its start. With four times the burn-in" in found.why
     assert shlex.split(found.command)[-1] == "chain.burn_in=80000"
