@@ -181,7 +181,7 @@ def _cure_of_temperature(results: Results, unmet: Mapping[str, Criterion], setti
     experiment, plan, worst = settings.experiment, settings.experiment.plan, max(off, key=abs)
     count = experiment.potential.num_data
     batch, tuned = experiment.chain.batch or count, "tuning" in experiment.record
-    if worst < 0 or (tuned and (batch == count or "chain.burn_in" in _short_lengths(experiment))):
+    if worst < 0 or (tuned and (batch >= count or "chain.burn_in" in _short_lengths(experiment))):
         return _longer_burn_in(worst, settings)
     factor = min(LONGEST, max(1.5, worst / limit))
     if tuned:
