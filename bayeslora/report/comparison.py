@@ -78,9 +78,10 @@ class Compared:
     examples: dict[str, np.ndarray] | None = None
 
     @property
-    def report(self) -> Path:
-        """The page of its own report."""
-        return self.folder / "report" / "index.html"
+    def report(self) -> Path | None:
+        """The page of its own report, if it has one."""
+        page = self.folder / "report" / "index.html"
+        return page if page.exists() else None
 
     @property
     def title(self) -> str:
@@ -294,7 +295,7 @@ def text_tables(runs: Sequence[Compared], width: int = 80) -> Iterator[Table | T
     longest = max(len(run.mark) for run in runs)
     for run in runs:
         yield Text.assemble((f"{run.mark:{longest}}", "bold"), f"  {run.title}  {run.label}")
-        yield Text(f"{'':{longest}}  {run.report}")
+        yield Text(f"{'':{longest}}  {run.report or run.folder}")
     for note in caveats(runs):
         yield Text(f"Note: {note}", style="yellow")
     for grid in grids(runs):
@@ -365,7 +366,7 @@ def _settings(run: Compared) -> dict[str, str]:
     They are as they were asked for: the step sizes that a pilot found are `auto`.
     """
     config = {key: value for key, value in as_asked(run.config).items() if key not in SILENT}
-    settings = {name: _text(value) for name, value in _leaves(config, "")}
+    settings = {name: _text(value) for name, value in _leaves(config, "") if name != "evaluate.report"}
     for name in ("commit", "hardware"):
         settings[f"provenance.{name}"] = str((run.config.get("provenance") or {}).get(name))
     return settings | {"evaluate.split": str(run.results.provenance.split)}

@@ -52,7 +52,7 @@ def comparison_page(runs: Sequence[Compared], folder: Path) -> str:
                 for at, (title, caption, figure) in enumerate(figures)
                 if figure is not None
             ],
-            reports=[os.path.relpath(run.report.resolve(), folder.resolve()) for run in runs],
+            reports=[run.report and os.path.relpath(run.report.resolve(), folder.resolve()) for run in runs],
         )
     )
 
