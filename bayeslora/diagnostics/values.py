@@ -82,6 +82,25 @@ class MeasuredTemperature:
 
 
 @dataclass(frozen=True)
+class NoiseHeat:
+    """By how much independent minibatches heat a block, as a share of the temperature asked for.
+
+    Attributes:
+        share: in the directions in which their noise lies, tr(H²)/tr(H) (`diagnostics/noise_heat.py`).
+        se: its standard error, over states of the chains.
+        mean: over all coordinates, tr(H)/D, as the block's temperature shows it.
+        directions: tr(H)²/tr(H²), in about how many the noise lies.
+        size: D, coordinates.
+    """
+
+    share: float
+    se: float
+    mean: float
+    directions: float
+    size: int
+
+
+@dataclass(frozen=True)
 class BlockTuning:
     """What a pilot found of a block.
 

@@ -13,12 +13,14 @@ from torch import Tensor, nn
 from bayeslora.atomic import write_atomically
 from bayeslora.codec import decode
 from bayeslora.diagnostics.convergence import to_inference_data
+from bayeslora.diagnostics.values import TOLERANCE
 from bayeslora.errors import CriteriaError, DataError
 from bayeslora.evaluation.acceptance import full_data_acceptance
 from bayeslora.evaluation.block_temperatures import with_temperatures
 from bayeslora.evaluation.classification import evaluate_classes
 from bayeslora.evaluation.criteria import OF_CHAINS, failed, judge
 from bayeslora.evaluation.evaluated_split import tokens
+from bayeslora.evaluation.noise_heat import hidden_heat
 from bayeslora.evaluation.predictions import Predictions
 from bayeslora.evaluation.regression import RegressionPass, evaluate_reals
 from bayeslora.evaluation.results import Provenance, Results, Tokens
@@ -51,8 +53,10 @@ def evaluate(run: RunDirectory, experiment: Experiment) -> Results:
     with run.evaluating():
         series = scalar_series(posterior)
         predictions, results = diagnosed(posterior, experiment, series)
+        diagnostics, limit = results.diagnostics, experiment.evaluation.criteria.temperature
+        heat = hidden_heat(posterior, experiment, diagnostics.temperature, TOLERANCE if limit is None else limit)
         acceptance = full_data_acceptance(posterior, experiment)
-        results = replace(results, diagnostics=replace(results.diagnostics, acceptance=acceptance))
+        results = replace(results, diagnostics=replace(diagnostics, acceptance=acceptance, noise_heat=heat))
         results = replace(results, provenance=evaluation_provenance(run, experiment, results, series))
         results = replace(results, criteria=judge(results, experiment.evaluation.criteria))
         run.write_metrics(results.to_json())

@@ -10,6 +10,7 @@ import numpy as np
 from bayeslora.diagnostics.calibration import scaled
 from bayeslora.diagnostics.metrics import Reliability, reliability
 from bayeslora.evaluation.evaluated_split import evaluated_order
+from bayeslora.evaluation.noise_heat import is_heated
 from bayeslora.evaluation.predictions import Predictions
 from bayeslora.evaluation.regression import ABSENT, RegressionPass
 from bayeslora.evaluation.results import Results
@@ -130,12 +131,6 @@ def report_data(
     data.classes = class_rows(predictions.ensemble, predictions.targets, experiment.data.class_names)
     data.uncertain, data.errors = most_uncertain(shown, data.draws), confident_errors(shown)
     return data
-
-
-def is_heated(experiment: Experiment) -> bool:
-    """Whether minibatch noise heats a run: its batches are parts of the data, and its sampler is not immune."""
-    batch = experiment.chain.batch
-    return batch is not None and batch < len(experiment.data.train) and experiment.sampler_of_one().heated
 
 
 def diagrams(predictions: Predictions, results: Results) -> dict[str, Reliability]:

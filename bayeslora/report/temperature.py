@@ -12,7 +12,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import ScalarFormatter
 
-from bayeslora.diagnostics.values import ALL, POOLED, TOLERANCE, MeasuredTemperature
+from bayeslora.diagnostics.values import ALL, POOLED, TOLERANCE, MeasuredTemperature, NoiseHeat
 from bayeslora.evaluation.results import Criterion, Results
 from bayeslora.report.style import INK, PALETTE, QUIET, STYLE, legend, new_figure
 from bayeslora.report.words import block_title, percent
@@ -28,7 +28,7 @@ DILUTED = (
 
 
 def measured_temperature_verdict(results: Results, heated: bool = False) -> str | None:
-    """A sentence on the blocks' temperatures, and what they cannot tell where minibatch noise heated the chains.
+    """A sentence on the blocks' temperatures, and how much minibatch noise heats where they do not show it.
 
     None where nothing was read.
     """
@@ -49,7 +49,24 @@ def measured_temperature_verdict(results: Results, heated: bool = False) -> str 
         return f"The temperature of {first}{more} is not shown to be right ({reason or 'no reason was recorded'})."
     worst = max(off, key=lambda block: abs(off[block] - 1))
     well = f"Every block samples within {limit} of its temperature (at most {_by(off[worst])}, {_name(worst)})."
+    if results.diagnostics.noise_heat:
+        return well + _where_noise_lies(results.diagnostics.noise_heat, tolerance)
     return well + DILUTED if heated else well
+
+
+def _where_noise_lies(heats: Mapping[str, NoiseHeat], tolerance: float) -> str:
+    """What minibatch noise does where a block's mean does not show it."""
+    worst = max(heats, key=lambda block: heats[block].share)
+    one = heats[worst]
+    if one.share <= tolerance:
+        return f" Where minibatch noise lies, it heats by {percent(one.share, 1)} at most (in {_name(worst)})."
+    few = f"about {max(1, round(one.directions)):,} of the {one.size:,} directions"
+    by = f"{percent(one.share, 0)} ± {percent(one.se, 0)}"
+    return (
+        f" But minibatch noise heats {few} of {_name(worst)} by {by}, which the block's mean does not show: what the"
+        " data determine is too hot there. A smaller step or a larger batch makes that less; the sampler sglrw is not"
+        " heated."
+    )
 
 
 def temperature_figure(results: Results) -> Figure | None:

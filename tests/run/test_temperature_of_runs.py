@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 import torch
 
+import bayeslora
 from bayeslora.app.compose import to_experiment
 from bayeslora.evaluation.block_temperatures import readings_about
+from bayeslora.evaluation.noise_heat import is_heated
 from bayeslora.evaluation.results import Results
+from bayeslora.likelihood import Gaussian
 from bayeslora.posterior import Posterior
-from bayeslora.report.data import is_heated
 from bayeslora.runs.directory import RunDirectory
 from tests.cases import each
 from tests.run.tools import OWN, composed, digests, manifest, run
@@ -81,3 +83,23 @@ def test_a_single_chain_reads_about_zero_and_map_has_no_temperature(tmp_path: Pa
 def test_minibatches_heat_all_but_the_lattice_walk(settings: tuple[str, ...], heated: bool, tmp_path: Path) -> None:
     experiment = to_experiment(composed(*OWN, *QUIET, *settings, "sampler.lr=0.01", f"run_dir={tmp_path}"))
     assert is_heated(experiment) == heated
+
+
+def test_heat_that_a_block_dilutes_is_measured_where_minibatch_noise_lies() -> None:
+    """40 weights, two of whose inputs are not 0: SGLD heats those by a third, the block by a fiftieth of T."""
+    random = torch.Generator().manual_seed(0)
+    inputs = torch.zeros(256, 40)
+    inputs[:, :2] = torch.linalg.qr(torch.randn(256, 2, generator=random))[0] * 16
+    data = inputs, torch.randn(256, 1, generator=random)
+    posterior = bayeslora.sample(
+        torch.nn.Linear(40, 1, bias=False), data, "sgld", likelihood=Gaussian(noise=1.0), prior=0.002, lr=0.05,
+        sampler_settings={"integrator": "leimkuhler_matthews"}, batch_size=16, chains=4, draws=60, thin=10, burn_in=200,
+        warmup=50, test_dataset=data, report=False, progress=False, parallel="stacked",
+    )  # fmt: skip
+    assert posterior.metrics is not None
+    (heat,) = posterior.metrics.diagnostics.noise_heat.values()
+    expected = 0.05 / (2 / 256) / 2 * (1 / 16 - 1 / 256) * float(data[1].var())
+    assert abs(heat.share - expected) < 4 * heat.se
+    assert heat.share > 3 * heat.se
+    assert heat.mean < 0.05
+    assert heat.directions < 4

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from bayeslora.diagnostics.values import MeasuredTemperature as Measured
+from bayeslora.diagnostics.values import NoiseHeat
 from bayeslora.evaluation.results import Criterion, Diagnostics, Results
 from bayeslora.loggers.others import final_scalars
 from bayeslora.report.comparison import Compared, temperature_grid
@@ -45,6 +47,18 @@ def test_where_minibatch_noise_heats_a_block_at_its_temperature_is_called_a_mean
     well, hot = of(stem=known(1.02)), of(stem=known(1.63))
     assert "mean over a block's coordinates" in str(measured_temperature_verdict(well, heated=True))
     assert "mean over" not in f"{measured_temperature_verdict(well)}{measured_temperature_verdict(hot, heated=True)}"
+
+
+def test_where_noise_lies_its_heat_is_said_in_numbers() -> None:
+    well = of(stem=known(1.02), head=known(0.99))
+
+    def said(**heats: NoiseHeat) -> str:
+        found = replace(well, diagnostics=replace(well.diagnostics, noise_heat=heats))
+        return str(measured_temperature_verdict(found, heated=True)).replace("\N{NO-BREAK SPACE}", " ")
+
+    little, much = NoiseHeat(0.031, 0.01, 0.001, 7.4, 72), NoiseHeat(0.62, 0.12, 0.01, 3.2, 24576)
+    assert said(stem=little).endswith("Where minibatch noise lies, it heats by 3.1 % at most (in block stem).")
+    assert "noise heats about 3 of the 24,576 directions of block head by 62 % ± 12 %" in said(stem=little, head=much)
 
 
 def test_there_is_a_figure_where_there_is_a_number_and_else_the_reason() -> None:

@@ -1,0 +1,79 @@
+"""How much minibatch noise heats a run where it lies, from forces at its draws."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+from bayeslora.chain.modes import set_sampling_mode
+from bayeslora.chain.optimizers import sampler_schedule
+from bayeslora.diagnostics.noise_heat import FORCES, noise_heat, products, traces
+from bayeslora.diagnostics.values import ALL, MeasuredTemperature, NoiseHeat
+from bayeslora.evaluation.predictions import with_progress
+from bayeslora.experiment import Experiment
+from bayeslora.posterior import Posterior
+from bayeslora.posterior.store import load_into
+from bayeslora.potential import last_match
+
+STATES, SHARE = 32, 0.05
+"""Draws at which forces are taken: so many of all chains, as far as they take that share of the run's own gradients."""
+
+
+def is_heated(experiment: Experiment) -> bool:
+    """Whether minibatch noise heats a run: its batches are parts of the data, and its sampler is not immune."""
+    batch = experiment.chain.batch
+    return batch is not None and batch < len(experiment.data.train) and experiment.sampler_of_one().heated
+
+
+def hidden_heat(
+    posterior: Posterior, experiment: Experiment, temperatures: dict[str, MeasuredTemperature], tolerance: float
+) -> dict[str, NoiseHeat]:
+    """By block; none where a block's temperature is off or not known by itself, or where there is nothing to measure.
+
+    Args:
+        posterior: of the run.
+        experiment: its own.
+        temperatures: of its blocks.
+        tolerance: how far off they may be.
+    """
+    sampler = experiment.sampler_of_one()
+    known = [one.status != "not shown" and abs((one.ratio or 1) - 1) <= tolerance for one in temperatures.values()]
+    if not known or not all(known) or not is_heated(experiment) or sampler.kT == 0 or sampler.scales_itself:
+        return {}
+    chains = len(posterior.stores)
+    most = min(STATES, int(SHARE * experiment.gradients(range(chains)) / FORCES)) // chains
+    estimates: dict[str, list[tuple[float, float]]] = {}
+    for store in posterior.stores if most else []:
+        for of_blocks in _of_chain(posterior, experiment, store.chain, -(-len(store) // most)):
+            for block, pair in of_blocks.items():
+                estimates.setdefault(block, []).append(pair)
+    sizes = {block: one.size for block, one in temperatures.items() if block != ALL}
+    found = {block: noise_heat(pairs, sizes[block] or 1) for block, pairs in estimates.items() if sizes.get(block)}
+    return {block: one for block, one in found.items() if one is not None}
+
+
+def _of_chain(
+    posterior: Posterior, experiment: Experiment, chain: int, every: int
+) -> Iterator[dict[str, tuple[float, float]]]:
+    """tr(H) and tr(H²) of every block at every so many draws of a chain."""
+    moving, batches = experiment.new_chain(chain), experiment.batches(chain, fresh=True)
+    set_sampling_mode(moving.network)
+    num_data, plan = len(experiment.data.train), experiment.plan
+    kT = experiment.temperature / num_data
+    sampler = experiment.make_sampler([*moving.params.values()], kT=kT, seed=experiment.seed, chain=chain)
+    factor = sampler_schedule(experiment.chain.schedule, plan, experiment.chain.schedule_settings)
+    lr, factors = sampler.param_groups[0]["lr"], experiment.chain.lr_factors
+    sizes = {name: lr * last_match(name, factors, 1.0) for name in moving.params}
+    draws = next(len(store) for store in posterior.stores if store.chain == chain)
+    autocast = torch.autocast(experiment.device.type, torch.bfloat16, experiment.trainer.precision == "bf16-mixed")
+    for draw in with_progress(posterior.draws(chain), draws, f"measuring minibatch noise, chain {chain}, draws"):
+        if draw.index % every:
+            continue
+        load_into(moving.network, draw.tensors, f"draw {draw.index} of chain {chain}")
+        later = [plan.total + FORCES * draw.index + at for at in range(1, FORCES + 1)]  # no thermometer's batches
+        with autocast:
+            found = (moving.force(sampler, [batches(step)], draw.step, num_data) for step in later)
+            forces = [{name: g.clone() for name, g in force.items()} for force in found]
+        scale = factor(draw.step - 1 - plan.warmup) * sampler.speed / (2 * kT)
+        yield {block: traces(gram, scale) for block, gram in products(forces, sizes).items()}
