@@ -20,7 +20,7 @@ from bayeslora.evaluation.block_temperatures import with_temperatures
 from bayeslora.evaluation.classification import evaluate_classes
 from bayeslora.evaluation.criteria import OF_CHAINS, failed, judge
 from bayeslora.evaluation.evaluated_split import tokens
-from bayeslora.evaluation.noise_heat import hidden_heat
+from bayeslora.evaluation.hidden_heat import hidden_heat
 from bayeslora.evaluation.predictions import Predictions
 from bayeslora.evaluation.regression import RegressionPass, evaluate_reals
 from bayeslora.evaluation.results import Provenance, Results, Tokens

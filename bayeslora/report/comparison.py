@@ -80,8 +80,7 @@ class Compared:
     @property
     def report(self) -> Path | None:
         """The page of its own report, if it has one."""
-        page = self.folder / "report" / "index.html"
-        return page if page.exists() else None
+        return page if (page := self.folder / "report" / "index.html").exists() else None
 
     @property
     def title(self) -> str:

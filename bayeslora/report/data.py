@@ -10,7 +10,7 @@ import numpy as np
 from bayeslora.diagnostics.calibration import scaled
 from bayeslora.diagnostics.metrics import Reliability, reliability
 from bayeslora.evaluation.evaluated_split import evaluated_order
-from bayeslora.evaluation.noise_heat import is_heated
+from bayeslora.evaluation.hidden_heat import is_heated
 from bayeslora.evaluation.predictions import Predictions
 from bayeslora.evaluation.regression import ABSENT, RegressionPass
 from bayeslora.evaluation.results import Results

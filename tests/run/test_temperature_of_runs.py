@@ -11,7 +11,7 @@ import torch
 import bayeslora
 from bayeslora.app.compose import to_experiment
 from bayeslora.evaluation.block_temperatures import readings_about
-from bayeslora.evaluation.noise_heat import is_heated
+from bayeslora.evaluation.hidden_heat import is_heated
 from bayeslora.evaluation.results import Results
 from bayeslora.likelihood import Gaussian
 from bayeslora.posterior import Posterior
