@@ -10,6 +10,7 @@ from typing import Any
 
 from bayeslora.chain.tuning import burn_in, thin
 from bayeslora.diagnostics.relaxation import ENOUGH
+from bayeslora.diagnostics.values import TOLERANCE
 from bayeslora.evaluation.criteria import AGAINST_MAP
 from bayeslora.evaluation.results import Criterion, Results
 from bayeslora.experiment import Experiment
@@ -258,6 +259,8 @@ def _cure_of_scores(results: Results, unmet: Mapping[str, Criterion], settings: 
     failed = [name for name in AGAINST_MAP if name in unmet]
     if not failed or results.map is None:
         return None
+    if (quieter := _cure_of_noise(results, settings)) is not None:
+        return quieter
     experiment = settings.experiment
     data = experiment.record.get("dataset") or {}
     changes: dict[str, Any] = {"evaluate.split": "validation"}
@@ -278,6 +281,21 @@ def _cure_of_scores(results: Results, unmet: Mapping[str, Criterion], settings: 
         changes = {"prior.variance": ",".join(f"{_rounded(variance * by):g}" for by in (0.3, 1, 3))} | changes
         what = "Other priors, compared on held-out training examples:"
     return Step(f"The chains agree and their ensemble {stands}. {what}", settings.command(changes, sweep=True))
+
+
+def _cure_of_noise(results: Results, settings: _Settings) -> Step | None:
+    """Larger batches, where minibatch noise heats the directions in which it lies and the blocks' means hide it."""
+    worst = max((one.share for one in results.diagnostics.noise_heat.values()), default=0.0)
+    limit, chain = settings.experiment.evaluation.criteria.temperature or TOLERANCE, settings.experiment.chain
+    if worst <= limit or chain.batch is None:
+        return None
+    factor = min(LONGEST, max(1.5, worst / limit))
+    size = min(settings.experiment.potential.num_data, _count(factor * chain.batch))
+    return Step(
+        f"The chains agree, and minibatch noise heats what the data determine by {percent(worst, 0)}. On batches of"
+        f" {factor:.2g} times the examples, with less of it:",
+        settings.command({"chain.batch_size": size}),
+    )
 
 
 def _length_for(name: str, one: Criterion) -> float:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from bayeslora.app.compose import to_experiment
+from bayeslora.diagnostics.values import NoiseHeat
 from bayeslora.evaluation.criteria import judge
 from bayeslora.evaluation.results import Provenance, Results
 from bayeslora.experiment import Experiment
@@ -32,9 +33,17 @@ def experiment() -> Experiment:
     return to_experiment(composed(*OWN))
 
 
-def step(experiment: Experiment, root: Path, command: str | None = COMMAND, draws: int = 50, **values: Any) -> Step:
-    """What to do next with a run of so many draws a chain and these values of its criteria."""
+def step(
+    experiment: Experiment,
+    root: Path,
+    command: str | None = COMMAND,
+    draws: int = 50,
+    noise_heat: dict[str, NoiseHeat] | None = None,
+    **values: Any,
+) -> Step:
+    """What to do next with a run of so many draws a chain, this heat, and these values of its criteria."""
     results = Results.from_json(content(**values))
+    results = replace(results, diagnostics=replace(results.diagnostics, noise_heat=noise_heat or {}))
     results = replace(results, criteria=judge(results, Criteria()), provenance=Provenance(command))
     run = RunDirectory(root)
 
@@ -143,6 +152,14 @@ def test_scores_below_map_ask_for_a_sweep_on_held_out_examples(experiment: Exper
         "-m", "experiment=template", "sampler.lr=0.05", "temperature=0.1,0.3,1", "dataset.validation_size=143",
         "evaluate.split=validation",
     ]  # fmt: skip
+
+
+def test_scores_below_map_under_noise_that_heats_ask_for_larger_batches(experiment: Experiment, tmp_path: Path) -> None:
+    for share, batch in ((0.4, "chain.batch_size=1100"), (0.02, None), (9.0, "chain.batch_size=1100")):
+        heat = {"0": NoiseHeat(share, 0.1, 0.01, 3.0, 100)}
+        found = step(experiment, tmp_path, nll_above_map=0.1, noise_heat=heat)
+        assert ("noise heats what the data determine" in found.why) == (batch is not None)
+        assert batch is None or batch in shlex.split(found.command)
 
 
 def test_where_all_is_met_the_step_size_is_checked(experiment: Experiment, tmp_path: Path) -> None:
