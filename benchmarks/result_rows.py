@@ -53,11 +53,13 @@ def mrpc() -> Iterator[tuple[str, Row]]:
         milestones = f"callbacks.online.milestones=[{5 * draws},{15 * draws},{40 * draws}]"
         return "chain.num_chains=1", f"chain.num_draws={draws}", milestones
 
+    walk = ("sampler=sglrw", "~sampler.integrator", "sampler.lr=0.5")
     own: dict[str, tuple[str, ...]] = {
         "map": (),
         "map-single": ("chain.num_chains=1",),  # what mrpc_baselines.py is around
         "sgld": (),
-        "sglrw": ("sampler=sglrw", "~sampler.integrator", "sampler.lr=0.5"),
+        "sglrw": walk,
+        "sglrw-single": (*walk, "chain.num_chains=1"),  # a chain of another seed beside the two of the row above
         "sghmc": ("sampler=sghmc", "~sampler.integrator", "sampler.lr=0.05"),
         "samsgld_r1": (),
         "samsgld_r1-rule": ("sampler.direction=adaptive", "sampler.drift=plain"),
@@ -67,11 +69,11 @@ def mrpc() -> Iterator[tuple[str, Row]]:
     }
     for name, settings in own.items():
         base = next((e for e in ("map", "samsgld_r1") if name.startswith(e)), "sgld")
-        row = (f"mrpc_minilm_{base}", ("dataset.path=DATA/mrpc", *settings))
-        yield f"mrpc-{name}", Row(*row)
+        seeds = (1,) if name == "sglrw-single" else (0,)
+        yield f"mrpc-{name}", Row(f"mrpc_minilm_{base}", ("dataset.path=DATA/mrpc", *settings), seeds)
         if not name.startswith("map"):
             fewer = online(20) if name == "sgld-online" else (*settings, "chain.num_draws=20")
-            yield f"mrpc-{name}-short", Row(row[0], ("dataset.path=DATA/mrpc", *fewer))
+            yield f"mrpc-{name}-short", Row(f"mrpc_minilm_{base}", ("dataset.path=DATA/mrpc", *fewer), seeds)
 
 
 EPOCH = 195
