@@ -25,7 +25,7 @@ def _against_map(criterion: str) -> Callable[[Results], float | None]:
     return difference
 
 
-def _off_temperature(results: Results) -> float | None:
+def off_temperature(results: Results) -> float | None:
     """How far the block that is furthest from the temperature asked for is; None where one is not shown."""
     temperatures = results.diagnostics.temperature.values()
     if any(one.status == "not shown" for one in temperatures):
@@ -47,7 +47,7 @@ CRITERIA: dict[str, tuple[str, Callable[[Results], float | None], str]] = {
     "nll_above_map": ("NLL, ensemble less MAP", _against_map("nll_above_map"), "below"),
     "ece_above_map": ("ECE, ensemble less MAP", _against_map("ece_above_map"), "below"),
     "accuracy_below_map": ("Accuracy, MAP less ensemble", _against_map("accuracy_below_map"), "at most"),
-    "temperature": ("Largest relative error of a block's temperature", _off_temperature, "at most"),
+    "temperature": ("Largest relative error of a block's temperature", off_temperature, "at most"),
 }
 """By name: the criterion in words, its value, and how the value must lie to its limit."""
 

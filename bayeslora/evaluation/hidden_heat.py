@@ -9,8 +9,10 @@ import torch
 from bayeslora.chain.modes import set_sampling_mode
 from bayeslora.chain.optimizers import sampler_schedule
 from bayeslora.diagnostics.noise_heat import FORCES, noise_heat, products, traces
-from bayeslora.diagnostics.values import ALL, MeasuredTemperature, NoiseHeat
+from bayeslora.diagnostics.values import ALL, TOLERANCE, NoiseHeat
+from bayeslora.evaluation.criteria import off_temperature
 from bayeslora.evaluation.predictions import with_progress
+from bayeslora.evaluation.results import Results
 from bayeslora.experiment import Experiment
 from bayeslora.posterior import Posterior
 from bayeslora.posterior.store import load_into
@@ -26,20 +28,19 @@ def is_heated(experiment: Experiment) -> bool:
     return batch is not None and batch < len(experiment.data.train) and experiment.sampler_of_one().heated
 
 
-def hidden_heat(
-    posterior: Posterior, experiment: Experiment, temperatures: dict[str, MeasuredTemperature], tolerance: float
-) -> dict[str, NoiseHeat]:
-    """By block; none where a block's temperature is off or not known by itself, or where there is nothing to measure.
+def hidden_heat(posterior: Posterior, experiment: Experiment, results: Results) -> dict[str, NoiseHeat]:
+    """By block; none where a block's temperature is off or not known anyway, or where there is nothing to measure.
 
     Args:
         posterior: of the run.
         experiment: its own.
-        temperatures: of its blocks.
-        tolerance: how far off they may be.
+        results: with the temperatures of its blocks.
     """
-    sampler = experiment.sampler_of_one()
-    known = [one.status != "not shown" and abs((one.ratio or 1) - 1) <= tolerance for one in temperatures.values()]
-    if not known or not all(known) or not is_heated(experiment) or sampler.kT == 0 or sampler.scales_itself:
+    limit, off = experiment.evaluation.criteria.temperature, off_temperature(results)
+    if off is None or off > (TOLERANCE if limit is None else limit):
+        return {}
+    sampler, temperatures = experiment.sampler_of_one(), results.diagnostics.temperature
+    if not is_heated(experiment) or sampler.kT == 0 or sampler.scales_itself:
         return {}
     chains = len(posterior.stores)
     most = min(STATES, int(SHARE * experiment.gradients(range(chains)) / FORCES)) // chains

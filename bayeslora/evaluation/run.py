@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from bayeslora.atomic import write_atomically
 from bayeslora.codec import decode
 from bayeslora.diagnostics.convergence import to_inference_data
-from bayeslora.diagnostics.values import TOLERANCE
 from bayeslora.errors import CriteriaError, DataError
 from bayeslora.evaluation.acceptance import full_data_acceptance
 from bayeslora.evaluation.block_temperatures import with_temperatures
@@ -53,10 +52,9 @@ def evaluate(run: RunDirectory, experiment: Experiment) -> Results:
     with run.evaluating():
         series = scalar_series(posterior)
         predictions, results = diagnosed(posterior, experiment, series)
-        diagnostics, limit = results.diagnostics, experiment.evaluation.criteria.temperature
-        heat = hidden_heat(posterior, experiment, diagnostics.temperature, TOLERANCE if limit is None else limit)
-        acceptance = full_data_acceptance(posterior, experiment)
-        results = replace(results, diagnostics=replace(diagnostics, acceptance=acceptance, noise_heat=heat))
+        heat, acceptance = hidden_heat(posterior, experiment, results), full_data_acceptance(posterior, experiment)
+        diagnostics = replace(results.diagnostics, acceptance=acceptance, noise_heat=heat)
+        results = replace(results, diagnostics=diagnostics)
         results = replace(results, provenance=evaluation_provenance(run, experiment, results, series))
         results = replace(results, criteria=judge(results, experiment.evaluation.criteria))
         run.write_metrics(results.to_json())
