@@ -2,6 +2,7 @@
 
     python benchmarks/reproduce.py mrpc-sglrw-short --data FOLDER --also chain.num_chains=2   # the draws they begin at
     python benchmarks/hidden_heat.py --data FOLDER --sampler sgld --lr 0.5  # one sampler, one step size
+    python benchmarks/hidden_heat.py --data FOLDER --sampler sgld --lr 0.5 --noise # heat where minibatch noise lies
     python benchmarks/hidden_heat.py --table                                                 # into benchmarks/results
 
 SGLRW is immune to minibatch noise, which heats SGLD and SGHMC in the few directions that the data constrain; these
@@ -15,15 +16,18 @@ import argparse
 import json
 import statistics
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from peers.results import origin, pm, table, write
+from peers.results import FOLDER, origin, pm, table, write
 from torch import Tensor, nn
 
 from bayeslora import samplers
+from bayeslora.diagnostics.measured_temperature import block_sizes
+from bayeslora.evaluation.hidden_heat import STATES, noise_heats
 from bayeslora.experiment import Experiment
 from bayeslora.posterior import Posterior
 from bayeslora.posterior.store import load_into
@@ -45,6 +49,11 @@ TITLE = f"""# Heat that block temperatures dilute
 MiniLM with LoRA on MRPC, T = 1: the NLL of {PAIRS} training pairs in draws of SGLRW (`mrpc-sglrw-short`, two chains,
 without their first {EARLIER}), and where SGLD by the Leimkuhler–Matthews rule goes on from the last of them, scored
 every {EVERY} steps after the first {SKIPPED}. ± is a standard error of the mean over states, taken as independent."""
+
+
+NOISE = f"""What the report measures (`diagnostics.noise_heat`), for SGLD at these step sizes at the draws of a chain of
+SGLRW (`mrpc-sglrw-single-short`), four batches of 32 at each of up to {STATES}: by what share of T minibatch noise
+heats a block as a whole, and the directions in which it lies, to first order in ε."""
 
 
 class Scored:
@@ -104,6 +113,26 @@ def of_draws(posterior: Posterior, chain: int) -> list[float]:
     return found
 
 
+def noise(posterior: Posterior, name: str, lr: float) -> dict[str, dict[str, float]]:
+    """By block, how much a sampler would be heated where minibatch noise lies, from states of the run."""
+    experiment = posterior.experiment.but(make_sampler=partial(MAKE[name], lr=lr))
+    moving = experiment.new_chain(0)
+    sizes = block_sizes(moving.padding.sizes(moving.params, 0))
+    return {block: asdict(one) for block, one in noise_heats(posterior, experiment, sizes, STATES).items()}
+
+
+def noise_rows(parts: list[Mapping[str, Any]]) -> list[list[str]]:
+    """Cells by sampler, step size and block."""
+    return [
+        [
+            NAMES[part["sampler"]], f"{part['lr']:g}", block, f"{one['mean']:.4f}", pm(one["share"], one["se"], 2),
+            f"{one['directions']:.0f} of {one['size']:,}",
+        ]
+        for part in parts
+        for block, one in part["noise"].items()
+    ]  # fmt: skip
+
+
 def summary(parts: list[Mapping[str, Any]]) -> list[list[str]]:
     """Cells by sampler and step size: mean NLL of the chains, with the standard error of their mean."""
     rows: dict[tuple[str, float], list[float]] = {}
@@ -125,6 +154,7 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=0.5)
     parser.add_argument("--chains", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--noise", action="store_true")
     parser.add_argument("--table", action="store_true")
     asked = parser.parse_args()
     torch.set_num_threads(1)
@@ -133,14 +163,23 @@ def main() -> None:
             parser.error("give --data and --sampler, or --table")
         posterior = Posterior.load(asked.run, data_path=asked.data / "mrpc")
         PARTS.mkdir(parents=True, exist_ok=True)
+        if asked.noise:
+            part = {"sampler": asked.sampler, "lr": asked.lr, "noise": noise(posterior, asked.sampler, asked.lr)}
+            (PARTS / f"noise-{asked.sampler}-{asked.lr:g}.json").write_text(json.dumps(part))
+            return
         for chain in asked.chains:
             score = partial(moved, posterior, asked.sampler, asked.lr, chain, asked.steps)
             nll = of_draws(posterior, chain) if asked.sampler == "draws" else score()
             part = {"sampler": asked.sampler, "lr": asked.lr, "chain": chain, "nll": nll}
             (PARTS / f"{asked.sampler}-{asked.lr:g}-{chain}.json").write_text(json.dumps(part))
         return
-    parts = [json.loads(file.read_text()) for file in sorted(PARTS.glob("*.json"))]
-    text = table(["", "ε", "states", "NLL of training pairs"], summary(parts))
+    known = json.loads((FOLDER / "hidden_heat.json").read_text())["rows"]
+    found = [*known, *(json.loads(file.read_text()) for file in sorted(PARTS.glob("*.json")))]
+    parts = [*{(part["sampler"], part["lr"], part.get("chain")): part for part in found}.values()]
+    scored, noisy = ([part for part in parts if key in part] for key in ("nll", "noise"))
+    text = table(["", "ε", "states", "NLL of training pairs"], summary(scored))
+    heads = ["", "ε", "block", "heat, mean over the block", "where noise lies", "directions"]
+    text += f"\n\n{NOISE}\n\n{table(heads, noise_rows(noisy))}"
     source = origin(["peft"], 0, pairs=PAIRS) | {"command": "python benchmarks/hidden_heat.py"}
     del source["seconds"]  # of the table alone
     write("hidden_heat", f"{TITLE}\n\n{text}", parts, source)

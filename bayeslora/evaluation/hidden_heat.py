@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import torch
 
@@ -42,15 +42,29 @@ def hidden_heat(posterior: Posterior, experiment: Experiment, results: Results) 
     sampler, temperatures = experiment.sampler_of_one(), results.diagnostics.temperature
     if not is_heated(experiment) or sampler.kT == 0 or sampler.scales_itself:
         return {}
-    chains = len(posterior.stores)
-    most = min(STATES, int(SHARE * experiment.gradients(range(chains)) / FORCES)) // chains
+    affordable = int(SHARE * experiment.gradients(range(len(posterior.stores))) / FORCES)
+    sizes = {block: one.size for block, one in temperatures.items() if block != ALL and one.size}
+    return noise_heats(posterior, experiment, sizes, min(STATES, affordable))
+
+
+def noise_heats(
+    posterior: Posterior, experiment: Experiment, sizes: Mapping[str, int], states: int
+) -> dict[str, NoiseHeat]:
+    """By block, from so many draws of all chains together; none where that is less than one of each.
+
+    Args:
+        posterior: whose draws.
+        experiment: whose sampler, step sizes and batches.
+        sizes: coordinates by block.
+        states: draws.
+    """
     estimates: dict[str, list[tuple[float, float]]] = {}
-    for store in posterior.stores if most else []:
-        for of_blocks in _of_chain(posterior, experiment, store.chain, -(-len(store) // most)):
+    of_each = states // len(posterior.stores)
+    for store in posterior.stores if of_each else []:
+        for of_blocks in _of_chain(posterior, experiment, store.chain, -(-len(store) // of_each)):
             for block, pair in of_blocks.items():
                 estimates.setdefault(block, []).append(pair)
-    sizes = {block: one.size for block, one in temperatures.items() if block != ALL}
-    found = {block: noise_heat(pairs, sizes[block] or 1) for block, pairs in estimates.items() if sizes.get(block)}
+    found = {block: noise_heat(pairs, sizes[block]) for block, pairs in estimates.items() if block in sizes}
     return {block: one for block, one in found.items() if one is not None}
 
 
