@@ -68,7 +68,7 @@ def noise_heat(estimates: Sequence[tuple[float, float]], size: int) -> NoiseHeat
     """
     values = torch.tensor(estimates, dtype=torch.float64)
     first, second = values.mean(0).tolist()
-    if len(values) < 2 or not first > 0 or not values.isfinite().all():
+    if len(values) < 2 or not (first > 0 and second > 0) or not values.isfinite().all():
         return None
     share = second / first
     off = values[:, 1] - share * values[:, 0]  # of a ratio of means, to first order

@@ -39,11 +39,12 @@ def hidden_heat(posterior: Posterior, experiment: Experiment, results: Results) 
     limit, off = experiment.evaluation.criteria.temperature, off_temperature(results)
     if off is None or off > (TOLERANCE if limit is None else limit):
         return {}
-    sampler, temperatures = experiment.sampler_of_one(), results.diagnostics.temperature
-    if not is_heated(experiment) or sampler.kT == 0 or sampler.scales_itself:
+    sampler = experiment.sampler_of_one()
+    other_noise = sampler.scales_itself or getattr(sampler, "control_variates", False)  # than that of its plain force
+    if not is_heated(experiment) or sampler.kT == 0 or other_noise:
         return {}
     affordable = int(SHARE * experiment.gradients(range(len(posterior.stores))) / FORCES)
-    sizes = {block: one.size for block, one in temperatures.items() if block != ALL and one.size}
+    sizes = {block: one.size for block, one in results.diagnostics.temperature.items() if block != ALL and one.size}
     return noise_heats(posterior, experiment, sizes, min(STATES, affordable))
 
 

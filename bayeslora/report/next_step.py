@@ -85,10 +85,9 @@ def _posterior_around(experiment: Experiment) -> dict[str, Any]:
     chain, plan = experiment.chain, experiment.plan
     found = dict.fromkeys(("sampler.lr", "sampler.momentum", "chain.burn_in", "chain.thin"), AUTO)
     steps = {"chain.warmup.steps": plan.total, "chain.num_draws": max(plan.num_draws, DRAWS)}
-    other = {"chain.schedule": "constant"} if chain.schedule != "constant" else {}
-    return {"sampler": "baoab", "temperature": 1.0, **found, **steps, **other} | (
-        {"chain.cycles": 0} if chain.cycles else {}
-    )
+    usual = {"chain.schedule": "constant", "chain.cycles": 0}
+    other = {key: value for key, value in usual.items() if getattr(chain, key.partition(".")[2]) != value}
+    return {"sampler": "baoab", "temperature": 1.0, **found, **steps, **other}
 
 
 def _bias_checked(command: str | None) -> str | None:
