@@ -73,7 +73,7 @@ def test_conjugate_linear_regression_on_minibatches(sampler_class, settings):
 @each(("sampler_class", "settings"), BAYES)
 def test_logistic_regression_against_quadrature(sampler_class, settings):
     """d = 2, N = 100, batch 20: the same bound on the heating allows a ten times larger step."""
-    target = LogisticRegression(num_data=100, dim=2, batch_size=20, chains=1024)
+    target = LogisticRegression(num_data=100, dim=2, batch_size=20, chains=512)
     larger = {"lr": settings["lr"] * 10} | ({"eta": 0.05} if "eta" in settings else {})
     check_posterior(sampler_class, settings | larger, target, burn_in=800, steps=600)
 

@@ -41,6 +41,8 @@ def test_the_experiment_runs_on_the_real_images(
         f"experiment={experiment}",
         "size=smoke",
         f"dataset.path={real_data / experiment.partition('_')[0]}",
+        "dataset.limit_test=16",
+        "chain.probe_size=16",
         *fewer,
     )
     metrics = run(folder, *overrides, base=())
