@@ -8,12 +8,12 @@ from torch import Tensor
 from bayeslora.chain.chain import Chain
 from bayeslora.chain.modes import set_sampling_mode
 from bayeslora.diagnostics.metropolis import accepted, log_ratio, proposal
+from bayeslora.evaluation.forces import step_sizes
 from bayeslora.evaluation.predictions import with_progress
 from bayeslora.evaluation.results import Acceptance
 from bayeslora.experiment import Experiment
 from bayeslora.posterior import Posterior
 from bayeslora.posterior.store import load_into
-from bayeslora.potential import last_match
 from bayeslora.rng import generator
 from bayeslora.samplers import Sampler
 
@@ -33,10 +33,7 @@ def full_data_acceptance(posterior: Posterior, experiment: Experiment) -> Accept
     for store in posterior.stores:
         moving = experiment.new_chain(store.chain)
         set_sampling_mode(moving.network)
-        sizes = {
-            name: sampler.param_groups[0]["lr"] * last_match(name, experiment.chain.lr_factors, 1.0)
-            for name in moving.params
-        }
+        sizes = step_sizes(experiment, moving.params)
         every = -(-len(store) // most)
         for draw in with_progress(
             posterior.draws(store.chain), len(store), f"steps on all data, chain {store.chain}, draws"

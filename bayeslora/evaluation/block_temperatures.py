@@ -9,15 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bayeslora.chain.modes import set_sampling_mode
 from bayeslora.diagnostics.measured_temperature import block_sizes, readings, temperatures
 from bayeslora.diagnostics.values import ALL, TOLERANCE, MeasuredTemperature
-from bayeslora.evaluation.predictions import with_progress
+from bayeslora.evaluation.forces import FreshForces
 from bayeslora.evaluation.results import Diagnostics
 from bayeslora.evaluation.series import Series, by_scalar
 from bayeslora.experiment import Experiment
 from bayeslora.posterior import Posterior
-from bayeslora.posterior.store import load_into
 
 READINGS, KINETIC = "temperature/", "kinetic/"
 """First parts of the names of the draws' scalars."""
@@ -93,20 +91,10 @@ def readings_about(
     posterior: Posterior, experiment: Experiment, chain: int, center: Mapping[str, Tensor]
 ) -> list[dict[str, float]]:
     """Readings of each draw of a chain about a center, by the very force that its thermometer took."""
-    moving, batches = experiment.new_chain(chain), experiment.batches(chain, fresh=True)
-    set_sampling_mode(moving.network)
-    num_data = len(experiment.data.train)
-    kT = experiment.temperature / num_data
-    sampler = experiment.make_sampler([*moving.params.values()], kT=kT, seed=experiment.seed, chain=chain)
-    sizes = moving.padding.sizes(moving.params, 0)
-    rows = []
-    draws = next((len(store) for store in posterior.stores if store.chain == chain), 0)
-    for draw in with_progress(posterior.draws(chain), draws, f"measuring temperatures, chain {chain}, draws"):
-        load_into(moving.network, draw.tensors, f"draw {draw.index} of chain {chain}")
-        with torch.autocast(
-            experiment.device.type, torch.bfloat16, enabled=experiment.trainer.precision == "bf16-mixed"
-        ):
-            force = moving.force(sampler, [batches(draw.step)], draw.step, num_data)
-        values = readings(moving.params, force, sizes, kT, center=center)
+    forces, rows = FreshForces(posterior, experiment, chain), []
+    params = forces.moving.params
+    sizes = forces.moving.padding.sizes(params, 0)
+    for draw in forces.at_draws("measuring temperatures"):
+        values = readings(params, forces.at(draw, draw.step), sizes, forces.kT, center=center)
         rows.append({block: float(value) for block, value in values.items()})
     return rows

@@ -4,19 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-import torch
-
-from bayeslora.chain.modes import set_sampling_mode
 from bayeslora.chain.optimizers import sampler_schedule
 from bayeslora.diagnostics.noise_heat import FORCES, noise_heat, products, traces
 from bayeslora.diagnostics.values import ALL, TOLERANCE, NoiseHeat
 from bayeslora.evaluation.criteria import off_temperature
-from bayeslora.evaluation.predictions import with_progress
+from bayeslora.evaluation.forces import FreshForces, step_sizes
 from bayeslora.evaluation.results import Results
 from bayeslora.experiment import Experiment
 from bayeslora.posterior import Posterior
-from bayeslora.posterior.store import load_into
-from bayeslora.potential import last_match
 
 STATES, SHARE = 32, 0.05
 """Draws at which forces are taken: so many of all chains, as far as they take that share of the run's own gradients."""
@@ -73,23 +68,11 @@ def _of_chain(
     posterior: Posterior, experiment: Experiment, chain: int, every: int
 ) -> Iterator[dict[str, tuple[float, float]]]:
     """tr(H) and tr(H²) of every block at every so many draws of a chain."""
-    moving, batches = experiment.new_chain(chain), experiment.batches(chain, fresh=True)
-    set_sampling_mode(moving.network)
-    num_data, plan = len(experiment.data.train), experiment.plan
-    kT = experiment.temperature / num_data
-    sampler = experiment.make_sampler([*moving.params.values()], kT=kT, seed=experiment.seed, chain=chain)
+    fresh, plan = FreshForces(posterior, experiment, chain), experiment.plan
     factor = sampler_schedule(experiment.chain.schedule, plan, experiment.chain.schedule_settings)
-    lr, factors = sampler.param_groups[0]["lr"], experiment.chain.lr_factors
-    sizes = {name: lr * last_match(name, factors, 1.0) for name in moving.params}
-    draws = next(len(store) for store in posterior.stores if store.chain == chain)
-    autocast = torch.autocast(experiment.device.type, torch.bfloat16, experiment.trainer.precision == "bf16-mixed")
-    for draw in with_progress(posterior.draws(chain), draws, f"measuring minibatch noise, chain {chain}, draws"):
-        if draw.index % every:
-            continue
-        load_into(moving.network, draw.tensors, f"draw {draw.index} of chain {chain}")
-        later = [plan.total + FORCES * draw.index + at for at in range(1, FORCES + 1)]  # no thermometer's batches
-        with autocast:
-            found = (moving.force(sampler, [batches(step)], draw.step, num_data) for step in later)
-            forces = [{name: g.clone() for name, g in force.items()} for force in found]
-        scale = factor(draw.step - 1 - plan.warmup) * sampler.speed / (2 * kT)
+    sizes = step_sizes(experiment, fresh.moving.params)
+    for draw in fresh.at_draws("measuring minibatch noise", every):
+        later = [plan.total + FORCES * draw.index + nth for nth in range(1, FORCES + 1)]  # no thermometer's batches
+        forces = [{name: g.clone() for name, g in fresh.at(draw, step).items()} for step in later]
+        scale = factor(draw.step - 1 - plan.warmup) * fresh.sampler.speed / (2 * fresh.kT)
         yield {block: traces(gram, scale) for block, gram in products(forces, sizes).items()}

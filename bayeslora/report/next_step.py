@@ -185,11 +185,8 @@ def _cure_of_temperature(results: Results, unmet: Mapping[str, Criterion], setti
         return _longer_burn_in(worst, settings)
     factor = min(LONGEST, max(1.5, worst / limit))
     if tuned:
-        return Step(
-            f"A block is {percent(worst, 0)} too hot: minibatch noise brings more than the pilot saw. On batches of"
-            f" {factor:.2g} times the examples, with less of it:",
-            settings.command({"chain.batch_size": min(count, _count(factor * batch))}),
-        )
+        why = f"A block is {percent(worst, 0)} too hot: minibatch noise brings more than the pilot saw."
+        return _larger_batches(why, factor, batch, settings)
     smaller = {
         "sampler.lr": _rounded(settings.lr / factor),
         "chain.burn_in": _count(factor * plan.burn_in),
@@ -288,13 +285,15 @@ def _cure_of_noise(results: Results, settings: _Settings) -> Step | None:
     limit, chain = settings.experiment.evaluation.criteria.temperature or TOLERANCE, settings.experiment.chain
     if worst <= limit or chain.batch is None:
         return None
-    factor = min(LONGEST, max(1.5, worst / limit))
-    size = min(settings.experiment.potential.num_data, _count(factor * chain.batch))
-    return Step(
-        f"The chains agree, and minibatch noise heats what the data determine by {percent(worst, 0)}. On batches of"
-        f" {factor:.2g} times the examples, with less of it:",
-        settings.command({"chain.batch_size": size}),
-    )
+    why = f"The chains agree, and minibatch noise heats what the data determine by {percent(worst, 0)}."
+    return _larger_batches(why, min(LONGEST, max(1.5, worst / limit)), chain.batch, settings)
+
+
+def _larger_batches(why: str, factor: float, batch: int, settings: _Settings) -> Step:
+    """The same on batches of so many times the examples, of all of them at most."""
+    size = min(settings.experiment.potential.num_data, _count(factor * batch))
+    less = f"On batches of {factor:.2g} times the examples, with less of it:"
+    return Step(f"{why} {less}", settings.command({"chain.batch_size": size}))
 
 
 def _length_for(name: str, one: Criterion) -> float:
