@@ -45,7 +45,7 @@ def digits() -> Iterator[tuple[str, Row]]:
 def mrpc() -> Iterator[tuple[str, Row]]:
     """Paraphrases, LoRA on MiniLM, N = 3,302: samplers at T = 1, SGLD colder, the earlier rank-one rule.
 
-    `-short`: 20 draws a chain.
+    `-short`: 20 draws a chain. `-single`: one chain each of other seeds.
     """
 
     def online(draws: int) -> tuple[str, ...]:
@@ -54,13 +54,17 @@ def mrpc() -> Iterator[tuple[str, Row]]:
         return "chain.num_chains=1", f"chain.num_draws={draws}", milestones
 
     walk = ("sampler=sglrw", "~sampler.integrator", "sampler.lr=0.5")
+    momentum = ("sampler=sghmc", "~sampler.integrator", "sampler.lr=0.05")
+    single = ("chain.num_chains=1",)
     own: dict[str, tuple[str, ...]] = {
         "map": (),
-        "map-single": ("chain.num_chains=1",),  # what mrpc_baselines.py is around
+        "map-single": single,  # what mrpc_baselines.py is around
         "sgld": (),
+        "sgld-single": single,
         "sglrw": walk,
-        "sglrw-single": (*walk, "chain.num_chains=1"),  # a chain of another seed beside the two of the row above
-        "sghmc": ("sampler=sghmc", "~sampler.integrator", "sampler.lr=0.05"),
+        "sglrw-single": (*walk, *single),
+        "sghmc": momentum,
+        "sghmc-single": (*momentum, *single),
         "samsgld_r1": (),
         "samsgld_r1-rule": ("sampler.direction=adaptive", "sampler.drift=plain"),
         "sgld-online": online(240),
@@ -69,7 +73,7 @@ def mrpc() -> Iterator[tuple[str, Row]]:
     }
     for name, settings in own.items():
         base = next((e for e in ("map", "samsgld_r1") if name.startswith(e)), "sgld")
-        seeds = (1,) if name == "sglrw-single" else (0,)
+        seeds = (1, 2) if name.endswith("-single") and name != "map-single" else (0,)
         yield f"mrpc-{name}", Row(f"mrpc_minilm_{base}", ("dataset.path=DATA/mrpc", *settings), seeds)
         if not name.startswith("map"):
             fewer = online(20) if name == "sgld-online" else (*settings, "chain.num_draws=20")
