@@ -15,6 +15,7 @@ burn-in 5τ in [300, 8000] and thin ⌈τ/3⌉ ≤ 150. The run's chains begin a
 
 On minibatches the variance of their gradient is estimated beside the curvatures, and ε_b is at most that at which it
 heats the block by `Sampler.heat_limit`; a batch size that is open becomes the one that costs least (`noise_limit`).
+That is heat as a mean over coordinates. Where noise lies there is more, which is found beside it (`noise_heat`).
 """
 
 from __future__ import annotations
@@ -25,6 +26,10 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from statistics import fmean
+
+import torch
+from torch import Tensor
 
 from bayeslora.chain.chain import Batch
 from bayeslora.chain.noise_limit import LARGEST, NoisyBlock, cheapest_batch, remaining, sharing, whole_batch
@@ -32,8 +37,9 @@ from bayeslora.chain.pilot import Curvature, Pilot
 from bayeslora.chain.plan import Plan
 from bayeslora.chain.snapshot import Snapshot, capture, restore
 from bayeslora.counts import counted
+from bayeslora.diagnostics.noise_heat import FORCES, noise_heat, traces
 from bayeslora.diagnostics.projections import block_of
-from bayeslora.diagnostics.values import BlockTuning, Tuning
+from bayeslora.diagnostics.values import TOLERANCE, BlockTuning, NoiseHeat, Tuning
 from bayeslora.errors import DivergedError
 from bayeslora.likelihood import NOISE
 from bayeslora.potential import last_match
@@ -55,12 +61,14 @@ TIMES = 5.0
 """Relaxation times in a burn-in that is chosen."""
 FRICTION = (0.005, 0.3)
 """Limits of 1 − μ."""
-PAIRS = 4
-"""Pairs of minibatches from which the variance of the gradient is estimated."""
+FOURS = 2
+"""Times four minibatches from which the covariance of the gradient is estimated."""
 SILENCE = 10.0
 """Seconds after which a pilot says where it is."""
 SETTLING = 60
 """Times that step sizes and momentum are found from each other: their logarithms come closer by half each time."""
+Traces = tuple[float, float]
+"""tr(C) and tr(C²)."""
 
 
 def momentum(rate: float) -> float:
@@ -102,8 +110,8 @@ class Tuner:
         pilots: at their beginning: one stack of all chains, or each chain by itself.
         batches: the training batches of each pilot by step, for batches of a given size; None: of all the data.
         probes: of each pilot, equal shares of the examples on which curvatures are taken.
-        pairs: of each pilot, single minibatches for the variance of the gradient; none with all the data.
-        batch_size: examples a batch, of `pairs` too; None for all the data.
+        noisy: of each pilot, single minibatches for the covariance of the gradient, in fours; none with all the data.
+        batch_size: examples a batch, of `noisy` too; None for all the data.
         find_batch: whether the batch size is to be found.
         largest: the most examples that it may be.
         find_momentum: whether μ is to be found.
@@ -116,7 +124,7 @@ class Tuner:
         pilots: Sequence[Pilot],
         batches: Callable[[int | None], Sequence[Callable[[int], Batch]]],
         probes: Sequence[Sequence[Batch]],
-        pairs: Sequence[Sequence[Batch]] = (),
+        noisy: Sequence[Sequence[Batch]] = (),
         *,
         batch_size: int | None = None,
         find_batch: bool = False,
@@ -125,7 +133,7 @@ class Tuner:
         burn_in: int | None = None,
         say: Callable[[str], None] = lambda _line: None,
     ) -> None:
-        self.pilots, self.probes, self.pairs = list(pilots), list(probes), list(pairs)
+        self.pilots, self.probes, self.noisy = list(pilots), list(probes), list(noisy)
         self.batches_of, self.batches = batches, batches(batch_size)
         self.find_batch, self.largest = find_batch, largest
         self.probed = self.batch_size = batch_size
@@ -139,7 +147,7 @@ class Tuner:
         self.whole = [Curvature(pilot, [*pilot.params], products) for pilot in self.pilots]
         self.seen: dict[str, deque[float]] = {block: deque(maxlen=REMEMBERED) for block in self.blocks}
         self.coupling: deque[float] = deque(maxlen=REMEMBERED)
-        self.noise: dict[str, deque[float]] = {block: deque(maxlen=REMEMBERED) for block in self.blocks}
+        self.noise: dict[str, deque[list[Traces]]] = {block: deque(maxlen=REMEMBERED) for block in self.blocks}
         self.halvings, self.kept = 0, list[list[Snapshot]]()
         self._last_line = time.monotonic()
 
@@ -198,9 +206,9 @@ class Tuner:
         roots = {name: math.sqrt(self._unscaled(block)) for block, names in self.blocks.items() for name in names}
         top = 0.0 if self.trial else max(whole(probe, roots) for _, whole, probe in pairs)
         self.coupling.append(max(1.0, top * sampler.stiffness / sampler.curvature_limit))
-        if self.pairs:
-            for block, variance in self._gradient_variances().items():
-                self.noise[block].append(variance)
+        if self.noisy:
+            for block, found in self._covariances().items():
+                self.noise[block].append(found)
         self.kept = [copy.deepcopy(capture(pilot)) for pilot in self.pilots]  # its tensors are the chain's own
         return self._result()
 
@@ -209,8 +217,8 @@ class Tuner:
         scale = 0.5**self.halvings / max(self.coupling)
         pilot, sampler = self.pilots[0], self.pilots[0].sampler
         noisy = self._noisy_blocks(scale)
-        best = self._cheapest_batch(noisy) if self.pairs else None
-        if self.find_batch and self.pairs and best != self.batch_size:
+        best = self._cheapest_batch(noisy) if self.noisy else None
+        if self.find_batch and self.noisy and best != self.batch_size:
             self.batch_size, self.batches = best, self.batches_of(best)
         sizes = self._held_back(noisy)
         for one in self.pilots:
@@ -225,6 +233,7 @@ class Tuner:
                 noisy[block].size,
                 sizes[block] * noisy[block].variance * kept * speed / (2 * sampler.kT) if kept else None,
                 noisy[block].variance * kept if kept else None,
+                self._noise_heat(block, noisy[block].size, sizes[block] * kept * speed / (2 * sampler.kT)),
             )
             for block in self.blocks
         }
@@ -238,10 +247,11 @@ class Tuner:
         sizes = pilot.padding.sizes(pilot.params, pilot.chain_axes)
         parts: dict[str, dict[str, NoisyBlock]] = {}
         for block, names in self.blocks.items():
+            size = sum(sizes[name] for name in names)
             parts.setdefault(block_of(names[0]), {})[block] = NoisyBlock(
-                sum(sizes[name] for name in names),
+                size,
                 scale * self._unscaled(block),
-                max(self.noise[block], default=0.0),
+                max((fmean(first for first, _ in found) / size for found in self.noise[block]), default=0.0),
                 self._prior_curvature(block, True),
                 pilot.sampler.heat_limit,
             )
@@ -306,19 +316,33 @@ class Tuner:
             if curvature.value is not None and not curvature.value.isfinite().all():
                 curvature.value, curvature.direction = None, {}
 
-    def _gradient_variances(self) -> dict[str, float]:
-        """S² of every block: the variance of one example's gradient, mean over coordinates and chains."""
-        totals, count = dict.fromkeys(self.blocks, 0.0), 0
-        for pilot, batches in zip(self.pilots, self.pairs, strict=True):
-            forces = [pilot.force(pilot.sampler, [b], i, pilot.potential.num_data) for i, b in enumerate(batches)]
-            forces = [{name: g.clone() for name, g in force.items()} for force in forces]
-            for first, second in zip(forces[::2], forces[1::2], strict=True):
-                count += 1
-                for block, names in self.blocks.items():
-                    squares = [(first[name] - second[name]).double().square() for name in names]
-                    totals[block] += sum(s.sum().item() for s in squares) / sum(s.numel() for s in squares) / 2
+    def _covariances(self) -> dict[str, list[Traces]]:
+        """Of C of one example's gradient tr(C) and tr(C²) in every block, of each chain and four minibatches."""
+        found: dict[str, list[Traces]] = {block: [] for block in self.blocks}
         kept = remaining(self.probed, self.pilots[0].potential.num_data)
-        return {block: total / count / kept for block, total in totals.items()}
+        for pilot, batches in zip(self.pilots, self.noisy, strict=True):
+            rows = len(pilot.chains) if pilot.chain_axes else 1
+            for start in range(0, len(batches), FORCES):
+                several = enumerate(batches[start : start + FORCES], start)
+                forces = [self._force(pilot, batch, step) for step, batch in several]
+                for block, names in self.blocks.items():
+                    flat = [torch.cat([force[n].reshape(rows, -1).double() for n in names], 1) for force in forces]
+                    by_chain = torch.stack(flat, 1)
+                    found[block] += [traces(gram.cpu(), 1 / kept) for gram in by_chain @ by_chain.mT]
+        return found
+
+    @staticmethod
+    def _force(pilot: Pilot, batch: Batch, step: int) -> dict[str, Tensor]:
+        """A pilot's force on one minibatch, in tensors of its own."""
+        force = pilot.force(pilot.sampler, [batch], step, pilot.potential.num_data)
+        return {name: g.clone() for name, g in force.items()}
+
+    def _noise_heat(self, block: str, size: int, scale: float) -> NoiseHeat | None:
+        """By how much noise heats a block where it lies; scale: ε·s(1/B − 1/N)/(2kT)."""
+        if not scale or not self.pilots[0].sampler.heated:
+            return None
+        states = [(scale * first, scale**2 * second) for found in self.noise[block] for first, second in found]
+        return noise_heat(states, size) if states else None
 
 
 def pilot_plan(plan: Plan) -> Plan:
@@ -329,8 +353,10 @@ def pilot_plan(plan: Plan) -> Plan:
 def pilot_table(found: Tuning) -> str:
     """What a pilot found, as lines of text."""
     noisy = any(one.heat is not None for one in found.blocks.values())
+    located = any(one.noise is not None for one in found.blocks.values())
     width = max(5, *map(len, found.blocks))
     head = f"{'block':{width}}  coordinates  curvature  step size  relaxation" + noisy * "  heat at most"
+    head += located * "  where noise lies"
     lines = [
         f"step sizes from a pilot of {counted(found.steps, 'step')}; every chain of this run keeps them:",
         f"  {head}",
@@ -338,6 +364,8 @@ def pilot_table(found: Tuning) -> str:
     for block, one in found.blocks.items():
         relaxed = "-" if one.relaxation is None else f"{one.relaxation:,.0f}"
         heat = "" if one.heat is None else f"  {100 * one.heat:10.1f} %"
+        if one.noise is not None:
+            heat += f"  {100 * one.noise.share:,.0f} ± {100 * one.noise.se:,.0f} %".rjust(18)
         lines.append(
             f"  {block:{width}}  {one.size:11,}  {one.curvature:9.3g}  {one.step_size:9.3g}  {relaxed:>10}{heat}"
         )
@@ -350,4 +378,22 @@ def pilot_table(found: Tuning) -> str:
         if found.batch_size != found.cheapest_batch:
             best = "null" if found.cheapest_batch is None else found.cheapest_batch
             lines.append(f"  the slowest block would relax on the fewest examples with chain.batch_size={best}")
+    lines += [f"  {line}" for line in _where_noise_lies(found)]
     return "\n".join(lines)
+
+
+def _where_noise_lies(found: Tuning) -> list[str]:
+    """What noise does in the block that it heats most beside what the mean over coordinates shows."""
+    heats = {block: one.noise for block, one in found.blocks.items() if one.noise is not None}
+    if not heats:
+        return []
+    worst = max(heats, key=lambda block: heats[block].share)
+    one = heats[worst]
+    if one.share <= 2 * one.mean or one.share - 2 * one.se <= TOLERANCE:
+        return []
+    return [
+        f"that is a mean over coordinates: noise lies in about {max(1, round(one.directions)):,} of the {one.size:,}"
+        f" directions of {worst},",
+        "and what the data determine is too hot there; a larger chain.batch_size makes that less, sampler=sglrw is not"
+        " heated",
+    ]

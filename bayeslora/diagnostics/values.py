@@ -111,6 +111,8 @@ class BlockTuning:
         size: coordinates.
         heat: upper bound on the share by which independent minibatches heat it, εV·s/(2kT); None with all the data.
         gradient_variance: V, mean over coordinates; None with all the data.
+        noise: how much they heat the directions in which their noise lies, of which `heat` is the mean over all
+            coordinates; None with all the data, or of a sampler that they do not heat.
     """
 
     step_size: float
@@ -119,6 +121,7 @@ class BlockTuning:
     size: int
     heat: float | None = None
     gradient_variance: float | None = None
+    noise: NoiseHeat | None = None
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 from bayeslora.chain import tuning
 from bayeslora.chain.noise_limit import largest_batch
-from bayeslora.chain.tuning import PAIRS, Tuner, is_trial
+from bayeslora.chain.tuning import FOURS, Tuner, is_trial
 from bayeslora.codec import encode
+from bayeslora.diagnostics.noise_heat import FORCES
 from bayeslora.diagnostics.values import Tuning
 from bayeslora.errors import require
 from bayeslora.settings import AUTO
@@ -83,6 +84,9 @@ def pilot(experiment: Experiment) -> Tuning:
     trial = is_trial(burn_in)
     open_batch = experiment.record.get("asked", {}).get("chain.batch_size") == AUTO
 
+    def of_steps(first: int, count: int) -> list[list[Any]]:
+        return [[batches(step) for step in range(first, first + count)] for batches in fresh]
+
     def batches_of(size: int | None) -> list[BatchAt]:
         sized = experiment.settled({"chain.batch_size": size})
         return [sized.batches(group) for group in groups]
@@ -90,8 +94,8 @@ def pilot(experiment: Experiment) -> Tuning:
     return Tuner(
         pilots,
         batches_of,
-        [[batches(step) for step in range(1 if full or trial else PROBES)] for batches in fresh],
-        [] if full or trial else [[batches(step) for step in range(PROBES, PROBES + 2 * PAIRS)] for batches in fresh],
+        of_steps(0, 1 if full or trial else PROBES),
+        [] if full or trial else of_steps(PROBES, FOURS * FORCES),
         batch_size=experiment.chain.batch,
         largest=largest_batch(experiment.data.train.inputs, len(experiment.data.train)),
         find_batch=open_batch and not full and not trial,

@@ -15,12 +15,12 @@ from bayeslora.chain.noise_limit import NoisyBlock, cheapest_batch, largest_batc
 from bayeslora.chain.pilot import Curvature, Pilot
 from bayeslora.chain.plan import Plan
 from bayeslora.chain.stack import Stack
-from bayeslora.chain.tuning import BURN_IN, THIN, Tuner, burn_in, momentum, relaxation, thin
+from bayeslora.chain.tuning import BURN_IN, THIN, Tuner, burn_in, momentum, pilot_table, relaxation, thin
 from bayeslora.diagnostics.values import Tuning
 from bayeslora.errors import DivergedError
 from bayeslora.likelihood import Gaussian
 from bayeslora.potential import Potential, Prior
-from bayeslora.samplers import BAOAB, SGLD
+from bayeslora.samplers import BAOAB, SGLD, SGLRW
 from tests.cases import each
 from tests.run.tools import Exploding
 
@@ -167,17 +167,17 @@ def test_a_pilot_that_takes_long_says_where_it_is(monkeypatch: pytest.MonkeyPatc
     assert "pilot: curvature of wide after step 160" in said
 
 
-def on_minibatches(size: int = 10, **settings) -> Tuning:
+def on_minibatches(one: Pilot | None = None, size: int = 10, **settings) -> Tuning:
     """What a pilot finds on independent batches of that size."""
-    one = pilot(sampler=partial(BAOAB, lr=1e-3, momentum=0.9))
+    one = one or pilot(sampler=partial(BAOAB, lr=1e-3, momentum=0.9))
 
     def batch(step: int, size: int | None = size) -> tuple[Tensor, Tensor]:
         rows = torch.randperm(N, generator=torch.Generator().manual_seed(step))[:size]
         return X[rows], Y[rows]
 
-    pairs = [batch(1000 + step) for step in range(40)]
+    noisy = [batch(1000 + step) for step in range(400)]
     batches = lambda size: [partial(batch, size=size)]  # noqa: E731
-    return Tuner([one], batches, [[(X, Y)]], [pairs], batch_size=size, burn_in=10, **settings).run()
+    return Tuner([one], batches, [[(X, Y)]], [noisy], batch_size=size, burn_in=10, **settings).run()
 
 
 def test_minibatches_heat_no_block_beyond_the_limit() -> None:
@@ -188,6 +188,30 @@ def test_minibatches_heat_no_block_beyond_the_limit() -> None:
         assert block.heat == pytest.approx(block.step_size * block.gradient_variance * 10 * N / 2, rel=1e-6)
         assert block.step_size < 0.1 * 0.5 / block.curvature  # noise sets it, not curvature
     assert tuned(pilot(), burn_in=0).blocks["wide"].heat is None
+
+
+def test_where_noise_lies_it_heats_by_more_than_the_blocks_mean() -> None:
+    one = pilot(sampler=partial(BAOAB, lr=1e-3, momentum=0.9))
+    found = on_minibatches(one)
+    weights = torch.cat([p.detach() for p in one.params.values()], 1)[0]  # a trial: where its one estimate was made
+    covariance = torch.cov((X * ((X @ weights) - Y[:, 0])[:, None] / NOISE**2).T)  # of one example's gradient
+    for block, rows in (("wide", slice(3)), ("narrow", slice(3, 5))):
+        heat = found.blocks[block].step_size * covariance[rows, rows] * (1 / 10 - 1 / N) * 10 * N / 2
+        share, noise = (heat @ heat).trace() / heat.trace(), found.blocks[block].noise
+        assert noise is not None
+        assert abs(noise.share - share) < 4 * noise.se < share
+        assert noise.mean == pytest.approx(found.blocks[block].heat, rel=1e-6)
+        assert noise.share > 1.5 * noise.mean
+    assert tuned(pilot(), burn_in=0).blocks["wide"].noise is None
+    table = pilot_table(found)
+    assert "where noise lies" in table
+    assert "about 1 of the 3 directions of wide" in table
+
+
+def test_a_sampler_that_noise_does_not_heat_has_none_where_it_lies() -> None:
+    found = on_minibatches(pilot(sampler=partial(SGLRW, lr=1e-3)))
+    assert all(block.noise is None and block.heat is not None for block in found.blocks.values())
+    assert "where noise lies" not in pilot_table(found)
 
 
 def test_an_open_batch_size_becomes_the_cheapest() -> None:
