@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
 
 from bayeslora.atomic import write_atomically
 from bayeslora.report import chain_rows, classes, shift_rows, table, verdict
@@ -42,14 +44,16 @@ TERMS: tuple[tuple[str, str, bool | None], ...] = (
 
 
 def environment() -> Environment:
-    """Templates of this folder, with all text escaped."""
-    return Environment(
+    """Templates of this folder, with all text escaped; `dotted` lets names break after their dots."""
+    made = Environment(
         loader=PackageLoader("bayeslora.report", "."),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    made.filters["dotted"] = lambda name: Markup(re.sub(r"\.(?=[A-Za-z_])", ".<wbr>", str(escape(name))))
+    return made
 
 
 def write_page(data: ReportData, folder: Path) -> Path:
