@@ -26,12 +26,15 @@ def _against_map(criterion: str) -> Callable[[Results], float | None]:
 
 
 def off_temperature(results: Results) -> float | None:
-    """How far the block that is furthest from the temperature asked for is; None where one is not shown."""
+    """How far the block that is furthest from the temperature asked for is, of those whose temperature is shown."""
     temperatures = results.diagnostics.temperature.values()
-    if any(one.status == "not shown" for one in temperatures):
-        return None
     off = [abs(one.ratio - 1) for one in temperatures if one.status == "measured" and one.ratio is not None]
     return max(off) if off and all(map(math.isfinite, off)) else None
+
+
+def all_temperatures_shown(results: Results) -> bool:
+    """Whether no block may be further off than those whose temperature is shown."""
+    return all(one.status != "not shown" for one in results.diagnostics.temperature.values())
 
 
 CRITERIA: dict[str, tuple[str, Callable[[Results], float | None], str]] = {
@@ -70,7 +73,7 @@ def judge(results: Results, limits: Criteria) -> dict[str, Criterion]:
     """Each criterion that has a limit: its value, the limit, how they must lie, and whether they do.
 
     A difference to MAP within two of its standard errors counts as none; on one example, which gives no standard error,
-    it is not known.
+    it is not known. Nor is the largest error of a temperature where one is not shown and all others meet the limit.
     """
     judged = {}
     for name, (title, measure, relation) in CRITERIA.items():
@@ -81,6 +84,8 @@ def judge(results: Results, limits: Criteria) -> dict[str, Criterion]:
         against = results.differences.get("map", {}).get(AGAINST_MAP.get(name, ("", 0.0))[0], Difference())
         value = None if value is None or not math.isfinite(value) or against.of_one_example else value
         passed = value is not None and HOLDS[relation](0.0 if against.tie else value, limit)
+        if passed and name == "temperature" and not all_temperatures_shown(results):
+            value, passed = None, False
         judged[name] = Criterion(title, value, limit, relation, passed, against.se)
     return judged
 

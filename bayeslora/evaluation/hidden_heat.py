@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from bayeslora.chain.optimizers import sampler_schedule
 from bayeslora.diagnostics.noise_heat import FORCES, noise_heat, products, traces
 from bayeslora.diagnostics.values import ALL, TOLERANCE, NoiseHeat
-from bayeslora.evaluation.criteria import off_temperature
+from bayeslora.evaluation.criteria import all_temperatures_shown, off_temperature
 from bayeslora.evaluation.forces import FreshForces, step_sizes
 from bayeslora.evaluation.results import Results
 from bayeslora.experiment import Experiment
@@ -32,7 +32,8 @@ def hidden_heat(posterior: Posterior, experiment: Experiment, results: Results) 
         results: with the temperatures of its blocks.
     """
     limit, off = experiment.evaluation.criteria.temperature, off_temperature(results)
-    if off is None or off > (TOLERANCE if limit is None else limit):
+    well = off is not None and off <= (TOLERANCE if limit is None else limit) and all_temperatures_shown(results)
+    if not well:
         return {}
     sampler = experiment.sampler_of_one()
     other_noise = sampler.scales_itself or getattr(sampler, "control_variates", False)  # than that of its plain force

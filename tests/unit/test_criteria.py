@@ -127,6 +127,7 @@ def test_what_is_not_shown_or_pooled_does_not_pass_for_a_temperature() -> None:
     assert judged(stem=right, head=off) == pytest.approx(0.3)
     assert judged(stem=right, noise=noisy, pooled=right) == pytest.approx(0.01)
     assert judged(stem=right, head=unknown) is None
+    assert judged(stem=off, head=unknown) == pytest.approx(0.3)  # at least
     assert judged(stem=noisy) is None
 
 
