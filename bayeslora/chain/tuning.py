@@ -339,7 +339,8 @@ class Tuner:
 
     def _noise_heat(self, block: str, size: int, scale: float) -> NoiseHeat | None:
         """By how much noise heats a block where it lies; scale: ε·s(1/B − 1/N)/(2kT)."""
-        if not scale or not self.pilots[0].sampler.heated:
+        sampler = self.pilots[0].sampler
+        if not scale or not (sampler.heated and sampler.plain_noise):
             return None
         states = [(scale * first, scale**2 * second) for found in self.noise[block] for first, second in found]
         return noise_heat(states, size) if states else None

@@ -36,8 +36,7 @@ def hidden_heat(posterior: Posterior, experiment: Experiment, results: Results) 
     if not well:
         return {}
     sampler = experiment.sampler_of_one()
-    other_noise = sampler.scales_itself or getattr(sampler, "control_variates", False)  # than that of its plain force
-    if not is_heated(experiment) or sampler.kT == 0 or other_noise:
+    if not is_heated(experiment) or sampler.kT == 0 or not sampler.plain_noise:
         return {}
     affordable = int(SHARE * experiment.gradients(range(len(posterior.stores))) / FORCES)
     sizes = {block: one.size for block, one in results.diagnostics.temperature.items() if block != ALL and one.size}

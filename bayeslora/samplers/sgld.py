@@ -60,6 +60,10 @@ class SGLD(Sampler):
     def curvature_limit(self) -> float:
         return 0.5 if self.integrator == "leimkuhler_matthews" else super().curvature_limit
 
+    @property
+    def plain_noise(self) -> bool:
+        return not self.control_variates
+
     def check(self, group: dict[str, Any]) -> None:
         super().check(group)
         require(

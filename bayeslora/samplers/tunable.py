@@ -36,6 +36,11 @@ class Tunable:
         return True
 
     @property
+    def plain_noise(self) -> bool:
+        """Whether that noise is its force's: no part of it is taken away, and none scaled by coordinate."""
+        return not self.scales_itself
+
+    @property
     def speed(self) -> float:
         """How far a weak, lasting force moves θ in a step, in units of ε × the force."""
         return 1.0

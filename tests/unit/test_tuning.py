@@ -208,8 +208,9 @@ def test_where_noise_lies_it_heats_by_more_than_the_blocks_mean() -> None:
     assert "about 1 of the 3 directions of wide" in table
 
 
-def test_a_sampler_that_noise_does_not_heat_has_none_where_it_lies() -> None:
-    found = on_minibatches(pilot(sampler=partial(SGLRW, lr=1e-3)))
+@each(("sampler", "settings"), [(SGLRW, {}), (SGLD, {"control_variates": True})])
+def test_a_sampler_that_plain_noise_does_not_heat_has_none_where_it_lies(sampler: type, settings: dict) -> None:
+    found = on_minibatches(pilot(sampler=partial(sampler, lr=1e-3, **settings)))
     assert all(block.noise is None and block.heat is not None for block in found.blocks.values())
     assert "where noise lies" not in pilot_table(found)
 
