@@ -36,10 +36,9 @@ from bayeslora.chain.noise_limit import LARGEST, NoisyBlock, cheapest_batch, rem
 from bayeslora.chain.pilot import Curvature, Pilot
 from bayeslora.chain.plan import Plan
 from bayeslora.chain.snapshot import Snapshot, capture, restore
-from bayeslora.counts import counted
 from bayeslora.diagnostics.noise_heat import FORCES, noise_heat, traces
 from bayeslora.diagnostics.projections import block_of
-from bayeslora.diagnostics.values import TOLERANCE, BlockTuning, NoiseHeat, Tuning
+from bayeslora.diagnostics.values import BlockTuning, NoiseHeat, Tuning
 from bayeslora.errors import DivergedError
 from bayeslora.likelihood import NOISE
 from bayeslora.potential import last_match
@@ -61,7 +60,7 @@ TIMES = 5.0
 """Relaxation times in a burn-in that is chosen."""
 FRICTION = (0.005, 0.3)
 """Limits of 1 − μ."""
-FOURS = 2
+FOURS = 4
 """Times four minibatches from which the covariance of the gradient is estimated."""
 SILENCE = 10.0
 """Seconds after which a pilot says where it is."""
@@ -338,63 +337,14 @@ class Tuner:
         return {name: g.clone() for name, g in force.items()}
 
     def _noise_heat(self, block: str, size: int, scale: float) -> NoiseHeat | None:
-        """By how much noise heats a block where it lies; scale: ε·s(1/B − 1/N)/(2kT)."""
+        """By how much noise heats a block where it lies, by the estimate of most noise; scale: ε·s(1/B − 1/N)/(2kT)."""
         sampler = self.pilots[0].sampler
-        if not scale or not (sampler.heated and sampler.plain_noise):
+        if not (scale and self.noise[block] and sampler.heated and sampler.plain_noise):
             return None
-        states = [(scale * first, scale**2 * second) for found in self.noise[block] for first, second in found]
-        return noise_heat(states, size) if states else None
+        most = max(self.noise[block], key=lambda found: fmean(first for first, _ in found))
+        return noise_heat([(scale * first, scale**2 * second) for first, second in most], size)
 
 
 def pilot_plan(plan: Plan) -> Plan:
     """A plan with room for all steps of a pilot: warm-up, then burn-in without end."""
     return Plan(plan.warmup, BURN_IN[1], 1, 1)
-
-
-def pilot_table(found: Tuning) -> str:
-    """What a pilot found, as lines of text."""
-    noisy = any(one.heat is not None for one in found.blocks.values())
-    located = any(one.noise is not None for one in found.blocks.values())
-    width = max(5, *map(len, found.blocks))
-    head = f"{'block':{width}}  coordinates  curvature  step size  relaxation" + noisy * "  heat at most"
-    head += located * "  where noise lies"
-    lines = [
-        f"step sizes from a pilot of {counted(found.steps, 'step')}; every chain of this run keeps them:",
-        f"  {head}",
-    ]
-    for block, one in found.blocks.items():
-        relaxed = "-" if one.relaxation is None else f"{one.relaxation:,.0f}"
-        heat = "" if one.heat is None else f"  {100 * one.heat:10.1f} %"
-        if one.noise is not None:
-            heat += f"  {100 * one.noise.share:,.0f} ± {100 * one.noise.se:,.0f} %".rjust(18)
-        lines.append(
-            f"  {block:{width}}  {one.size:11,}  {one.curvature:9.3g}  {one.step_size:9.3g}  {relaxed:>10}{heat}"
-        )
-    mu = "" if found.momentum is None else f"momentum {found.momentum:.3f}, "
-    slowest = counted(round(found.relaxation), "step")
-    tau = f"slowest relaxation {slowest}, {TIMES:g} times that {TIMES * found.relaxation:,.0f}"
-    lines.append(f"  {mu}{tau}")
-    if noisy:
-        lines.append(f"  heat is that of independent batches of {found.batch_size:,}; reshuffled epochs bring less")
-        if found.batch_size != found.cheapest_batch:
-            best = "null" if found.cheapest_batch is None else found.cheapest_batch
-            lines.append(f"  the slowest block would relax on the fewest examples with chain.batch_size={best}")
-    lines += [f"  {line}" for line in _where_noise_lies(found)]
-    return "\n".join(lines)
-
-
-def _where_noise_lies(found: Tuning) -> list[str]:
-    """What noise does in the block that it heats most beside what the mean over coordinates shows."""
-    heats = {block: one.noise for block, one in found.blocks.items() if one.noise is not None}
-    if not heats:
-        return []
-    worst = max(heats, key=lambda block: heats[block].share)
-    one = heats[worst]
-    if one.share <= 2 * one.mean or one.share - 2 * one.se <= TOLERANCE:
-        return []
-    return [
-        f"that is a mean over coordinates: noise lies in about {max(1, round(one.directions)):,} of the {one.size:,}"
-        f" directions of {worst},",
-        "and what the data determine is too hot there; a larger chain.batch_size makes that less, sampler=sglrw is not"
-        " heated",
-    ]

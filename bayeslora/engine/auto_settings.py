@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from bayeslora.chain import tuning
 from bayeslora.chain.noise_limit import largest_batch
 from bayeslora.chain.tuning import FOURS, Tuner, is_trial
+from bayeslora.chain.tuning_table import pilot_table
 from bayeslora.codec import encode
 from bayeslora.diagnostics.noise_heat import FORCES
 from bayeslora.diagnostics.values import Tuning
@@ -46,7 +47,7 @@ def settled(experiment: Experiment, run: RunDirectory) -> Experiment:
         run.check_writable()
         print(f"{in_words(experiment)}; first a pilot, which finds the step sizes", flush=True)  # noqa: T201
         result = pilot(experiment)
-        print(tuning.pilot_table(result), flush=True)  # noqa: T201
+        print(pilot_table(result), flush=True)  # noqa: T201
         found, table = pilot_settings(experiment, result), encode(result)
     experiment = experiment.settled(found, table)
     return experiment.settled(lengths(experiment))

@@ -15,7 +15,8 @@ from bayeslora.chain.noise_limit import NoisyBlock, cheapest_batch, largest_batc
 from bayeslora.chain.pilot import Curvature, Pilot
 from bayeslora.chain.plan import Plan
 from bayeslora.chain.stack import Stack
-from bayeslora.chain.tuning import BURN_IN, THIN, Tuner, burn_in, momentum, pilot_table, relaxation, thin
+from bayeslora.chain.tuning import BURN_IN, THIN, Tuner, burn_in, momentum, relaxation, thin
+from bayeslora.chain.tuning_table import pilot_table
 from bayeslora.diagnostics.values import Tuning
 from bayeslora.errors import DivergedError
 from bayeslora.likelihood import Gaussian
