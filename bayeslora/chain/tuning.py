@@ -29,7 +29,6 @@ from dataclasses import replace
 from statistics import fmean
 
 import torch
-from torch import Tensor
 
 from bayeslora.chain.chain import Batch
 from bayeslora.chain.noise_limit import LARGEST, NoisyBlock, cheapest_batch, remaining, sharing, whole_batch
@@ -318,23 +317,19 @@ class Tuner:
     def _covariances(self) -> dict[str, list[Traces]]:
         """Of C of one example's gradient tr(C) and tr(C²) in every block, of each chain and four minibatches."""
         found: dict[str, list[Traces]] = {block: [] for block in self.blocks}
-        kept = remaining(self.probed, self.pilots[0].potential.num_data)
+        count = self.pilots[0].potential.num_data
+        kept = remaining(self.probed, count)
         for pilot, batches in zip(self.pilots, self.noisy, strict=True):
             rows = len(pilot.chains) if pilot.chain_axes else 1
             for start in range(0, len(batches), FORCES):
                 several = enumerate(batches[start : start + FORCES], start)
-                forces = [self._force(pilot, batch, step) for step, batch in several]
+                given = (pilot.force(pilot.sampler, [batch], step, count) for step, batch in several)
+                forces = [{name: g.clone() for name, g in force.items()} for force in given]
                 for block, names in self.blocks.items():
                     flat = [torch.cat([force[n].reshape(rows, -1).double() for n in names], 1) for force in forces]
                     by_chain = torch.stack(flat, 1)
                     found[block] += [traces(gram.cpu(), 1 / kept) for gram in by_chain @ by_chain.mT]
         return found
-
-    @staticmethod
-    def _force(pilot: Pilot, batch: Batch, step: int) -> dict[str, Tensor]:
-        """A pilot's force on one minibatch, in tensors of its own."""
-        force = pilot.force(pilot.sampler, [batch], step, pilot.potential.num_data)
-        return {name: g.clone() for name, g in force.items()}
 
     def _noise_heat(self, block: str, size: int, scale: float) -> NoiseHeat | None:
         """By how much noise heats a block where it lies, by the estimate of most noise; scale: ε·s(1/B − 1/N)/(2kT)."""
