@@ -2,6 +2,7 @@
 
     python benchmarks/reproduce.py mrpc-sglrw-short --data FOLDER --also chain.num_chains=2   # the draws they begin at
     python benchmarks/hidden_heat.py --data FOLDER --sampler sgld --lr 0.5  # one sampler, one step size
+    python benchmarks/hidden_heat.py --data FOLDER --sampler sgld --lr 0.5 --batch 256 # with less noise
     python benchmarks/hidden_heat.py --data FOLDER --sampler sgld --lr 0.5 --noise # heat where minibatch noise lies
     python benchmarks/hidden_heat.py --table                                                 # into benchmarks/results
 
@@ -39,6 +40,8 @@ MAKE: dict[str, Callable[..., samplers.Sampler]] = {
     "sglrw": samplers.SGLRW,
 }
 NAMES = {"draws": "SGLRW's draws", "sgld": "SGLD", "sghmc": "SGHMC", "sglrw": "SGLRW"}
+BATCH = 32
+"""Examples a step of the experiment."""
 PAIRS, EVERY, SKIPPED = 768, 20, 80
 """Training pairs that are scored, steps between scores, steps before the first that counts."""
 EARLIER = 4
@@ -46,16 +49,17 @@ EARLIER = 4
 PARTS = Path("outputs/hidden_heat")
 TITLE = f"""# Heat that block temperatures dilute
 
-MiniLM with LoRA on MRPC, T = 1: the NLL of {PAIRS} training pairs in draws of SGLRW (`mrpc-sglrw-short`, two chains,
-without their first {EARLIER}), and where SGLD by the Leimkuhler–Matthews rule goes on from the last of them, scored
-every {EVERY} steps after the first {SKIPPED}. ± is a standard error of the mean over states, taken as independent."""
+MiniLM with LoRA on MRPC, T = 1: the NLL of {PAIRS} training pairs in draws of SGLRW (`mrpc-sglrw-short`, two chains;
+`mrpc-sglrw-single-short`, one of seed 1; without their first {EARLIER}), and where SGLD by the Leimkuhler–Matthews rule
+goes on from the last of them, scored every {EVERY} steps after the first {SKIPPED}. ± is a standard error of the mean
+over states, taken as independent, though states of one chain are not."""
 
 
 NOISE = f"""What the report measures (`diagnostics.noise_heat`), for SGLD at these step sizes at the draws of a chain of
 SGLRW (`mrpc-sglrw-single-short`), four batches of 32 at each of up to {STATES}: by what share of T minibatch noise
 heats a block as a whole, and the directions in which it lies, to first order in ε. Where the data determine all of
 these, the potential is higher by half the trace, summed over blocks 94 nats or .029 a training pair, beside .018 ± .005
-above. The NLL were taken at commit 95f573bdb521 on an Intel Xeon."""
+above. The NLL from `mrpc-sglrw-short` were taken at commit 95f573bdb521 on an Intel Xeon."""
 
 
 class Scored:
@@ -76,9 +80,9 @@ class Scored:
         return total / PAIRS
 
 
-def moved(posterior: Posterior, name: str, lr: float, chain: int, steps: int) -> list[float]:
+def moved(posterior: Posterior, name: str, lr: float, batch: int, chain: int, steps: int) -> list[float]:
     """NLL after every `EVERY` steps of a sampler that goes on from a chain's last draw, at T = 1."""
-    experiment = posterior.experiment
+    experiment = posterior.experiment.settled({"chain.batch_size": batch})
     score, model = Scored(experiment), experiment.model(chain).eval()
     load_into(model, list(posterior.draws(chain=chain))[-1].tensors, "draw")
     params = {key: p for key, p in model.named_parameters() if p.requires_grad}
@@ -101,7 +105,7 @@ def moved(posterior: Posterior, name: str, lr: float, chain: int, steps: int) ->
         sampler.step(closure)
         if step % EVERY == 0:
             found.append(score(model))
-            print(name, lr, chain, step, f"{found[-1]:.4f}", flush=True)
+            print(name, lr, batch, chain, step, f"{found[-1]:.4f}", flush=True)
     return found
 
 
@@ -136,15 +140,18 @@ def noise_rows(parts: list[Mapping[str, Any]]) -> list[list[str]]:
 
 
 def summary(parts: list[Mapping[str, Any]]) -> list[list[str]]:
-    """Cells by sampler and step size: mean NLL of the chains, with the standard error of their mean."""
-    rows: dict[tuple[str, float], list[float]] = {}
+    """Cells by run, sampler, step size and batch: mean NLL of the chains, with the standard error of their mean."""
+    rows: dict[tuple[str, str, float, int], list[float]] = {}
     for part in parts:
         kept = part["nll"][EARLIER:] if part["sampler"] == "draws" else part["nll"][SKIPPED // EVERY :]
-        rows.setdefault((part["sampler"], part["lr"]), []).extend(kept)
+        rows.setdefault((part["run"], part["sampler"], part["lr"], part["batch"]), []).extend(kept)
     return [
-        [NAMES[name], f"{lr:g}", str(len(nll)), pm(statistics.fmean(nll), statistics.stdev(nll) / len(nll) ** 0.5, 4)]
-        for (name, lr), nll in rows.items()
-    ]
+        [
+            run, NAMES[name], f"{lr:g}", str(batch), str(len(nll)),
+            pm(statistics.fmean(nll), statistics.stdev(nll) / len(nll) ** 0.5, 4),
+        ]
+        for (run, name, lr, batch), nll in rows.items()
+    ]  # fmt: skip
 
 
 def main() -> None:
@@ -154,6 +161,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="folder of the data sets")
     parser.add_argument("--sampler", choices=[*MAKE, "draws"])
     parser.add_argument("--lr", type=float, default=0.5)
+    parser.add_argument("--batch", type=int, default=BATCH, help="examples a step")
     parser.add_argument("--chains", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--noise", action="store_true")
@@ -170,16 +178,18 @@ def main() -> None:
             (PARTS / f"noise-{asked.sampler}-{asked.lr:g}.json").write_text(json.dumps(part))
             return
         for chain in asked.chains:
-            score = partial(moved, posterior, asked.sampler, asked.lr, chain, asked.steps)
+            score = partial(moved, posterior, asked.sampler, asked.lr, asked.batch, chain, asked.steps)
             nll = of_draws(posterior, chain) if asked.sampler == "draws" else score()
-            part = {"sampler": asked.sampler, "lr": asked.lr, "chain": chain, "nll": nll}
-            (PARTS / f"{asked.sampler}-{asked.lr:g}-{chain}.json").write_text(json.dumps(part))
+            part = {"sampler": asked.sampler, "lr": asked.lr, "batch": asked.batch, "run": asked.run.parent.name}
+            name = f"{part['run']}-{asked.sampler}-{asked.lr:g}-{asked.batch}-{chain}.json"
+            (PARTS / name).write_text(json.dumps(part | {"chain": chain, "nll": nll}))
         return
     known = json.loads((FOLDER / "hidden_heat.json").read_text())["rows"]
     found = [*known, *(json.loads(file.read_text()) for file in sorted(PARTS.glob("*.json")))]
-    parts = [*{(part["sampler"], part["lr"], part.get("chain")): part for part in found}.values()]
+    keys = ("run", "sampler", "lr", "batch", "chain")
+    parts = [*{tuple(part.get(key) for key in keys): part for part in found}.values()]
     scored, noisy = ([part for part in parts if key in part] for key in ("nll", "noise"))
-    text = table(["", "ε", "states", "NLL of training pairs"], summary(scored))
+    text = table(["draws of", "", "ε", "batch", "states", "NLL of training pairs"], summary(scored))
     heads = ["", "ε", "block", "heat, mean over the block", "where noise lies", "directions"]
     text += f"\n\n{NOISE}\n\n{table(heads, noise_rows(noisy))}"
     source = origin(["peft"], 0, pairs=PAIRS) | {"command": "python benchmarks/hidden_heat.py"}
