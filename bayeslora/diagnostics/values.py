@@ -101,6 +101,24 @@ class NoiseHeat:
 
 
 @dataclass(frozen=True)
+class Steepness:
+    """How long a run's steps are for the steepest direction of its potential.
+
+    Attributes:
+        value: ε·λ, with λ the largest curvature of Ũ there, and what the sampler makes of it.
+        limit: up to which the sampler's law is within a few percent of the posterior's (`Sampler.curvature_limit`).
+    """
+
+    value: float
+    limit: float
+
+    @property
+    def too_long(self) -> bool:
+        """Whether the steps are more than twice as long as that."""
+        return self.value > 2 * self.limit
+
+
+@dataclass(frozen=True)
 class BlockTuning:
     """What a pilot found of a block.
 

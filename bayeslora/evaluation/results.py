@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from bayeslora.codec import FLAT, OPTIONAL, decode, encode
 from bayeslora.diagnostics.convergence import Convergence, FunctionSpace
-from bayeslora.diagnostics.values import Difference, Fidelity, MeasuredTemperature, NoiseHeat, RiskCoverage
+from bayeslora.diagnostics.values import Difference, Fidelity, MeasuredTemperature, NoiseHeat, RiskCoverage, Steepness
 from bayeslora.errors import DataError
 from bayeslora.evaluation.scores import (
     ChainScores,
@@ -131,7 +131,8 @@ class Diagnostics:
     """Convergence of the chains: of each scalar of the draws by its name, of predictions, and between ensembles.
 
     `temperature` has what each block's temperature is by its positions, `kinetic` by its momenta, `noise_heat` how much
-    minibatch noise heats where it lies, of a run of which each block's temperature is right.
+    minibatch noise heats where it lies, of a run of which each block's temperature is right, and `steepness` how long
+    its steps are for the steepest direction.
     """
 
     function_space: FunctionSpace | None = None
@@ -142,6 +143,7 @@ class Diagnostics:
     temperature: dict[str, MeasuredTemperature] = field(default_factory=dict, metadata=OPTIONAL)
     kinetic: dict[str, MeasuredTemperature] = field(default_factory=dict, metadata=OPTIONAL)
     noise_heat: dict[str, NoiseHeat] = field(default_factory=dict, metadata=OPTIONAL)
+    steepness: Steepness | None = field(default=None, metadata=OPTIONAL)
     scalars: dict[str, Convergence] = field(default_factory=dict, metadata=FLAT)
 
     def of(self, name: str) -> Convergence:

@@ -24,6 +24,7 @@ from bayeslora.evaluation.predictions import Predictions
 from bayeslora.evaluation.regression import RegressionPass, evaluate_reals
 from bayeslora.evaluation.results import Provenance, Results, Tokens
 from bayeslora.evaluation.series import Series, scalar_series
+from bayeslora.evaluation.steepness import steepness
 from bayeslora.experiment import Experiment
 from bayeslora.loggers import log_evaluation
 from bayeslora.models.prefix import FromPrefix
@@ -52,8 +53,12 @@ def evaluate(run: RunDirectory, experiment: Experiment) -> Results:
     with run.evaluating():
         series = scalar_series(posterior)
         predictions, results = diagnosed(posterior, experiment, series)
-        heat, acceptance = hidden_heat(posterior, experiment, results), full_data_acceptance(posterior, experiment)
-        diagnostics = replace(results.diagnostics, acceptance=acceptance, noise_heat=heat)
+        diagnostics = replace(
+            results.diagnostics,
+            acceptance=full_data_acceptance(posterior, experiment),
+            noise_heat=hidden_heat(posterior, experiment, results),
+            steepness=steepness(posterior, experiment),
+        )
         results = replace(results, diagnostics=diagnostics)
         results = replace(results, provenance=evaluation_provenance(run, experiment, results, series))
         results = replace(results, criteria=judge(results, experiment.evaluation.criteria))

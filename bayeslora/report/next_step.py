@@ -255,7 +255,7 @@ def _cure_of_scores(results: Results, unmet: Mapping[str, Criterion], settings: 
     failed = [name for name in AGAINST_MAP if name in unmet]
     if not failed or results.map is None:
         return None
-    if (quieter := _cure_of_noise(results, settings)) is not None:
+    if (quieter := _cure_of_steepness(results, settings) or _cure_of_noise(results, settings)) is not None:
         return quieter
     experiment = settings.experiment
     data = experiment.record.get("dataset") or {}
@@ -277,6 +277,18 @@ def _cure_of_scores(results: Results, unmet: Mapping[str, Criterion], settings: 
         changes = {"prior.variance": ",".join(f"{_rounded(variance * by):g}" for by in (0.3, 1, 3))} | changes
         what = "Other priors, compared on held-out training examples:"
     return Step(f"The chains agree and their ensemble {stands}. {what}", settings.command(changes, sweep=True))
+
+
+def _cure_of_steepness(results: Results, settings: _Settings) -> Step | None:
+    """Step sizes of a pilot, where those of the run are too long for the steepest directions."""
+    steepness = results.diagnostics.steepness
+    if steepness is None or not steepness.too_long or "tuning" in settings.experiment.record:
+        return None
+    why = (
+        f"The chains agree, and their steps are too long for the steepest directions (ε·λ = {steepness.value:.2g},"
+        f" accurate up to {steepness.limit:g}). With those that a pilot finds:"
+    )
+    return Step(why, settings.command(dict.fromkeys(("sampler.lr", "chain.burn_in", "chain.thin"), AUTO)))
 
 
 def _cure_of_noise(results: Results, settings: _Settings) -> Step | None:

@@ -12,7 +12,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import ScalarFormatter
 
-from bayeslora.diagnostics.values import ALL, POOLED, TOLERANCE, MeasuredTemperature, NoiseHeat
+from bayeslora.diagnostics.values import ALL, POOLED, TOLERANCE, MeasuredTemperature, NoiseHeat, Steepness
 from bayeslora.evaluation.results import Criterion, Results
 from bayeslora.report.style import INK, PALETTE, QUIET, STYLE, legend, new_figure
 from bayeslora.report.words import block_title, percent
@@ -49,9 +49,20 @@ def measured_temperature_verdict(results: Results, heated: bool = False) -> str 
         return f"The temperature of {first}{more} is not shown to be right ({reason or 'no reason was recorded'})."
     worst = max(off, key=lambda block: abs(off[block] - 1))
     well = f"Every block samples within {limit} of its temperature (at most {_by(off[worst])}, {_name(worst)})."
+    if (steepness := results.diagnostics.steepness) is not None and steepness.too_long:
+        well += _too_long(steepness)
     if results.diagnostics.noise_heat:
         return well + _where_noise_lies(results.diagnostics.noise_heat, tolerance)
     return well + DILUTED if heated else well
+
+
+def _too_long(steepness: Steepness) -> str:
+    """What steps do that are too long for the steepest directions."""
+    return (
+        f" But the steps are too long for the steepest directions: ε·λ is {steepness.value:.2g} there, and the sampler"
+        f" is accurate up to {steepness.limit:g}. What the data determine best may be too hot, which the block's mean"
+        " does not show; the step sizes that a pilot finds (lr = auto) are shorter."
+    )
 
 
 def _where_noise_lies(heats: Mapping[str, NoiseHeat], tolerance: float) -> str:

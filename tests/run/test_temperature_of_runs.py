@@ -85,6 +85,29 @@ def test_minibatches_heat_all_but_the_lattice_walk(settings: tuple[str, ...], he
     assert is_heated(experiment) == heated
 
 
+@each(("lr", "too_long"), [(0.05, False), (0.5, True)])
+def test_the_steepest_direction_tells_whether_steps_are_too_long(lr: float, too_long: bool) -> None:
+    random = torch.Generator().manual_seed(0)
+    inputs = torch.randn(64, 8, generator=random) * torch.tensor([*torch.linspace(0.1, 0.6, 7), 1.4])
+    data = inputs, torch.randn(64, 1, generator=random)
+    posterior = bayeslora.sample(
+        torch.nn.Linear(8, 1, bias=False), data, "sgld", likelihood=Gaussian(noise=1.0), prior=0.1, lr=lr,
+        sampler_settings={"integrator": "leimkuhler_matthews"}, batch_size=None, chains=2, draws=40, thin=8,
+        burn_in=100, warmup=50, test_dataset=data, report=False, progress=False, parallel="stacked",
+    )  # fmt: skip
+    assert posterior.metrics is not None
+    steepness = posterior.metrics.diagnostics.steepness
+    assert steepness is not None
+    hessian = inputs.T @ inputs / 64 + torch.eye(8) / (64 * 0.1)
+    assert steepness.value == pytest.approx(lr * float(torch.linalg.eigvalsh(hessian)[-1]), rel=0.01)
+    assert steepness.too_long == too_long
+
+
+def test_a_run_too_short_to_pay_for_it_is_not_asked_for_its_steepest_direction(tmp_path: Path) -> None:
+    run(tmp_path, *QUIET, "sampler=sgld", base=OWN)
+    assert Results.read(tmp_path / "metrics.json").diagnostics.steepness is None
+
+
 def test_heat_that_a_block_dilutes_is_measured_where_minibatch_noise_lies() -> None:
     """40 weights, two of whose inputs are not 0: SGLD heats those by a third, the block by a fiftieth of T."""
     random = torch.Generator().manual_seed(0)

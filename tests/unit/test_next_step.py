@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from bayeslora.app.compose import to_experiment
-from bayeslora.diagnostics.values import NoiseHeat
+from bayeslora.diagnostics.values import NoiseHeat, Steepness
 from bayeslora.evaluation.criteria import judge
 from bayeslora.evaluation.results import Provenance, Results
 from bayeslora.experiment import Experiment
@@ -39,11 +39,13 @@ def step(
     command: str | None = COMMAND,
     draws: int = 50,
     noise_heat: dict[str, NoiseHeat] | None = None,
+    steepness: Steepness | None = None,
     **values: Any,
 ) -> Step:
-    """What to do next with a run of so many draws a chain, this heat, and these values of its criteria."""
+    """What to do next with a run of so many draws a chain, this heat and steepness, and these criteria."""
     results = Results.from_json(content(**values))
-    results = replace(results, diagnostics=replace(results.diagnostics, noise_heat=noise_heat or {}))
+    measured = replace(results.diagnostics, noise_heat=noise_heat or {}, steepness=steepness)
+    results = replace(results, diagnostics=measured)
     results = replace(results, criteria=judge(results, Criteria()), provenance=Provenance(command))
     run = RunDirectory(root)
 
@@ -160,6 +162,13 @@ def test_scores_below_map_under_noise_that_heats_ask_for_larger_batches(experime
         found = step(experiment, tmp_path, nll_above_map=0.1, noise_heat=heat)
         assert ("noise heats what the data determine" in found.why) == (batch is not None)
         assert batch is None or batch in shlex.split(found.command)
+
+
+def test_scores_below_map_of_steps_too_long_ask_for_those_of_a_pilot(experiment: Experiment, tmp_path: Path) -> None:
+    found = step(experiment, tmp_path, nll_above_map=0.1, steepness=Steepness(12.7, 0.5))
+    assert "too long for the steepest directions (ε·λ = 13, accurate up to 0.5)" in found.why
+    assert shlex.split(found.command)[-3:] == ["sampler.lr=auto", "chain.burn_in=auto", "chain.thin=auto"]
+    assert "steepest" not in step(experiment, tmp_path, nll_above_map=0.1, steepness=Steepness(0.9, 0.5)).why
 
 
 def test_where_all_is_met_the_step_size_is_checked(experiment: Experiment, tmp_path: Path) -> None:

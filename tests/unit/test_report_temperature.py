@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from bayeslora.diagnostics.values import MeasuredTemperature as Measured
-from bayeslora.diagnostics.values import NoiseHeat
+from bayeslora.diagnostics.values import NoiseHeat, Steepness
 from bayeslora.evaluation.results import Criterion, Diagnostics, Results
 from bayeslora.loggers.others import final_scalars
 from bayeslora.report.comparison import Compared, temperature_grid
@@ -59,6 +59,16 @@ def test_where_noise_lies_its_heat_is_said_in_numbers() -> None:
     little, much = NoiseHeat(0.031, 0.01, 0.001, 7.4, 72), NoiseHeat(0.62, 0.12, 0.01, 3.2, 24576)
     assert said(stem=little).endswith("Where minibatch noise lies, it heats by 3.1 % at most (in block stem).")
     assert "noise heats about 3 of the 24,576 directions of block head by 62 % ± 12 %" in said(stem=little, head=much)
+
+
+def test_steps_too_long_for_the_steepest_direction_are_said_where_blocks_are_well() -> None:
+    def said(results: Results, value: float) -> str:
+        steep = replace(results.diagnostics, steepness=Steepness(value, 0.5))
+        return str(measured_temperature_verdict(replace(results, diagnostics=steep)))
+
+    well, hot = of(stem=known(1.02)), of(stem=known(1.63))
+    assert "ε·λ is 13 there, and the sampler is accurate up to 0.5" in said(well, 12.7)
+    assert "too long" not in said(well, 0.9) + said(hot, 12.7)
 
 
 def test_there_is_a_figure_where_there_is_a_number_and_else_the_reason() -> None:
