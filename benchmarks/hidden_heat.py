@@ -119,9 +119,9 @@ def of_draws(posterior: Posterior, chain: int) -> list[float]:
     return found
 
 
-def noise(posterior: Posterior, name: str, lr: float) -> dict[str, dict[str, float]]:
+def noise(posterior: Posterior, name: str, lr: float, batch: int) -> dict[str, dict[str, float]]:
     """By block, how much a sampler would be heated where minibatch noise lies, from states of the run."""
-    experiment = posterior.experiment.but(make_sampler=partial(MAKE[name], lr=lr))
+    experiment = posterior.experiment.settled({"chain.batch_size": batch}).but(make_sampler=partial(MAKE[name], lr=lr))
     moving = experiment.new_chain(0)
     sizes = block_sizes(moving.padding.sizes(moving.params, 0))
     return {block: asdict(one) for block, one in noise_heats(posterior, experiment, sizes, STATES).items()}
@@ -173,16 +173,16 @@ def main() -> None:
             parser.error("give --data and --sampler, or --table")
         posterior = Posterior.load(asked.run, data_path=asked.data / "mrpc")
         PARTS.mkdir(parents=True, exist_ok=True)
+        part = {"sampler": asked.sampler, "lr": asked.lr, "batch": asked.batch, "run": asked.run.parent.name}
+        name = f"{part['run']}-{asked.sampler}-{asked.lr:g}-{asked.batch}"
         if asked.noise:
-            part = {"sampler": asked.sampler, "lr": asked.lr, "noise": noise(posterior, asked.sampler, asked.lr)}
-            (PARTS / f"noise-{asked.sampler}-{asked.lr:g}.json").write_text(json.dumps(part))
+            found = noise(posterior, asked.sampler, asked.lr, asked.batch)
+            (PARTS / f"noise-{name}.json").write_text(json.dumps(part | {"noise": found}))
             return
         for chain in asked.chains:
             score = partial(moved, posterior, asked.sampler, asked.lr, asked.batch, chain, asked.steps)
             nll = of_draws(posterior, chain) if asked.sampler == "draws" else score()
-            part = {"sampler": asked.sampler, "lr": asked.lr, "batch": asked.batch, "run": asked.run.parent.name}
-            name = f"{part['run']}-{asked.sampler}-{asked.lr:g}-{asked.batch}-{chain}.json"
-            (PARTS / name).write_text(json.dumps(part | {"chain": chain, "nll": nll}))
+            (PARTS / f"{name}-{chain}.json").write_text(json.dumps(part | {"chain": chain, "nll": nll}))
         return
     known = json.loads((FOLDER / "hidden_heat.json").read_text())["rows"]
     found = [*known, *(json.loads(file.read_text()) for file in sorted(PARTS.glob("*.json")))]

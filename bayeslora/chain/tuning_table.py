@@ -49,10 +49,8 @@ def _where_noise_lies(found: Tuning) -> list[str]:
     if not hidden:
         return []
     worst = max(hidden, key=lambda block: hidden[block].share)
-    one = hidden[worst]
     return [
-        f"it is a mean over coordinates: the noise lies in about {max(1, round(one.directions)):,} of the {one.size:,}"
-        f" directions of {worst},",
+        f"it is a mean over coordinates: the noise lies in {hidden[worst].where} of {worst},",
         "and what the data determine is too hot there; a larger chain.batch_size makes that less, sampler=sglrw is not"
         " heated",
     ]

@@ -99,6 +99,11 @@ class NoiseHeat:
     directions: float
     size: int
 
+    @property
+    def where(self) -> str:
+        """In how many directions noise lies, in words."""
+        return f"about {max(1, round(self.directions)):,} of the {self.size:,} directions"
+
 
 @dataclass(frozen=True)
 class Steepness:

@@ -8,7 +8,7 @@ from torch import Tensor
 from bayeslora.chain.chain import Chain
 from bayeslora.chain.modes import set_sampling_mode
 from bayeslora.diagnostics.metropolis import accepted, log_ratio, proposal
-from bayeslora.evaluation.forces import step_sizes
+from bayeslora.evaluation.forces import SHARE, step_sizes
 from bayeslora.evaluation.predictions import with_progress
 from bayeslora.evaluation.results import Acceptance
 from bayeslora.experiment import Experiment
@@ -19,8 +19,8 @@ from bayeslora.samplers import Sampler
 
 MOST_EXAMPLES = 2000
 """Training examples up to which steps on all of them are tried."""
-MOST_DRAWS, SHARE = 50, 0.05
-"""Draws of a chain from which a step is tried: so many, as far as they take that share of the run's own gradients."""
+MOST_DRAWS = 50
+"""Draws of a chain from which a step is tried, as far as `SHARE` of the run's own gradients suffices."""
 
 
 def full_data_acceptance(posterior: Posterior, experiment: Experiment) -> Acceptance:
@@ -33,13 +33,13 @@ def full_data_acceptance(posterior: Posterior, experiment: Experiment) -> Accept
     for store in posterior.stores:
         moving = experiment.new_chain(store.chain)
         set_sampling_mode(moving.network)
-        sizes = step_sizes(experiment, moving.params)
         every = -(-len(store) // most)
         for draw in with_progress(
             posterior.draws(store.chain), len(store), f"steps on all data, chain {store.chain}, draws"
         ):
             if draw.index % every == 0:
                 load_into(moving.network, draw.tensors, f"draw {draw.index} of chain {store.chain}")
+                sizes = step_sizes(experiment, moving.params, draw.step)
                 values.append(float(_acceptance(moving, experiment, sizes, draw.step)))
     found = torch.tensor(values, dtype=torch.float64)
     se = float(found.std()) / len(values) ** 0.5 if len(values) > 1 else None

@@ -8,11 +8,15 @@ import torch
 from torch import Tensor
 
 from bayeslora.chain.modes import set_sampling_mode
+from bayeslora.chain.optimizers import sampler_schedule
 from bayeslora.evaluation.predictions import with_progress
 from bayeslora.experiment import Experiment
 from bayeslora.posterior import Posterior
 from bayeslora.posterior.store import Draw, load_into
 from bayeslora.potential import last_match
+
+SHARE = 0.05
+"""Of a run's own gradients, what a diagnostic of its draws may take at most."""
 
 
 class FreshForces:
@@ -58,7 +62,14 @@ class FreshForces:
             return self.moving.force(self.sampler, [self.batches(step)], draw.step, self.num_data)
 
 
-def step_sizes(experiment: Experiment, names: Iterable[str]) -> dict[str, float]:
-    """ε of each parameter, by name, before any schedule."""
-    lr, factors = experiment.sampler_of_one().param_groups[0]["lr"], experiment.chain.lr_factors
-    return {name: lr * last_match(name, factors, 1.0) for name in names}
+def step_sizes(experiment: Experiment, names: Iterable[str], step: int) -> dict[str, float]:
+    """ε of each parameter, by name, in a step of the sampler; the plan's steps count from 1."""
+    lr, chain, plan = experiment.sampler_of_one().param_groups[0]["lr"], experiment.chain, experiment.plan
+    scale = lr * sampler_schedule(chain.schedule, plan, chain.schedule_settings)(step - 1 - plan.warmup)
+    return {name: scale * last_match(name, chain.lr_factors, 1.0) for name in names}
+
+
+def takes_parts(experiment: Experiment) -> bool:
+    """Whether a step's batch is a part of the data."""
+    batch = experiment.chain.batch
+    return batch is not None and batch < len(experiment.data.train)

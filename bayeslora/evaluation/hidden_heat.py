@@ -4,23 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from bayeslora.chain.optimizers import sampler_schedule
 from bayeslora.diagnostics.noise_heat import FORCES, noise_heat, products, traces
 from bayeslora.diagnostics.values import ALL, TOLERANCE, NoiseHeat
 from bayeslora.evaluation.criteria import all_temperatures_shown, off_temperature
-from bayeslora.evaluation.forces import FreshForces, step_sizes
+from bayeslora.evaluation.forces import SHARE, FreshForces, step_sizes, takes_parts
 from bayeslora.evaluation.results import Results
 from bayeslora.experiment import Experiment
 from bayeslora.posterior import Posterior
 
-STATES, SHARE = 32, 0.05
-"""Draws at which forces are taken: so many of all chains, as far as they take that share of the run's own gradients."""
+STATES = 32
+"""Draws of all chains at which forces are taken, as far as `SHARE` of the run's own gradients suffices."""
 
 
 def is_heated(experiment: Experiment) -> bool:
     """Whether minibatch noise heats a run: its batches are parts of the data, and its sampler is not immune."""
-    batch = experiment.chain.batch
-    return batch is not None and batch < len(experiment.data.train) and experiment.sampler_of_one().heated
+    return takes_parts(experiment) and experiment.sampler_of_one().heated
 
 
 def hidden_heat(posterior: Posterior, experiment: Experiment, results: Results) -> dict[str, NoiseHeat]:
@@ -69,10 +67,9 @@ def _of_chain(
 ) -> Iterator[dict[str, tuple[float, float]]]:
     """tr(H) and tr(H²) of every block at every so many draws of a chain."""
     fresh, plan = FreshForces(posterior, experiment, chain), experiment.plan
-    factor = sampler_schedule(experiment.chain.schedule, plan, experiment.chain.schedule_settings)
-    sizes = step_sizes(experiment, fresh.moving.params)
+    scale = fresh.sampler.speed / (2 * fresh.kT)
     for draw in fresh.at_draws("measuring minibatch noise", every):
         later = [plan.total + FORCES * draw.index + nth for nth in range(1, FORCES + 1)]  # no thermometer's batches
         forces = [{name: g.clone() for name, g in fresh.at(draw, step).items()} for step in later]
-        scale = factor(draw.step - 1 - plan.warmup) * fresh.sampler.speed / (2 * fresh.kT)
+        sizes = step_sizes(experiment, fresh.moving.params, draw.step)
         yield {block: traces(gram, scale) for block, gram in products(forces, sizes).items()}

@@ -5,17 +5,16 @@ from __future__ import annotations
 import math
 
 from bayeslora.chain.modes import set_sampling_mode
-from bayeslora.chain.optimizers import sampler_schedule
 from bayeslora.chain.pilot import Curvature
 from bayeslora.diagnostics.values import Steepness
 from bayeslora.errors import DivergedError
-from bayeslora.evaluation.forces import step_sizes
+from bayeslora.evaluation.forces import SHARE, step_sizes, takes_parts
 from bayeslora.experiment import Experiment
 from bayeslora.posterior import Posterior
 from bayeslora.posterior.store import Draw, load_into
 
-PRODUCTS, BATCHES, SHARE = 6, 4, 0.05
-"""Products of a power iteration, minibatches of each, and the share of the run's own gradients that all may take."""
+PRODUCTS, BATCHES = 6, 4
+"""Products of a power iteration, and minibatches of each."""
 
 
 def steepness(posterior: Posterior, experiment: Experiment) -> Steepness | None:
@@ -30,9 +29,9 @@ def steepness(posterior: Posterior, experiment: Experiment) -> Steepness | None:
         posterior: of the run.
         experiment: its own.
     """
-    sampler, settings = experiment.sampler_of_one(), experiment.chain
+    sampler = experiment.sampler_of_one()
     stores = [store for store in posterior.stores if len(store)]
-    batches = BATCHES if settings.batch not in (None, len(experiment.data.train)) else 1
+    batches = BATCHES if takes_parts(experiment) else 1
     taken = 2 * PRODUCTS * batches * sampler.gradients_per_step * len(stores)
     affordable = SHARE * experiment.gradients([store.chain for store in stores])
     if sampler.kT == 0 or sampler.scales_itself or taken > affordable:
@@ -46,13 +45,11 @@ def steepness(posterior: Posterior, experiment: Experiment) -> Steepness | None:
 
 def _of_chain(experiment: Experiment, chain: int, draw: Draw, batches: int) -> float:
     """ε·λ at a draw, by so many fresh batches."""
-    pilot, fresh, plan = experiment.new_pilot(chain), experiment.batches(chain, fresh=True), experiment.plan
+    pilot, fresh = experiment.new_pilot(chain), experiment.batches(chain, fresh=True)
     set_sampling_mode(pilot.network)
     load_into(pilot.network, draw.tensors, f"draw {draw.index} of chain {chain}")
-    schedule = sampler_schedule(experiment.chain.schedule, plan, experiment.chain.schedule_settings)
-    scale = schedule(draw.step - 1 - plan.warmup)
-    sizes = {name: scale * size for name, size in step_sizes(experiment, pilot.params).items()}
+    sizes = step_sizes(experiment, pilot.params, draw.step)
     curvature = Curvature(pilot, [*pilot.params], (PRODUCTS, PRODUCTS))
-    probe = [fresh(plan.total + nth) for nth in range(batches)]
+    probe = [fresh(experiment.plan.total + nth) for nth in range(batches)]
     found = curvature(probe, {name: math.sqrt(size) for name, size in sizes.items()})
     return found + pilot.sampler.own_curvature * max(sizes.values())

@@ -71,12 +71,11 @@ def _where_noise_lies(heats: Mapping[str, NoiseHeat], tolerance: float) -> str:
     one = heats[worst]
     if one.share <= tolerance:
         return f" Where minibatch noise lies, it heats by {percent(one.share, 1)} at most (in {_name(worst)})."
-    few = f"about {max(1, round(one.directions)):,} of the {one.size:,} directions"
     by = f"{percent(one.share, 0)} ± {percent(one.se, 0)}"
     return (
-        f" But minibatch noise heats {few} of {_name(worst)} by {by}, which the block's mean does not show: what the"
-        " data determine is too hot there. A smaller step or a larger batch makes that less; the sampler sglrw is not"
-        " heated."
+        f" But minibatch noise heats {one.where} of {_name(worst)} by {by}, which the block's mean does not show: what"
+        " the data determine is too hot there. A smaller step or a larger batch makes that less; the sampler sglrw is"
+        " not heated."
     )
 
 
