@@ -305,6 +305,7 @@ class Experiment:
             schedule=settings.schedule,
             schedule_settings=settings.schedule_settings,
             lr_factors=settings.lr_factors,
+            scale_free=settings.scale_free,
             full_data=self.loader(self.data.train) if self.control_variates else None,
             max_potential=settings.max_potential,
             likelihood=self.likelihood,

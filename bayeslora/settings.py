@@ -94,6 +94,7 @@ class ChainSettings:
     batch_size: int | str | None = 128
     bucket: int = 1
     from_prior: tuple[str, ...] = ()
+    scale_free: tuple[str, ...] = ()
     warmup: WarmupSettings = field(default_factory=WarmupSettings)
     burn_in: int | str = 2000
     num_draws: int = 100
@@ -120,8 +121,9 @@ class ChainSettings:
             problems.add(f"chain.parallel={self.parallel} is unknown; choose one of {', '.join(PARALLEL)}")
         if self.on_divergence not in ON_DIVERGENCE:
             problems.add(f"chain.on_divergence={self.on_divergence} is unknown; choose {' or '.join(ON_DIVERGENCE)}")
-        if isinstance(self.from_prior, str):
-            problems.add(f"chain.from_prior={self.from_prior} must be a list of names or patterns")
+        named = {key: getattr(self, key) for key in ("from_prior", "scale_free")}
+        texts = {key: value for key, value in named.items() if isinstance(value, str)}
+        problems.add(*(f"chain.{key}={value} must be a list of names or patterns" for key, value in texts.items()))
         if not self.max_potential > 0:
             problems.add(f"chain.max_potential={self.max_potential} must be positive")
         if not self.resume_every >= 0:

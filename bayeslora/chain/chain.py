@@ -13,10 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from bayeslora.chain.divergence import at_fault, cause, diverged
 from bayeslora.chain.modes import check_answers, frozen_statistics, set_sampling_mode
 from bayeslora.chain.optimizers import parameter_groups, plain_step, sampler_schedule, warn_of_bias
 from bayeslora.chain.padding import PaddingRows
 from bayeslora.chain.plan import Phase, Plan
+from bayeslora.chain.scale_free import draw_norms, groups_of
 from bayeslora.chain.stack import Stack
 from bayeslora.errors import DivergedError, require
 from bayeslora.likelihood import Categorical, Likelihood
@@ -49,6 +51,7 @@ class Chain:
         warmup_schedule_settings, schedule_settings: their further arguments.
         lr_factors: factors on the sampler's step size by parameter name, as `potential.matches` reads it; the last
             match wins.
+        scale_free: weights whose norm is drawn when the warm-up ends (`scale_free`), by name or pattern.
         full_data: starts a pass over all training data, in batches; needed for control variates.
         max_potential: Ũ in nats per example beyond which a chain counts as diverged.
         likelihood: what the model's outputs say of a target; None: softmax over classes.
@@ -70,6 +73,7 @@ class Chain:
         schedule: str = "constant",
         schedule_settings: dict[str, Any] | None = None,
         lr_factors: Mapping[str, float] | None = None,
+        scale_free: Iterable[str] = (),
         full_data: Callable[[], Iterable[Batch]] | None = None,
         max_potential: float = 1e6,
         likelihood: Likelihood | None = None,
@@ -86,6 +90,7 @@ class Chain:
             "sampler": sampler_schedule(schedule, plan, schedule_settings or {}),
         }
         self.lr_factors = dict(lr_factors or {})
+        self.scale_free = groups_of(self.params, scale_free)
         self._full_data = full_data
         self._forward: Callable[..., Tensor] = self.model.__call__
         self._train_forward = self._forward
@@ -96,7 +101,7 @@ class Chain:
         self.steps_taken, self._begun = 0, False
         self.take_step: Callable[[Optimizer, Callable[[], Tensor]], Tensor] = plain_step
         self.backward: Callable[[Tensor], None] = Tensor.backward
-        self.over_ranks: Callable[[Tensor], Tensor] = _alone
+        self.over_ranks: Callable[[Tensor], Tensor] = Tensor.detach
 
     @property
     def params(self) -> dict[str, Tensor]:
@@ -197,6 +202,8 @@ class Chain:
         warming_up = self.phase == "warm-up"
         number = 0 if warming_up else 1
         if not warming_up:
+            if self.steps_taken == self.plan.warmup:
+                self._draw_norms(batch)
             self.enter_phase()
         optimizer = self.optimizers[number]
         taken = self.steps_taken - (0 if warming_up else self.plan.warmup)
@@ -206,7 +213,7 @@ class Chain:
         try:
             self.last_potential = self.take_step(optimizer, self._closure(batch, optimizer, warming_up)).detach()
         except DivergedError as error:
-            chains = self._at_fault()
+            chains = at_fault(self.chains, self.last_potential, self.max_potential, self.params.values())
             raise self.diverged(self._why(chains), self.steps_taken + 1, chains) from error
         self.padding.restore(self.params)
         self.steps_taken += 1
@@ -227,31 +234,32 @@ class Chain:
             chains = [chain for chain, bad in zip(self.chains, beyond.reshape(-1).tolist(), strict=True) if bad]
             raise self.diverged(self._why(chains), self.steps_taken, chains)
 
-    def _at_fault(self) -> list[int]:
-        """Numbers of the chains whose potential, or gradient, is why the last step could not be taken."""
-        bad = ~(self.last_potential.reshape(-1).abs() <= self.max_potential)
-        if not bad.any():
-            gradients = [p.grad for p in self.params.values() if p.grad is not None]
-            rows = len(self.chains) if isinstance(self.model, Stack) else 1
-            bad = torch.stack([~g.reshape(rows, -1).isfinite().all(-1) for g in gradients]).any(0)
-        return [chain for chain, at_fault in zip(self.chains, bad.tolist(), strict=True) if at_fault]
-
-    def _why(self, chains: list[int]) -> str:
+    def _why(self, chains: Sequence[int]) -> str:
         """What was wrong with the potential of the first of these chains."""
-        value = float("nan") if not chains else float(self.last_potential.reshape(-1)[self.chains.index(chains[0])])
-        what = "its gradient is not finite"
-        if not math.isfinite(value):
-            what = "it is not finite"
-        elif abs(value) > self.max_potential:
-            what = f"beyond chain.max_potential={self.max_potential:g}"
-        return f"potential_per_example {value:g}, {what}"
+        value = float(self.last_potential.reshape(-1)[self.chains.index(chains[0])]) if chains else math.nan
+        return cause(value, self.max_potential)
 
     @torch.no_grad()
+    def outputs(self, batch: Batch) -> Tensor:
+        """What the model says of a training batch, [B, …] or [K, B, …]; running statistics stay as they are."""
+        with frozen_statistics(self.network):
+            return self._forward(batch[0])
+
     def check_repeatable(self, batch: Batch) -> None:
         """Raise `ConfigError` where the model gives two answers to one batch: dropout, say, that no mode turns off."""
-        with frozen_statistics(self.network):
-            once, again = (self.likelihood.nll(self._forward(batch[0]), batch[1]) for _ in range(2))
+        once, again = (self.likelihood.nll(self.outputs(batch), batch[1]) for _ in range(2))
         check_answers(self.network, torch.allclose(once, again, rtol=1e-3, atol=1e-3, equal_nan=True))
+
+    def _draw_norms(self, batch: Batch) -> None:
+        """Put the norms of scale-free weights where the posterior has them; at T = 0 it has none."""
+        temperature = self.sampler.kT * self.potential.num_data
+        if not self.scale_free or temperature == 0:
+            return
+        with torch.autocast(self.device.type, enabled=False):  # bf16 rounds by more than the scale may matter
+            draw_norms(
+                self.scale_free, self.params, self.potential.prior, lambda: self.outputs(batch),
+                temperature=temperature, seed=self.seed, chains=self.chains, stacked=self.chain_axes > 0,
+            )  # fmt: skip
 
     def enter_phase(self) -> None:
         """What the sampler is told when phases change: where to anchor, when to stop adapting, when to be noisy."""
@@ -382,19 +390,6 @@ class Chain:
 
         return closure
 
-    def diverged(self, what: str, step: int, chains: list[int]) -> DivergedError:
+    def diverged(self, what: str, step: int, chains: Sequence[int]) -> DivergedError:
         """The error for what left the finite numbers in a step (the first is number 1), with the fix."""
-        phase = self.plan.phase(step - 1)
-        of_warmup, of_sampler = "chain.warmup.optimizer.lr smaller", "sampler.lr smaller or the warm-up longer"
-        fix = f"Make {of_warmup if phase == 'warm-up' else of_sampler}"
-        if not self.steps_taken:
-            fix = (
-                "No step was taken yet, so it is not the step size: standardise the inputs and, for regression, the"
-                " targets, or make the initial weights smaller"
-            )
-        numbers = ", ".join(map(str, chains or self.chains))
-        return DivergedError(f"chain {numbers} diverged in step {step:,} ({phase}): {what}. {fix}", chains, step)
-
-
-def _alone(potential: Tensor) -> Tensor:
-    return potential
+        return diverged(what, chains or self.chains, self.plan, step, first=not self.steps_taken)

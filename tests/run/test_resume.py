@@ -29,6 +29,7 @@ from tests.run.zygote import (
 
 SAMPLERS = sorted(path.stem for path in (Path(CONF_DIR) / "sampler").glob("*.yaml"))
 EVERY_STEP = ("chain.resume_every=0", "logger=none", "chain.probe_size=4")
+NORMED = ("model.norm=batch", "chain.scale_free=[stem.0.weight,*conv?.weight]")
 
 
 # Killed
@@ -54,7 +55,7 @@ def test_a_run_killed_amid_any_functions_of_its_chains_ends_with_the_same_draws(
 def test_stacked_chains_killed_amid_any_functions_end_with_the_same_draws(
     sampler: str, zygote: Zygote, reference: Reference, tmp_path: Path
 ) -> None:
-    settings = (*OWN, f"sampler={sampler}", *EVERY_STEP, "chain.parallel=stacked", "model.norm=batch")
+    settings = (*OWN, f"sampler={sampler}", *EVERY_STEP, "chain.parallel=stacked", *NORMED)
     expected, calls = reference(*settings)
     source = random.Random(sampler)
     arguments = (*settings, f"run_dir={tmp_path / 'run'}")
