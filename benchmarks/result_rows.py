@@ -87,7 +87,8 @@ EPOCH = 195
 def fidelity() -> Iterator[tuple[str, Row]]:
     """CIFAR-10, ResNet-20-FRN at T = 1 against the HMC reference: 30 epochs of gradients a chain, four chains.
 
-    Convolutions begin at the prior's norm, where the posterior has them. `sghmc-short`: what two cores do in an hour.
+    Convolutions begin at the prior's norm, where the posterior has them, or are put there after a warm-up by AdamW
+    (`drawn-norms`). `sghmc-short`: what two cores do in an hour.
     """
     data = (
         "dataset.path=DATA/cifar10", "evaluate.reference=DATA/cifar10_hmc/predictive.npz",
@@ -102,6 +103,11 @@ def fidelity() -> Iterator[tuple[str, Row]]:
     )  # fmt: skip
     start = (*wide, f"chain.warmup.steps={12 * EPOCH}")
     factors = "chain.lr_factors={head: 0.1, stem: 0.4}"  # of what noise would heat most (docs/step-size.md)
+    drawn = (  # norm parameters, held back, let convolutions take longer steps
+        *adam, "chain.scale_free=[stem.0.weight,*conv?.weight,*shortcut.0.weight]", "chain.parallel=processes",
+        "chain.lr_factors={blocks.0: 0.3, blocks.1: 0.3, blocks.2: 0.3, norm1: 0.1, norm2: 0.1, shortcut.1: 0.1,"
+        " stem: 0.1, head: 0.05}",
+    )  # fmt: skip
     draws = (factors, "chain.num_draws=14", f"chain.burn_in={4 * EPOCH}", f"chain.thin={EPOCH}")
     own: dict[str, tuple[str, ...]] = {
         "map": (
@@ -123,6 +129,10 @@ def fidelity() -> Iterator[tuple[str, Row]]:
         "sghmc-short": (
             *wide, f"chain.warmup.steps={9 * EPOCH}", f"chain.burn_in={3 * EPOCH}", "chain.num_draws=10",
             f"chain.thin={EPOCH}", "sampler=sghmc", "sampler.lr=0.2", "chain.num_chains=2", "chain.parallel=processes",
+        ),
+        "sghmc-drawn-norms": (
+            *drawn, f"chain.warmup.steps={18 * EPOCH}", f"chain.burn_in={2 * EPOCH}", "chain.num_draws=10",
+            f"chain.thin={EPOCH}", "sampler=sghmc", "sampler.lr=0.5",
         ),
     }  # fmt: skip
     for name, settings in own.items():
