@@ -51,7 +51,7 @@ class Chain:
         warmup_schedule_settings, schedule_settings: their further arguments.
         lr_factors: factors on the sampler's step size by parameter name, as `potential.matches` reads it; the last
             match wins.
-        scale_free: weights whose norm is drawn when the warm-up ends (`scale_free`), by name or pattern.
+        scale_free: weights whose norm is drawn when the warm-up ends (see `chain.scale_free`), by name or pattern.
         full_data: starts a pass over all training data, in batches; needed for control variates.
         max_potential: Ũ in nats per example beyond which a chain counts as diverged.
         likelihood: what the model's outputs say of a target; None: softmax over classes.

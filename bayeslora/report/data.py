@@ -48,6 +48,7 @@ class ReportData:
         absent: why there are no tables and figures of classes.
         next: what to do next: why, and a command to paste; None where nothing is known of the run.
         heated: whether minibatch noise heated the chains.
+        drawn_norms: whether norms of scale-free weights were drawn.
         of_program: whether `bayeslora.sample` made the run, to whose reader settings are arguments.
     """
 
@@ -69,6 +70,7 @@ class ReportData:
     absent: str = "no predictions were recorded"
     next: Step | None = None
     heated: bool = False
+    drawn_norms: bool = False
     of_program: bool = False
 
     @property
@@ -104,6 +106,7 @@ def report_data(
         notes=run_notes(run, experiment),
         next=next_step(results, experiment, run),
         heated=is_heated(experiment),
+        drawn_norms=bool(experiment.chain.scale_free),
         of_program=in_memory(experiment.record.get("dataset")) is not None,
     )
     if isinstance(predictions, RegressionPass):

@@ -84,7 +84,7 @@ def _page(data: ReportData, plots: Mapping[str, list[Plot]]) -> str:
         verdict.verdict(results, data.draws),
         verdict.baselines_verdict(results),
         verdict.convergence_verdict(results),
-        measured_temperature_verdict(results, data.heated) if data.temperature != 0 else None,
+        measured_temperature_verdict(results, data.heated, data.drawn_norms) if data.temperature != 0 else None,
         verdict.temperature_verdict(results, data.temperature),
     ]
     headings, parts = chain_rows.part_rows(results)

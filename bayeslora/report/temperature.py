@@ -26,11 +26,22 @@ DILUTED = (
     " the step size would tell what that costs."
 )
 
+DRAWN = (
+    " Of weights whose norm was drawn (chain.scale_free) that is the temperature of the norm: of their directions it"
+    " shows nothing."
+)
 
-def measured_temperature_verdict(results: Results, heated: bool = False) -> str | None:
+
+def measured_temperature_verdict(results: Results, heated: bool = False, drawn: bool = False) -> str | None:
     """A sentence on the blocks' temperatures, and how much minibatch noise heats where they do not show it.
 
-    None where nothing was read.
+    Args:
+        results: of the run.
+        heated: whether minibatch noise heats its sampler.
+        drawn: whether norms of weights were drawn.
+
+    Returns:
+        None where nothing was read.
     """
     temperatures = results.diagnostics.temperature
     if not temperatures:
@@ -49,6 +60,7 @@ def measured_temperature_verdict(results: Results, heated: bool = False) -> str 
         return f"The temperature of {first}{more} is not shown to be right ({reason or 'no reason was recorded'})."
     worst = max(off, key=lambda block: abs(off[block] - 1))
     well = f"Every block samples within {limit} of its temperature (at most {_by(off[worst])}, {_name(worst)})."
+    well += DRAWN if drawn else ""
     if (steepness := results.diagnostics.steepness) is not None and steepness.too_long:
         well += _too_long(steepness)
     if results.diagnostics.noise_heat:

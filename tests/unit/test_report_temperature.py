@@ -49,6 +49,12 @@ def test_where_minibatch_noise_heats_a_block_at_its_temperature_is_called_a_mean
     assert "mean over" not in f"{measured_temperature_verdict(well)}{measured_temperature_verdict(hot, heated=True)}"
 
 
+def test_of_norms_that_were_drawn_it_is_said_what_a_reading_shows() -> None:
+    well, hot = of(stem=known(1.02)), of(stem=known(1.63))
+    assert "of their directions it shows nothing" in str(measured_temperature_verdict(well, drawn=True))
+    assert "directions" not in f"{measured_temperature_verdict(well)}{measured_temperature_verdict(hot, drawn=True)}"
+
+
 def test_where_noise_lies_its_heat_is_said_in_numbers() -> None:
     well = of(stem=known(1.02), head=known(0.99))
 
