@@ -18,7 +18,7 @@ from bayeslora.chain.modes import check_answers, frozen_statistics, set_sampling
 from bayeslora.chain.optimizers import parameter_groups, plain_step, sampler_schedule, warn_of_bias
 from bayeslora.chain.padding import PaddingRows
 from bayeslora.chain.plan import Phase, Plan
-from bayeslora.chain.scale_free import draw_norms, groups_of
+from bayeslora.chain.scale_free import ScaleFree
 from bayeslora.chain.stack import Stack
 from bayeslora.errors import DivergedError, require
 from bayeslora.likelihood import Categorical, Likelihood
@@ -90,7 +90,7 @@ class Chain:
             "sampler": sampler_schedule(schedule, plan, schedule_settings or {}),
         }
         self.lr_factors = dict(lr_factors or {})
-        self.scale_free = groups_of(self.params, scale_free)
+        self.scale_free = ScaleFree(self.params, scale_free, stacked=self.chain_axes > 0)
         self._full_data = full_data
         self._forward: Callable[..., Tensor] = self.model.__call__
         self._train_forward = self._forward
@@ -198,13 +198,12 @@ class Chain:
         """
         if not self._begun:
             self.check_repeatable(batch)
+            self.scale_free.check(self._in_full(batch))
             self._begun = True
         warming_up = self.phase == "warm-up"
         number = 0 if warming_up else 1
         if not warming_up:
-            if self.steps_taken == self.plan.warmup:
-                self._draw_norms(batch)
-            self.enter_phase()
+            self.enter_phase(batch)
         optimizer = self.optimizers[number]
         taken = self.steps_taken - (0 if warming_up else self.plan.warmup)
         factor = self._factors["warm-up" if warming_up else "sampler"](taken)
@@ -250,20 +249,22 @@ class Chain:
         once, again = (self.likelihood.nll(self.outputs(batch), batch[1]) for _ in range(2))
         check_answers(self.network, torch.allclose(once, again, rtol=1e-3, atol=1e-3, equal_nan=True))
 
-    def _draw_norms(self, batch: Batch) -> None:
-        """Put the norms of scale-free weights where the posterior has them; at T = 0 it has none."""
-        temperature = self.sampler.kT * self.potential.num_data
-        if not self.scale_free or temperature == 0:
-            return
-        with torch.autocast(self.device.type, enabled=False):  # bf16 rounds by more than the scale may matter
-            draw_norms(
-                self.scale_free, self.params, self.potential.prior, lambda: self.outputs(batch),
-                temperature=temperature, seed=self.seed, chains=self.chains, stacked=self.chain_axes > 0,
-            )  # fmt: skip
+    def _in_full(self, batch: Batch) -> Callable[[], Tensor]:
+        """`outputs` of a batch without autocast, which rounds by more than the scale of a weight may matter."""
 
-    def enter_phase(self) -> None:
-        """What the sampler is told when phases change: where to anchor, when to stop adapting, when to be noisy."""
+        def outputs() -> Tensor:
+            with torch.autocast(self.device.type, enabled=False):
+                return self.outputs(batch)
+
+        return outputs
+
+    def enter_phase(self, batch: Batch) -> None:
+        """What happens when phases change: norms are drawn, the sampler anchors, stops adapting, becomes noisy."""
         taken, sampler = self.steps_taken, self.sampler
+        if taken == self.plan.warmup and sampler.kT > 0:  # at T = 0 there is no law to draw from
+            temperature = sampler.kT * self.potential.num_data
+            prior = self.potential.prior
+            self.scale_free.draw_norms(self._in_full(batch), prior, temperature, self.seed, self.chains)
         if taken == self.plan.warmup and getattr(sampler, "control_variates", False):
             sampler.anchor(self._full_closure)  # type: ignore[attr-defined]
         if taken == self.plan.burnt_in:

@@ -44,7 +44,7 @@ def entering(step: int, *overrides: str) -> samplers.Sampler:
     setup = to_experiment(composed(*OWN, "chain.num_chains=1", *overrides))
     chain = setup.new_chain(0)
     chain.steps_taken = step
-    chain.enter_phase()
+    chain.enter_phase(setup.batches(0)(step))
     return chain.sampler
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from bayeslora import samplers
 from bayeslora.chain.chain import Chain
 from bayeslora.chain.plan import Plan
-from bayeslora.chain.scale_free import groups_of
+from bayeslora.chain.scale_free import ScaleFree
 from bayeslora.chain.stack import Stack
 from bayeslora.errors import ConfigError
 from bayeslora.models.layers import FilterResponseNorm
@@ -34,9 +34,13 @@ class Net(nn.Module):
 
 
 def chain_of(
-    norm: str = "frn", scale_free: tuple[str, ...] = ("conv.weight",), temperature: float = 1.0, chains: int = CHAINS
+    norm: str = "frn",
+    scale_free: tuple[str, ...] = ("conv.weight",),
+    temperature: float = 1.0,
+    chains: int = CHAINS,
+    warmup: int = 0,
 ) -> Chain:
-    """Chains at the end of a warm-up of no step, stacked."""
+    """Stacked chains before their first step."""
     torch.manual_seed(0)
     norms = {"frn": FilterResponseNorm, "group": lambda size: nn.GroupNorm(1, size), "none": lambda size: nn.Identity()}
     return Chain(
@@ -44,7 +48,7 @@ def chain_of(
         Potential(Prior(0.2, vectors=0.5), N),
         lambda params, **settings: samplers.SGLD(params, lr=1e-12, **settings),
         lambda params: torch.optim.SGD(params, lr=0.1),
-        Plan(0, 1, 1, 1),
+        Plan(warmup, 1, 1, 1),
         temperature=temperature,
         seed=3,
         number=list(range(chains)),
@@ -100,10 +104,11 @@ def test_chains_of_a_stack_draw_what_they_would_alone():
     assert torch.equal(together.params["conv.weight"][0], chain.params["conv.weight"][0])
 
 
-def test_weights_whose_scale_matters_are_refused_by_name():
+def test_weights_whose_scale_matters_are_refused_by_name_before_the_first_step():
     for norm, name in (("frn", "head.weight"), ("none", "conv.weight"), ("frn", "norm.gamma")):
+        chain = chain_of(norm, (name,), chains=2, warmup=5)
         with pytest.raises(ConfigError, match=f"depends on the scale of {name}"):
-            chain_of(norm, (name,), chains=2).step(batch(2))
+            chain.step(batch(2))
 
 
 def test_nothing_is_drawn_where_the_posterior_is_a_point():
@@ -114,7 +119,23 @@ def test_nothing_is_drawn_where_the_posterior_is_a_point():
 
 
 def test_names_and_patterns():
-    names = ["stem.weight", "stem.bias", "head.weight"]
-    assert groups_of(names, ["s*", "head"]) == [["stem.weight", "stem.bias"], ["head.weight"]]
+    params = dict.fromkeys(["stem.weight", "stem.bias", "head.weight"], torch.zeros(1))
+    assert ScaleFree(params, ["s*", "head"], stacked=False).groups == [["stem.weight", "stem.bias"], ["head.weight"]]
     with pytest.raises(ConfigError, match=r"chain\.scale_free: body names no sampled weight of stem\.weight"):
-        groups_of(names, ["body"])
+        ScaleFree(params, ["body"], stacked=False)
+
+
+def test_a_weight_of_zeros_has_no_direction():
+    chain = chain_of(chains=2)
+    with torch.no_grad():
+        for name in ("weight", "bias"):
+            chain.params[f"conv.{name}"][1, 2] = 0
+    with pytest.raises(ConfigError, match=r"conv\.weight all that leads to an output channel is 0"):
+        chain.step(batch(2))
+
+
+def test_outputs_that_are_the_same_for_every_example_are_no_reason_to_refuse():
+    chain = chain_of(chains=2)
+    with torch.no_grad():
+        chain.params["head.weight"].zero_()
+    chain.step(batch(2))
