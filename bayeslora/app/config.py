@@ -134,7 +134,10 @@ def _check_node(cfg: DictConfig, schema: type, path: str, also: tuple[str, ...] 
             else:
                 typed[key] = value
         except OmegaConfBaseException as error:
-            yield name, f"{name}: {first_line(error)}"
+            if isinstance(value, str) and str(fields_by_name[str(key)].type).startswith("tuple"):
+                yield name, f"{name}={value} must be a list: '{name}=[{value}]'"
+            else:
+                yield name, f"{name}: {first_line(error)}"
 
 
 def check_target(node: Any, path: str) -> Iterator[str]:

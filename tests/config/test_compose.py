@@ -245,6 +245,7 @@ def test_settings_are_forced_and_groups_and_flags_left(argument: str, expected: 
         ("temprature=1", "unknown key temprature: did you mean temperature?"),
         ("experimnt=quickstart", "unknown key experimnt: did you mean experiment?"),
         ("xyz=1", "unknown key xyz: known here: name, seed"),
+        ("chain.from_prior=fc", "chain.from_prior=fc must be a list: 'chain.from_prior=[fc]'"),
         ("seed=a", "seed: Value 'a' of type 'str' could not be converted to Integer"),
         ("chain.num_draws=1.5", "chain.num_draws: Value '1.5' of type 'float' could not be converted to Integer"),
         ("dataset.augment=no", "dataset.augment=no must be true or false"),
