@@ -121,9 +121,6 @@ class ChainSettings:
             problems.add(f"chain.parallel={self.parallel} is unknown; choose one of {', '.join(PARALLEL)}")
         if self.on_divergence not in ON_DIVERGENCE:
             problems.add(f"chain.on_divergence={self.on_divergence} is unknown; choose {' or '.join(ON_DIVERGENCE)}")
-        named = {key: getattr(self, key) for key in ("from_prior", "scale_free")}
-        texts = {key: value for key, value in named.items() if isinstance(value, str)}
-        problems.add(*(f"chain.{key}={value} must be a list of names or patterns" for key, value in texts.items()))
         if not self.max_potential > 0:
             problems.add(f"chain.max_potential={self.max_potential} must be positive")
         if not self.resume_every >= 0:
@@ -276,6 +273,7 @@ ARGUMENTS = {
     "chain.thin": "thin", "chain.num_draws": "draws", "chain.num_chains": "chains", "chain.batch_size": "batch_size",
     "chain.parallel": "parallel", "sampler.lr": "lr", "prior.variance": "prior",
     "chain.lr_factors": "chain_settings['lr_factors']", "chain.probe_size": "chain_settings['probe_size']",
+    "chain.from_prior": "chain_settings['from_prior']", "chain.scale_free": "chain_settings['scale_free']",
     "dataset.validation_size": "val_dataset",
 }  # fmt: skip
 """What `bayeslora.sample` calls the settings that messages name."""
