@@ -103,10 +103,14 @@ def fidelity() -> Iterator[tuple[str, Row]]:
     )  # fmt: skip
     start = (*wide, f"chain.warmup.steps={12 * EPOCH}")
     factors = "chain.lr_factors={head: 0.1, stem: 0.4}"  # of what noise would heat most (docs/step-size.md)
-    drawn = (  # norm parameters, held back, let convolutions take longer steps
-        *adam, "chain.scale_free=[stem.0.weight,*conv?.weight,*shortcut.0.weight]", "chain.parallel=processes",
+    free = (  # norm parameters, held back, let convolutions take longer steps
+        "chain.scale_free=[stem.0.weight,*conv?.weight,*shortcut.0.weight]",
         "chain.lr_factors={blocks.0: 0.3, blocks.1: 0.3, blocks.2: 0.3, norm1: 0.1, norm2: 0.1, shortcut.1: 0.1,"
         " stem: 0.1, head: 0.05}",
+    )  # fmt: skip
+    good = (  # the first chain's MAP of the row before them, so that they differ by the sampler alone
+        *free, "model.checkpoint=outputs/results/fidelity-sghmc-drawn-norms/0/chains/0/map.safetensors",
+        "chain.warmup.steps=0", "chain.num_chains=1", "chain.num_draws=10",
     )  # fmt: skip
     draws = (factors, "chain.num_draws=14", f"chain.burn_in={4 * EPOCH}", f"chain.thin={EPOCH}")
     own: dict[str, tuple[str, ...]] = {
@@ -131,8 +135,14 @@ def fidelity() -> Iterator[tuple[str, Row]]:
             f"chain.thin={EPOCH}", "sampler=sghmc", "sampler.lr=0.2", "chain.num_chains=2", "chain.parallel=processes",
         ),
         "sghmc-drawn-norms": (
-            *drawn, f"chain.warmup.steps={18 * EPOCH}", f"chain.burn_in={2 * EPOCH}", "chain.num_draws=10",
-            f"chain.thin={EPOCH}", "sampler=sghmc", "sampler.lr=0.5",
+            *adam, *free, f"chain.warmup.steps={18 * EPOCH}", f"chain.burn_in={2 * EPOCH}", "chain.num_draws=10",
+            f"chain.thin={EPOCH}", "sampler=sghmc", "sampler.lr=0.5", "chain.num_chains=2", "chain.parallel=processes",
+        ),
+        "sglrw-drawn-norms": (
+            *good, f"chain.burn_in={2 * EPOCH}", f"chain.thin={EPOCH}", "sampler=sglrw", "sampler.lr=2.0",
+        ),
+        "sam_sgld-drawn-norms": (
+            *good, f"chain.burn_in={EPOCH}", f"chain.thin={EPOCH // 2}", "sampler=sam_sgld", "sampler.lr=2.0",
         ),
     }  # fmt: skip
     for name, settings in own.items():
