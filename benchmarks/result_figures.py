@@ -96,9 +96,11 @@ def _epochs(plan: Mapping[str, Any], draws: float) -> float:
 def fidelity(rows: Mapping[str, Runs]) -> Figure | None:
     """Agreement with the HMC posterior and total variation from it, by epochs of gradients a chain.
 
-    Of samplers the draws so far; of MAP a line for one chain's and one for all, the deep ensemble at equal cost.
+    Of samplers the draws so far; of MAP a line for one chain's and one for all, the deep ensemble at equal cost. A row
+    that begins at another's MAP, whose epochs it does not count, is left out.
     """
     first = {name: runs[0] for name, runs in rows.items() if runs and (runs[0].get("reference") or {}).get("curve")}
+    first = {name: one for name, one in first.items() if one["plan"]["warmup"] or not one.get("map")}
     if not first:
         return None
     titles = {"agreement": "agreement with HMC", "total_variation": "total variation from HMC"}
