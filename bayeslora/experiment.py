@@ -212,11 +212,6 @@ class Experiment:
         kT = self.potential.kT(self.temperature) if kT is None else kT
         return with_numbers(self.make_sampler)([nn.Parameter(torch.zeros(1))], kT=kT, seed=self.seed, chain=0)
 
-    @property
-    def speed(self) -> float:
-        """`Sampler.speed` of the run's sampler."""
-        return self.sampler_of_one().speed
-
     # -- the model ----------------------------------------------------------------------------------------------
 
     def make(self, data: Data | None = None) -> nn.Module:

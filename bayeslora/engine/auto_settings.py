@@ -125,8 +125,9 @@ def lengths(experiment: Experiment) -> dict[str, Any]:
     """Momentum, burn-in and thin where they are still open, from the relaxation of the slowest block."""
     found: dict[str, Any] = {}
     if "sampler.momentum" in experiment.open_settings:
-        found["sampler.momentum"] = tuning.momentum(1 / (experiment.relaxations()[0].steps * experiment.speed))
+        tau = experiment.relaxations()[0].steps
+        found["sampler.momentum"] = tuning.momentum(1 / (tau * experiment.sampler_of_one().speed))
         experiment = experiment.settled(found)
-    tau = max(experiment.relaxations()[0].steps, 2 * experiment.speed)
+    tau = max(experiment.relaxations()[0].steps, 2 * experiment.sampler_of_one().speed)
     steps = {"chain.burn_in": tuning.burn_in(tau), "chain.thin": tuning.thin(tau)}
     return found | {key: value for key, value in steps.items() if key in experiment.open_settings}
