@@ -90,7 +90,7 @@ class Chain:
             "sampler": sampler_schedule(schedule, plan, schedule_settings or {}),
         }
         self.lr_factors = dict(lr_factors or {})
-        self.scale_free = ScaleFree(self.params, scale_free, stacked=self.chain_axes > 0)
+        self.scale_free = ScaleFree(self.params, scale_free, self.chain_axes > 0, self.potential.prior, temperature)
         self._full_data = full_data
         self._forward: Callable[..., Tensor] = self.model.__call__
         self._train_forward = self._forward
@@ -262,9 +262,7 @@ class Chain:
         """What happens when phases change: norms are drawn, the sampler anchors, stops adapting, becomes noisy."""
         taken, sampler = self.steps_taken, self.sampler
         if taken == self.plan.warmup and sampler.kT > 0:  # at T = 0 there is no law to draw from
-            temperature = sampler.kT * self.potential.num_data
-            prior = self.potential.prior
-            self.scale_free.draw_norms(self._in_full(batch), prior, temperature, self.seed, self.chains)
+            self.scale_free.draw_norms(self._in_full(batch), self.seed, self.chains)
         if taken == self.plan.warmup and getattr(sampler, "control_variates", False):
             sampler.anchor(self._full_closure)  # type: ignore[attr-defined]
         if taken == self.plan.burnt_in:

@@ -7,7 +7,8 @@ inform, and of their norm, of which the prior alone speaks,
     ‖θ/σ‖ ~ √T·χ_d,     independent of all else.
 
 An optimizer leaves that norm far below, and a sampler takes Nσ²/ε steps to find it, longer than most runs; until then a
-step turns the weights too far, by √(2ε/N)/|θ|. Drawn, it is exact from the first step on, and no prediction changes.
+step turns the weights too far, by √(2ε/N)/|θ|. Drawn, it is right from the first step on, and predictions stay, but
+for what the ε of norm layers does at small norms.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from bayeslora.potential import Prior, matches
 from bayeslora.rng import seeded
 
 TOLERANCE = 0.01
-"""Share of the outputs' spread over a batch by which they may change with the scale: the ε of norm layers lets them."""
+"""Share of the outputs' spread over a batch by which they may change with the scale, about the prior's norm."""
 
 
 class ScaleFree:
@@ -34,13 +35,17 @@ class ScaleFree:
         params: of the chain or the stacked chains, by name; changed in place.
         patterns: which weights, by name (see `potential.matches`).
         stacked: whether the parameters of several chains lie side by side, on a leading axis.
+        prior: of the parameters.
+        temperature: T; 0 as 1, the scale on which weights are then looked at.
 
     Raises:
         ConfigError: a pattern names no sampled weight.
     """
 
-    def __init__(self, params: Mapping[str, Tensor], patterns: Iterable[str], stacked: bool) -> None:
-        self.params, self.stacked = params, stacked
+    def __init__(
+        self, params: Mapping[str, Tensor], patterns: Iterable[str], stacked: bool, prior: Prior, temperature: float
+    ) -> None:
+        self.params, self.stacked, self.prior, self.temperature = params, stacked, prior, temperature or 1.0
         groups: dict[str, list[str]] = {}
         for pattern in patterns:
             chosen = [name for name in params if matches(name, pattern) and not name.endswith("bias")]
@@ -54,72 +59,60 @@ class ScaleFree:
     def check(self, outputs: Callable[[], Tensor]) -> None:
         """Raise `ConfigError` where outputs, [B, …] or [K, B, …], depend on the scale of one of the weights."""
         for names in self.groups:
-            self._rows(names, outputs)
+            self._units(names, outputs)
 
     @torch.no_grad()
-    def draw_norms(
-        self, outputs: Callable[[], Tensor], prior: Prior, temperature: float, seed: int, chains: Sequence[int]
-    ) -> None:
+    def draw_norms(self, outputs: Callable[[], Tensor], seed: int, chains: Sequence[int]) -> None:
         """Draw the norm of each weight: of every output channel by itself where outputs allow that, else of the whole.
 
         Args:
             outputs: of one batch at the present parameters, [B, …], or [K, B, …] if stacked.
-            prior: of the parameters.
-            temperature: T.
             seed, chains: of the numbers drawn; chains in their order.
 
         Raises:
-            ConfigError: outputs depend on the scale of one of the weights.
+            ConfigError: outputs depend on the scale of one of the weights, or a weight is 0.
         """
-        if not self.groups:
-            return
-        start = self._answers(outputs)
         for names in self.groups:
-            tensors, rows = self._tensors(names), self._rows(names, outputs)
-            precisions = [prior.precision(name, t.shape[1:]) for name, t in zip(names, tensors, strict=True)]
-            squares = sum(p * r.double().square().sum(-1) for r, p in zip(rows, precisions, strict=True))
-            assert isinstance(squares, Tensor)
+            units = self._units(names, outputs)
             require(
-                bool((squares > 0).all()),
-                f"chain.scale_free: of {names[0]} all that leads to an output channel is 0, which has no direction;"
-                " let the weights begin elsewhere",
+                all(bool(row.isfinite().all()) for row in units),
+                f"chain.scale_free: of {names[0]} all that leads to an output channel is 0, which has no direction; let"
+                " the weights begin elsewhere",
             )
-            size = float(sum(row.shape[-1] for row in rows))
-            law, drawn = Chi2(torch.full(squares.shape[1:], size, dtype=torch.float64)), []
+            size = float(sum(row.shape[-1] for row in units))
+            law, drawn = Chi2(torch.full(units[0].shape[1:2], size, dtype=torch.float64)), []
             for chain in chains:
                 with seeded(seed, chain, 0, f"norm of {names[0]}"):
                     drawn.append(law.sample())
-            _scale(tensors, rows, (temperature * torch.stack(drawn).to(squares) / squares).sqrt())
-        change = _difference(self._answers(outputs), start)
-        require(
-            change <= TOLERANCE,
-            f"chain.scale_free: with new norms outputs change by {change:.2g} of their spread over examples (at most"
-            f" {TOLERANCE:g}): the ε of the norm layers is too large for weights so small",
-        )
+            factors = (torch.stack(drawn) / size).sqrt().to(units[0])[..., None]
+            _put(self._tensors(names), [row * factors for row in units])
 
-    def _rows(self, names: list[str], outputs: Callable[[], Tensor]) -> list[Tensor]:
-        """Copies of a weight and its bias as [K, groups, size], each group's scale free."""
-        changes = []
+    def _units(self, names: list[str], outputs: Callable[[], Tensor]) -> list[Tensor]:
+        """A weight and its bias, [K, groups, size], at the root mean square norm of their law.
+
+        The groups are such that about that norm outputs do not depend on the scale of any. The parameters stay.
+        """
+        tensors, changes = self._tensors(names), []
+        precisions = [self.prior.precision(name, t.shape[1:]) for name, t in zip(names, tensors, strict=True)]
         for by_channel in (True, False):
-            tensors = self._tensors(names)
             rows = [t.reshape(len(t), t.shape[1] if by_channel else 1, -1).clone() for t in tensors]
-            changes.append(self._change_with_scale(tensors, rows, outputs))
+            size = sum(row.shape[-1] for row in rows)
+            squares = [p * row.double().square().sum(-1) for row, p in zip(rows, precisions, strict=True)]
+            factors = (self.temperature * size / torch.stack(squares).sum(0)).sqrt()[..., None]
+            units = [row * factors.to(row) for row in rows]
+            _put(tensors, units)
+            before, groups = self._answers(outputs), rows[0].shape[1]
+            other = (torch.logspace(-1, 1, groups, base=2) if groups > 1 else torch.tensor([2.0])).to(rows[0])[:, None]
+            _put(tensors, [row * other for row in units])
+            changes.append(_difference(self._answers(outputs), before))
+            _put(tensors, rows)
             if changes[-1] <= TOLERANCE:
-                return rows
+                return units
         raise ConfigError(
             f"chain.scale_free: what the model answers depends on the scale of {names[0]}: with other norms of its"
             f" output channels outputs change by {changes[0]:.2g} of their spread over examples, with another norm of"
             f" the whole by {changes[1]:.2g} (at most {TOLERANCE:g}). Name weights that lead straight into a norm layer"
         )
-
-    def _change_with_scale(self, tensors: list[Tensor], rows: list[Tensor], outputs: Callable[[], Tensor]) -> float:
-        """By how much answers change where groups are scaled by 1/2 to 2, one unlike the next; then they come back."""
-        before, groups = self._answers(outputs), rows[0].shape[1]
-        factors = torch.logspace(-1, 1, groups, base=2) if groups > 1 else torch.tensor([2.0])
-        _scale(tensors, rows, factors.to(rows[0]).expand(len(rows[0]), groups))
-        change = _difference(self._answers(outputs), before)
-        _scale(tensors, rows, torch.ones_like(rows[0][..., 0]))
-        return change
 
     def _tensors(self, names: list[str]) -> list[Tensor]:
         return [self.params[name] if self.stacked else self.params[name][None] for name in names]
@@ -128,10 +121,10 @@ class ScaleFree:
         return outputs().double() if self.stacked else outputs().double()[None]
 
 
-def _scale(tensors: Iterable[Tensor], rows: Iterable[Tensor], factors: Tensor) -> None:
-    """Put rows [K, groups, size], times factors [K, groups], into tensors."""
+def _put(tensors: Iterable[Tensor], rows: Iterable[Tensor]) -> None:
+    """Copy rows [K, groups, size] into the tensors that they are of."""
     for tensor, row in zip(tensors, rows, strict=True):
-        tensor.copy_((row * factors[..., None].to(row)).reshape(tensor.shape))
+        tensor.copy_(row.reshape(tensor.shape))
 
 
 def _difference(after: Tensor, before: Tensor) -> float:

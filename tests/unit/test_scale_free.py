@@ -120,9 +120,12 @@ def test_nothing_is_drawn_where_the_posterior_is_a_point():
 
 def test_names_and_patterns():
     params = dict.fromkeys(["stem.weight", "stem.bias", "head.weight"], torch.zeros(1))
-    assert ScaleFree(params, ["s*", "head"], stacked=False).groups == [["stem.weight", "stem.bias"], ["head.weight"]]
+    assert ScaleFree(params, ["s*", "head"], False, Prior(), 1.0).groups == [
+        ["stem.weight", "stem.bias"],
+        ["head.weight"],
+    ]
     with pytest.raises(ConfigError, match=r"chain\.scale_free: body names no sampled weight of stem\.weight"):
-        ScaleFree(params, ["body"], stacked=False)
+        ScaleFree(params, ["body"], False, Prior(), 1.0)
 
 
 def test_a_weight_of_zeros_has_no_direction():
@@ -132,6 +135,19 @@ def test_a_weight_of_zeros_has_no_direction():
             chain.params[f"conv.{name}"][1, 2] = 0
     with pytest.raises(ConfigError, match=r"conv\.weight all that leads to an output channel is 0"):
         chain.step(batch(2))
+
+
+def test_norms_so_small_that_the_norm_layers_epsilon_matters_are_drawn_too():
+    chain = chain_of(chains=2, warmup=5)
+    with torch.no_grad():
+        for name in ("weight", "bias"):
+            chain.params[f"conv.{name}"].mul_(1e-4)
+    before = {name: p.detach().clone() for name, p in chain.params.items()}
+    chain.scale_free.check(lambda: chain.outputs(batch(2)))  # also of a run that goes on in its warm-up
+    assert all(torch.equal(p, before[name]) for name, p in chain.params.items())
+    with torch.no_grad():
+        chain.scale_free.draw_norms(lambda: chain.outputs(batch(2)), 3, [0, 1])
+    assert (squares(chain) > 3).all()
 
 
 def test_outputs_that_are_the_same_for_every_example_are_no_reason_to_refuse():
