@@ -60,6 +60,8 @@ def run(
     times = where / "cpu_seconds.json"
     spent = (json.loads(times.read_text()) if times.exists() else 0.0) + _cpu_seconds() - before
     times.write_text(json.dumps(spent))
+    if not (where / "metrics.json").exists():  # chain.index named some of its chains
+        sys.exit(f"{name}: these chains are done; the row is evaluated when all of them are")
     written = shlex.join([*ROWS[name].command(name, seed), *also])
     found = numbers_of(where)
     found["provenance"].pop("command")  # it says where the data lie on this machine
