@@ -193,7 +193,7 @@ class Chain:
         """One step of the warm-up's optimizer or of the sampler. Returns Ũ of the batch: scalar, or [K].
 
         Raises:
-            ConfigError: the model gives two answers to one batch.
+            ConfigError: the model gives two answers to one batch, or depends on the scale of a scale-free weight.
             DivergedError: the potential or its gradient became NaN or infinite, or the potential too large.
         """
         if not self._begun:

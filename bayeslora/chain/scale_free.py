@@ -84,13 +84,13 @@ class ScaleFree:
             for chain in chains:
                 with seeded(seed, chain, 0, f"norm of {names[0]}"):
                     drawn.append(law.sample())
-            factors = (torch.stack(drawn) / size).sqrt().to(units[0])[..., None]
-            _put(self._tensors(names), [row * factors for row in units])
+            norms = (self.temperature * torch.stack(drawn)).sqrt().to(units[0])[..., None]
+            _put(self._tensors(names), [row * norms for row in units])
 
     def _units(self, names: list[str], outputs: Callable[[], Tensor]) -> list[Tensor]:
-        """A weight and its bias, [K, groups, size], at the root mean square norm of their law.
+        """The direction of a weight with its bias: both as [K, groups, size], such that ‖θ/σ‖ of each group is 1.
 
-        The groups are such that about that norm outputs do not depend on the scale of any. The parameters stay.
+        About the usual norm of their law outputs do not depend on the scale of any group. The parameters stay.
         """
         tensors, changes = self._tensors(names), []
         precisions = [self.prior.precision(name, t.shape[1:]) for name, t in zip(names, tensors, strict=True)]
@@ -98,12 +98,12 @@ class ScaleFree:
             rows = [t.reshape(len(t), t.shape[1] if by_channel else 1, -1).clone() for t in tensors]
             size = sum(row.shape[-1] for row in rows)
             squares = [p * row.double().square().sum(-1) for row, p in zip(rows, precisions, strict=True)]
-            factors = (self.temperature * size / torch.stack(squares).sum(0)).sqrt()[..., None]
-            units = [row * factors.to(row) for row in rows]
-            _put(tensors, units)
+            inverse = torch.stack(squares).sum(0).rsqrt()[..., None]
+            units, usual = [row * inverse.to(row) for row in rows], (self.temperature * size) ** 0.5
+            _put(tensors, [row * usual for row in units])
             before, groups = self._answers(outputs), rows[0].shape[1]
             other = (torch.logspace(-1, 1, groups, base=2) if groups > 1 else torch.tensor([2.0])).to(rows[0])[:, None]
-            _put(tensors, [row * other for row in units])
+            _put(tensors, [row * usual * other for row in units])
             changes.append(_difference(self._answers(outputs), before))
             _put(tensors, rows)
             if changes[-1] <= TOLERANCE:
@@ -130,8 +130,9 @@ def _put(tensors: Iterable[Tensor], rows: Iterable[Tensor]) -> None:
 def _difference(after: Tensor, before: Tensor) -> float:
     """‖after − before‖ of [K, B, …] as a share of how widely `before` is spread over the batch: the largest over K.
 
-    0 where both are the same; outputs that are not finite are found by the step.
+    0 where both are the same, and where `before` is not finite, which the step will say.
     """
     spread = before - (before.mean(1, keepdim=True) if before.shape[1] > 1 else before.mean())
-    of_each = [t.flatten(1).norm(dim=1) for t in (after - before, spread)]
-    return float((of_each[0] / of_each[1]).nan_to_num(nan=0.0, posinf=math.inf).max())
+    change, width = (t.flatten(1).norm(dim=1) for t in (after - before, spread))
+    share = (change / width).nan_to_num(nan=math.inf, posinf=math.inf)
+    return float(share.where((change != 0) & width.isfinite(), 0.0).max())

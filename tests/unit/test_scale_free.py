@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from bayeslora import samplers
 from bayeslora.chain.chain import Chain
 from bayeslora.chain.plan import Plan
-from bayeslora.chain.scale_free import ScaleFree
+from bayeslora.chain.scale_free import ScaleFree, _difference
 from bayeslora.chain.stack import Stack
 from bayeslora.errors import ConfigError
 from bayeslora.models.layers import FilterResponseNorm
@@ -148,6 +148,12 @@ def test_norms_so_small_that_the_norm_layers_epsilon_matters_are_drawn_too():
     with torch.no_grad():
         chain.scale_free.draw_norms(lambda: chain.outputs(batch(2)), 3, [0, 1])
     assert (squares(chain) > 3).all()
+
+
+def test_outputs_that_leave_the_finite_numbers_are_a_change_unless_they_were_there_already():
+    finite, lost = torch.randn(2, 6, 3), torch.full((2, 6, 3), torch.nan)
+    assert _difference(lost, finite) == float("inf")
+    assert _difference(lost, lost) == _difference(finite, lost) == _difference(finite, finite) == 0
 
 
 def test_outputs_that_are_the_same_for_every_example_are_no_reason_to_refuse():
