@@ -117,9 +117,8 @@ def _check_model(experiment: Experiment) -> None:
     names = [name for name, p in model.named_parameters() if p.requires_grad]
     require(bool(names), "model: no parameter requires a gradient: none to sample")
     problems = Problems()
-    if experiment.checkpoint is not None:
-        with problems.collect():
-            experiment.checkpoint.fitting(model)
+    with problems.collect():
+        experiment.starts.check(model, experiment.chain.num_chains)
     for key, patterns in (
         ("chain.lr_factors", experiment.chain.lr_factors),
         ("prior.overrides", experiment.prior.overrides),

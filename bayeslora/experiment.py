@@ -28,8 +28,8 @@ from bayeslora.diagnostics.relaxation import Relaxation, relaxations, too_short
 from bayeslora.errors import ConfigError
 from bayeslora.factories import naming, offer, settings_of
 from bayeslora.likelihood import NOISE, Likelihood
-from bayeslora.models.checkpoint import Checkpoint
 from bayeslora.models.keywords import take_keywords
+from bayeslora.models.starts import Starts
 from bayeslora.parts import check_kind, check_temperature, is_own, precision_of, with_numbers
 from bayeslora.potential import Potential, Prior, last_match
 from bayeslora.rng import derive_seed, generator, seeded
@@ -68,8 +68,8 @@ class Experiment:
         make_ood: loads the dataset that `evaluate.ood` names.
         callbacks, loggers: factories by name, which take what of a run they ask for (see `factories.offer`).
         record: all of it as plain values, which `config.yaml` holds and repeated runs are compared by.
-        checkpoint: weights with which all chains begin; None: with those that the model is made with.
-        trained: whether these are somebody's, which are the MAP baseline where there is no warm-up.
+        starts: weights with which chains begin, where these are not those that the model is made with.
+        trained: whether they begin with somebody's, which are the MAP baseline where there is no warm-up.
         flat: how a `Stack` runs the model, as its trial step showed; None: as its structure says.
         fingerprint: what the models of all chains share; None where it was not looked at.
         fixed: the run's own values of tensors that are not sampled and are drawn at random.
@@ -94,7 +94,7 @@ class Experiment:
     make_ood: Callable[[], Data] | None = None
     callbacks: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
     loggers: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
-    checkpoint: Checkpoint | None = None
+    starts: Starts = field(default_factory=Starts)
     trained: bool = False
     flat: bool | None = None
     fingerprint: Fingerprint | None = None
@@ -207,6 +207,10 @@ class Experiment:
             return self.plan.total
         return self.plan.warmup if self.plan.warmup or self.trained else None
 
+    def keeps_map(self, chain: int) -> bool:
+        """Whether a chain has a MAP baseline of its own: where all begin at one, chain 0 has it."""
+        return self.map_step is not None and (self.map_step > 0 or chain == 0 or self.starts.apart)
+
     def sampler_of_one(self, kT: float | None = None) -> Sampler:
         """The run's sampler, of a model of one parameter; kT: None for the run's."""
         kT = self.potential.kT(self.temperature) if kT is None else kT
@@ -234,7 +238,7 @@ class Experiment:
         """
         data = self.data  # loaded by now: no number of the seed's goes to that
         with seeded(self.seed, chain, 0, "init"):
-            model = self._begun(self.make(data))
+            model = self.starts.load_into(self.make(data), chain)
             self.likelihood.extend(self.prior).for_model(model).draw_into(model, self.chain.from_prior)
         put_fixed(model, self.fixed)
         if differences := Fingerprint.of(model).differences(self.fingerprint) if self.fingerprint else []:
@@ -255,13 +259,7 @@ class Experiment:
             return data
         from bayeslora.models.prefix import with_prefix
 
-        return with_prefix(data, self._begun(self.make(data)).to(self.device), self.device)
-
-    def _begun(self, model: nn.Module) -> nn.Module:
-        """The model with the weights of `checkpoint`, if there is one."""
-        if self.checkpoint is not None:
-            self.checkpoint.load_into(model)
-        return model
+        return with_prefix(data, self.starts.load_into(self.make(data)).to(self.device), self.device)
 
     def identified(self, run: RunDirectory) -> Experiment:
         """The experiment with what the models of all chains share (`fingerprint`), and what they take from `fixed`.

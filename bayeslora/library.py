@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -30,10 +30,12 @@ from bayeslora.evaluation.run import check_recorded_nll, evaluate
 from bayeslora.experiment import Experiment
 from bayeslora.factories import check_arguments, described, naming, of_instance, settings_of, target_of
 from bayeslora.likelihood import LIKELIHOODS, Bernoulli, Categorical, Gaussian, Likelihood
+from bayeslora.models.starts import OfModule, Starts
 from bayeslora.parts import check_kind, check_sampler, check_temperature, copied, precision_of
 from bayeslora.posterior import Posterior
 from bayeslora.potential import Prior, matches
 from bayeslora.runs.directory import RunDirectory
+from bayeslora.runs.identity import Fingerprint, first_few
 from bayeslora.samplers import BY_NAME, Sampler
 from bayeslora.settings import AUTO, ChainSettings, Evaluation, TrainerSettings, in_arguments
 
@@ -60,11 +62,11 @@ def _told_by_argument() -> Iterator[None]:
 
 @_told_by_argument()
 def sample(
-    model: nn.Module | Callable[[], nn.Module], dataset: Any, sampler: str | Callable[..., Sampler] = "baoab", *,
-    likelihood: str | Likelihood | None = None, prior: Prior | float | None = None, temperature: float = 1.0,
-    lr: float | str | None = None, chains: int = 4, draws: int = 200, thin: int | str = AUTO,
-    burn_in: int | str = AUTO, warmup: int = 500, warmup_lr: float = 1e-2, plan: Plan | None = None,
-    batch_size: int | str | None = AUTO, val_dataset: Any = None, test_dataset: Any = None,
+    model: nn.Module | Sequence[nn.Module] | Callable[[], nn.Module], dataset: Any,
+    sampler: str | Callable[..., Sampler] = "baoab", *, likelihood: str | Likelihood | None = None,
+    prior: Prior | float | None = None, temperature: float = 1.0, lr: float | str | None = None, chains: int = 4,
+    draws: int = 200, thin: int | str = AUTO, burn_in: int | str = AUTO, warmup: int = 500, warmup_lr: float = 1e-2,
+    plan: Plan | None = None, batch_size: int | str | None = AUTO, val_dataset: Any = None, test_dataset: Any = None,
     class_names: tuple[str, ...] | None = None, seed: int = 0, parallel: str = AUTO, device: str = "cpu",
     run_dir: Path | str | None = None, name: str = "sample", progress: bool = True, report: bool = True,
     sampler_settings: Mapping[str, Any] | None = None, chain_settings: Mapping[str, Any] | None = None,
@@ -73,8 +75,8 @@ def sample(
 
     Args:
         model: maps a batch of inputs to logits [B, C] (classes) or means [B, D] (regression). A module: every chain
-            begins with its weights, which with `warmup=0` are the MAP baseline. A function that makes one: every chain
-            with its own, drawn under the chain's seed, which lets R-hat see more.
+            begins with its weights, which with `warmup=0` are the MAP baseline. As many modules as chains (a deep
+            ensemble), or a function that makes one: each with its own, which lets R-hat see more.
         dataset: map-style, of (input, target) items, or a pair of tensors (inputs, targets). An input may be a
             dictionary of several, which the model takes as keywords; so may be an item that holds its `label` too.
             Whole-number targets are classes, one an example or, [N, …], one at each position of the outputs [B, C, …];
@@ -125,14 +127,15 @@ def sample(
     labels = likelihood == "bernoulli" or isinstance(likelihood, Bernoulli)
     data = from_examples(dataset, test_dataset, val_dataset, name=name, class_names=class_names, precision=None,
                          labels=labels)  # fmt: skip
-    example = _example(model)
+    one, starts = _starts(model)
+    example = _example(one)
     data = data.in_precision(precision_of(example)) if data.reals else data
     phases = {"warmup": warmup, "num_draws": draws, "thin": thin, "burn_in": burn_in} if plan is None else vars(plan)
     run, keeps = _run(run_dir)
     experiment = _experiment(
         _chain(phases, chains, batch_size, len(data.train)) | {"parallel": parallel, **_plain(chain_settings or {})},
-        make_model=_model(model), make_warmup=_warmup(_plain(warmup_lr)), data=data, run=run, kept=keeps is None,
-        make_sampler=_sampler(sampler, _plain(lr), _plain(sampler_settings or {})),
+        make_model=_model(one), make_warmup=_warmup(_plain(warmup_lr)), data=data, run=run, kept=keeps is None,
+        starts=starts, make_sampler=_sampler(sampler, _plain(lr), _plain(sampler_settings or {})),
         likelihood=_likelihood(likelihood, data), prior=_prior(prior, example), trainer=_trainer(device),
         callbacks={"thermometer": Thermometer} | ({"online": Online, "progress": Progress} if progress else {}),
         evaluation=Evaluation(report=report), **_plain({"name": name, "seed": seed, "temperature": temperature}),
@@ -182,9 +185,9 @@ def _sampled(experiment: Experiment, run: RunDirectory, keeps: Any, evaluated: b
 
 def _experiment(
     chain: dict[str, Any], *, make_model: partial[nn.Module], make_sampler: partial[Sampler],
-    make_warmup: partial[torch.optim.AdamW], data: Data, likelihood: Likelihood, prior: Prior, trainer: TrainerSettings,
-    callbacks: dict[str, Callable[..., Any]], evaluation: Evaluation, run: RunDirectory, kept: bool, name: str,
-    seed: int, temperature: float,
+    make_warmup: partial[torch.optim.AdamW], starts: Starts, data: Data, likelihood: Likelihood, prior: Prior,
+    trainer: TrainerSettings, callbacks: dict[str, Callable[..., Any]], evaluation: Evaluation, run: RunDirectory,
+    kept: bool, name: str, seed: int, temperature: float,
 ) -> Experiment:  # fmt: skip
     """All parts, checked, with what `config.yaml` records; every problem is reported at once."""
     problems, settings = Problems(), ChainSettings()
@@ -209,7 +212,7 @@ def _experiment(
             "run_dir": str(run.root) if kept else None,
             "resume": False,
             "dataset": {"in_memory": _described_examples(data.train)},
-            "model": _described_model(make_model.args[0]),
+            "model": _described_model(make_model.args[0], starts),
             "sampler": described(make_sampler.func, _partial_=True, **make_sampler.keywords),
             "prior": of_instance(prior),
             "likelihood": of_instance(likelihood),
@@ -227,7 +230,8 @@ def _experiment(
     problems.raise_if_any()
     experiment = Experiment(
         name, seed, temperature, make_model, partial(_identity, data), likelihood, prior, make_sampler, make_warmup,
-        settings, trainer, evaluation, record, callbacks=callbacks, trained=isinstance(make_model.args[0], nn.Module),
+        settings, trainer, evaluation, record, callbacks=callbacks, starts=starts,
+        trained=isinstance(make_model.args[0], nn.Module),
     ).holding(data).with_batch_size()  # fmt: skip
     check_fit(experiment)
     return experiment
@@ -306,12 +310,30 @@ def _example(model: nn.Module | Callable[[], nn.Module]) -> nn.Module:
         return made
 
 
-def _described_model(model: nn.Module | Callable[[], nn.Module]) -> dict[str, Any]:
-    """A model's name and, of a module, its state: other weights are another run."""
+def _starts(model: Any) -> tuple[Any, Starts]:
+    """The model, or the first of several modules, and with what weights chains begin where each has its own.
+
+    Raises:
+        ConfigError: they are none, or not modules of one kind.
+    """
+    if not isinstance(model, list | tuple | nn.ModuleList):
+        return model, Starts()
+    require(len(model) > 0, "model: no module is given; give one, or as many as there are chains")
+    for number, one in enumerate(model):
+        with naming(f"model[{number}]"):
+            check_kind(one)
+        differences = Fingerprint.of(one).differences(Fingerprint.of(model[0]))
+        require(not differences, f"model[{number}] is not the model that model[0] is: {first_few(differences)}")
+    return model[0], Starts(tuple(OfModule(one, f"model[{number}]") for number, one in enumerate(model)))
+
+
+def _described_model(model: nn.Module | Callable[[], nn.Module], starts: Starts) -> dict[str, Any]:
+    """A model's name and, of a module, its state, or those of several: other weights are another run."""
     if not isinstance(model, nn.Module):
         return {"_target_": f"{getattr(model, '__module__', '')}.{getattr(model, '__qualname__', 'model')}"}
     check_kind(model)
-    return described(type(model), state=digest(model.state_dict())[:16])
+    states = [digest(dict(one.fitting(model)))[:16] for one in starts.weights]
+    return described(type(model), state=states or digest(model.state_dict())[:16])
 
 
 def _described_examples(split: Split) -> dict[str, Any]:

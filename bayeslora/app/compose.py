@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from bayeslora.app.config import CONF_DIR, Form, apart, factory, instantiate, members, without_limits
 from bayeslora.atomic import user_path
@@ -23,6 +23,7 @@ from bayeslora.experiment import Experiment
 from bayeslora.factories import in_memory
 from bayeslora.likelihood import Bernoulli, Categorical, Likelihood
 from bayeslora.models.checkpoint import Checkpoint
+from bayeslora.models.starts import Starts
 from bayeslora.parts import check_model_settings, check_sampler, check_temperature, check_warmup
 from bayeslora.runs.directory import RunDirectory, relocated
 from bayeslora.runs.trust import names
@@ -61,7 +62,7 @@ def to_experiment(cfg: DictConfig, run: RunDirectory | None = None) -> Experimen
     collect("sampler", lambda: _checked(factory(usable.sampler), partial(check_sampler, seed=usable.seed)))
     collect("warmup", lambda: _checked(factory(usable.chain.warmup.optimizer), check_warmup), "chain.warmup.optimizer")
     collect("model", lambda: _checked(factory(cfg.model), partial(check_model_settings, target=cfg.model._target_)))
-    collect("checkpoint", lambda: checkpoint(cfg), "model")
+    collect("starts", lambda: starts(cfg), "model")
     collect("likelihood", lambda: _likelihood(cfg))
     collect("ood", lambda: _second_dataset(cfg, parts["evaluation"]) if "evaluation" in parts else None)
     if run is not None and usable is cfg:
@@ -85,8 +86,8 @@ def to_experiment(cfg: DictConfig, run: RunDirectory | None = None) -> Experimen
         evaluation=parts["evaluation"],
         record=plain(cfg),
         make_ood=parts["ood"],
-        checkpoint=parts["checkpoint"],
-        trained=parts["checkpoint"] is not None,
+        starts=parts["starts"],
+        trained=bool(parts["starts"].weights),
         callbacks={name: factory(node) for name, node in members(cfg.callbacks).items()},
         loggers={name: factory(node) for name, node in members(cfg.logger).items()},
     )
@@ -136,7 +137,7 @@ def recorded_settings(
         require("path" in dataset, f"dataset.path={data_path}: {dataset['_target_']} is read from no path")
         dataset["path"] = str(user_path(data_path))
     begun = config["model"].get("checkpoint") if isinstance(config.get("model"), dict) else None
-    if isinstance(begun, str) and not Path(begun).is_file():
+    if begun is not None and not all(Path(file).is_file() for file in as_list(begun)):
         log.warning("model.checkpoint=%s is there no more: what the run did not sample is as the model makes it", begun)
         config["model"]["checkpoint"] = None  # the draws have all that is sampled
     config["evaluate"] = {
@@ -151,19 +152,32 @@ def plain(cfg: DictConfig) -> dict[str, Any]:
     return OmegaConf.to_container(cfg, resolve=True)  # type: ignore[return-value]
 
 
-def checkpoint(cfg: DictConfig) -> Checkpoint | None:
-    """The weights that `model.checkpoint` names; the digest of what they are now is noted beside it.
+def starts(cfg: DictConfig) -> Starts:
+    """The weights that `model.checkpoint` names; the digests of what they are now are noted beside it.
 
     Raises:
         ConfigError: there is no such file.
-        DataError: it cannot be read, or is not that of a run's beginning.
+        DataError: one cannot be read, or is not that of a run's beginning.
     """
     beside = apart(cfg.model) if "_target_" in cfg.model else {}
-    if beside.get("checkpoint") is None:
-        return None
-    file = Checkpoint(str(beside["checkpoint"]), beside.get("checkpoint_digest")).with_digest()
-    OmegaConf.update(cfg, "model.checkpoint_digest", file.digest, force_add=True)
-    return file
+    if (named := beside.get("checkpoint")) is None:
+        return Starts()
+    paths, digests = as_list(named), as_list(beside.get("checkpoint_digest") or [None] * len(as_list(named)))
+    require(bool(paths), "model.checkpoint=[] names no file; give one, or one a chain, or null")
+    files = tuple(Checkpoint(str(path), known).with_digest() for path, known in zip(paths, digests, strict=False))
+    found = [file.digest for file in files]
+    OmegaConf.update(cfg, "model.checkpoint_digest", found if is_list(named) else found[0], force_add=True)
+    return Starts(files)
+
+
+def as_list(named: Any) -> list[Any]:
+    """What a setting names, one thing or a list of them, as a list."""
+    return list(named) if is_list(named) else [named]
+
+
+def is_list(named: Any) -> bool:
+    """Whether a setting is a list, OmegaConf's or Python's."""
+    return isinstance(named, list | ListConfig)
 
 
 def _checked(make: Callable[..., Any], check: Callable[[Callable[..., Any]], None]) -> Callable[..., Any]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from bayeslora.app.config import check_keys
 from bayeslora.atomic import user_path
@@ -132,13 +132,23 @@ def set_paths(cfg: DictConfig) -> None:
     """Make `~` the home, and a dataset's path that is there absolute: the run is evaluated from anywhere."""
     cfg.run_dir = str(user_path(str(cfg.run_dir)))
     for key in ("dataset.path", "evaluate.reference", "evaluate.ood_path", "model.checkpoint"):
-        if isinstance(path := OmegaConf.select(cfg, key, throw_on_missing=False), str):
-            place = user_path(path)
-            OmegaConf.update(cfg, key, str(place.absolute()) if place.exists() else str(place))
-    from bayeslora.app.compose import checkpoint
+        named = OmegaConf.select(cfg, key, throw_on_missing=False)
+        if isinstance(named, str):
+            OmegaConf.update(cfg, key, _place(named))
+        elif isinstance(named, ListConfig) and all(isinstance(path, str) for path in named):
+            OmegaConf.update(cfg, key, [_place(path) for path in named])
+    from bayeslora.app.compose import starts
 
     with suppress(ConfigError):  # which the check of the whole configuration reports
-        checkpoint(cfg)
+        starts(cfg)
+
+
+def _place(path: str) -> str:
+    """Where a path leads from the root, if it leads anywhere; `..` is followed, so that one place has one name."""
+    place = user_path(path)
+    if not place.exists():
+        return str(place)
+    return str(place.resolve() if ".." in place.parts else place.absolute())
 
 
 def _resumed(cfg: DictConfig, named: bool) -> Path:

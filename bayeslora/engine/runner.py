@@ -206,7 +206,7 @@ class ChainRunner:
         collector = DrawCollector(
             [self.run.store(chain) for chain in chains],
             experiment.probe(),
-            [self.run.map_file(chain) for chain in chains],
+            [self.run.map_file(chain) if experiment.keeps_map(chain) else None for chain in chains],
             experiment.map_step,
             validation=experiment.validation_probe(),
             loggers=loggers,
@@ -245,8 +245,8 @@ class ChainRunner:
     def _lacks_map(self, chain: int, step: int) -> bool:
         """Whether a chain's MAP baseline should be there after `step` steps and is not, or is damaged."""
         before = self.run.root / MAP_FILE  # runs of before kept chain 0's there, and no other
-        map_step = self.experiment.map_step
-        if map_step is None or map_step > step or before.exists() or (map_step == 0 and chain != 0):
+        due = self.experiment.keeps_map(chain) and (self.experiment.map_step or 0) <= step
+        if not due or before.exists():
             return False
         try:
             read_baseline(self.run.map_file(chain))

@@ -1,4 +1,4 @@
-"""Trained weights with which chains begin: anybody's state dict, as safetensors or as `torch.save` wrote it."""
+"""A file of trained weights: anybody's state dict, as safetensors or as `torch.save` wrote it."""
 
 from __future__ import annotations
 
@@ -36,6 +36,11 @@ class Checkpoint:
     path: str
     digest: str | None = None
 
+    @property
+    def title(self) -> str:
+        """The setting that names it."""
+        return f"model.checkpoint={self.path}"
+
     def read(self) -> dict[str, Tensor]:
         """Its tensors by name.
 
@@ -43,7 +48,7 @@ class Checkpoint:
             ConfigError: there is no such file.
             DataError: it holds no state dict, or a NaN, or is not the file whose digest was recorded.
         """
-        file, named = Path(self.path), f"model.checkpoint={self.path}"
+        file, named = Path(self.path), self.title
         if not file.is_file():
             raise ConfigError(f"{named} does not exist; give a file of weights (safetensors, or a state dict)")
         tensors = read_tensors(file) if file.suffix == ".safetensors" else _unpickled(file)
@@ -82,17 +87,10 @@ class Checkpoint:
         if any(wrong.values()):
             faults = [f"{words} {_listed(names)}" for words, names in wrong.items() if names]
             raise ConfigError(
-                f"model.checkpoint={self.path} does not fit {type(model).__name__}: {'; '.join(faults)}. Choose the"
+                f"{self.title} does not fit {type(model).__name__}: {'; '.join(faults)}. Choose the"
                 " settings of model and dataset with which it was trained, or rename its tensors"
             )
         return tensors
-
-    @torch.no_grad()
-    def load_into(self, model: nn.Module) -> None:
-        """Copy its tensors into a model, in the model's precision; raises as `fitting`."""
-        own = model.state_dict()
-        for name, tensor in self.fitting(model).items():
-            own[name].copy_(tensor)
 
 
 def _unpickled(file: Path) -> dict[str, Tensor]:

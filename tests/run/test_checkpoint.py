@@ -14,7 +14,9 @@ from torch import Tensor, nn
 import bayeslora
 from bayeslora.app.compose import to_experiment
 from bayeslora.errors import ConfigError, DataError
+from bayeslora.evaluation.results import Results
 from bayeslora.models.checkpoint import Checkpoint
+from bayeslora.models.starts import Starts
 from bayeslora.posterior import Posterior
 from bayeslora.runs.directory import RunDirectory
 from tests.cases import each
@@ -123,16 +125,109 @@ def test_a_model_of_somebodys_own_begins_there_too(tmp_path: Path) -> None:
     assert all(torch.equal(tensor, begun.state_dict()[name]) for name, tensor in load_file(draw).items())
 
 
+# Each chain from its own
+
+
+@each("parallel", ["sequential", "stacked"])
+def test_each_chain_begins_with_its_own_file_which_is_its_map(parallel: str, command: Command, tmp_path: Path) -> None:
+    """A deep ensemble, sampled around each of its members; the rows go on where they were, and know another file."""
+    files = [tmp_path / "0.pt", tmp_path / "1.safetensors"]
+    states = [{name: tensor + chain for name, tensor in weights().items()} for chain in range(2)]
+    torch.save(states[0], files[0])
+    save_file(states[1], files[1])
+    arguments = [*RUN, f"run_dir={tmp_path / 'run'}", f"model.checkpoint=[{files[0]},{files[1]}]", "sampler.lr=1e-9"]
+    assert command("train", *arguments, f"chain.parallel={parallel}").code == 0
+    for chain, state in enumerate(states):
+        folder = tmp_path / "run" / "chains" / str(chain)
+        kept, draw = load_file(folder / "map.safetensors"), load_file(folder / "draws" / "000000.safetensors")
+        assert all(torch.equal(kept[name], tensor) for name, tensor in state.items())
+        assert all((draw[name] - tensor).abs().max() < 0.01 for name, tensor in state.items())
+    results = Results.read(tmp_path / "run" / "metrics.json")
+    assert results.map_ensemble is not None
+    assert results.map_ensemble.members == 2
+    digests = RunDirectory(tmp_path / "run").config["model"]["checkpoint_digest"]
+    assert len(set(digests)) == 2
+    save_file(states[0], files[1])
+    other = command("train", *arguments)
+    assert other.code == 2
+    assert "already holds a run with another configuration: model.checkpoint_digest (here" in other.err
+    files[1].unlink()
+    assert command("evaluate", f"run_dir={tmp_path / 'run'}").code == 0
+
+
+@each("parallel", ["sequential", "stacked"])
+def test_each_chain_begins_with_its_own_module(parallel: str) -> None:
+    ensemble = [nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2)) for _ in range(2)]
+    for number, member in enumerate(ensemble):
+        member[1].running_mean.fill_(number)
+    posterior = bayeslora.sample(ensemble, (X, Y), parallel=parallel, test_dataset=(X, Y), report=False, **STILL)
+    assert posterior.metrics is not None
+    assert posterior.metrics["map_ensemble"]["members"] == 2
+    for draw in posterior.draws():
+        for name, parameter in ensemble[draw.chain].named_parameters():
+            torch.testing.assert_close(draw.tensors[name], parameter.detach(), rtol=0, atol=1e-2)
+    again = bayeslora.sample([*ensemble], (X, Y), parallel=parallel, **STILL)
+    assert all(
+        torch.equal(a.tensors["0.weight"], b.tensors["0.weight"])
+        for a, b in zip(posterior.draws(), again.draws(), strict=True)
+    )
+
+
+def test_other_members_are_another_run(tmp_path: Path) -> None:
+    ensemble = [nn.Linear(3, 2) for _ in range(2)]
+    bayeslora.sample(ensemble, (X, Y), run_dir=tmp_path / "run", **STILL)
+    with pytest.raises(ConfigError, match=r"another configuration: model.state \(here"):
+        bayeslora.sample(ensemble[::-1], (X, Y), run_dir=tmp_path / "run", **STILL)
+
+
+def test_what_is_frozen_must_be_the_same_for_all_chains(tmp_path: Path) -> None:
+    """Else chain 0's would be put into all of them, and each would sample a model that was never trained."""
+    ensemble = [nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2)) for _ in range(2)]
+    for number, member in enumerate(ensemble):
+        member[0].requires_grad_(False)
+        save_file(member.state_dict(), tmp_path / f"{number}.safetensors")
+    save_file(ensemble[1][1].state_dict(prefix="1."), tmp_path / "head.safetensors")
+    with pytest.raises(
+        ConfigError, match=r"^model\[1\] is not the model that model\[0\] is: 0.weight, which is not sam"
+    ):
+        bayeslora.sample(ensemble, (X, Y), **STILL)
+    for others in (("0", "1"), ("head", "1"), ("1", "head")):
+        starts = Starts(tuple(Checkpoint(str(tmp_path / f"{name}.safetensors")) for name in others))
+        with pytest.raises(
+            ConfigError, match=rf"{others[1]}.safetensors: 0.weight; 0.bias, which is not sampled, is not"
+        ):
+            starts.check(ensemble[0], 2)
+        one = Starts((starts.weights[1], starts.weights[1]))
+        one.check(ensemble[0], 2)
+
+
+def test_so_many_weights_as_chains(tmp_path: Path) -> None:
+    save_file(weights(), tmp_path / "a.safetensors")
+    three = ",".join(3 * [str(tmp_path / "a.safetensors")])
+    with pytest.raises(ConfigError, match=r"a.safetensors and so on are weights for 3 chains, and chain.num_chains=2"):
+        run(tmp_path / "run", f"model.checkpoint=[{three}]", base=RUN)
+    with pytest.raises(ConfigError, match=r"^model\[0\] and so on are weights for 3 chains, and chains=2; give those"):
+        bayeslora.sample([nn.Linear(3, 2)] * 3, (X, Y), **STILL)
+    with pytest.raises(ConfigError, match=r"model.checkpoint=\[\] names no file"):
+        run(tmp_path / "run", "model.checkpoint=[]", base=RUN)
+    with pytest.raises(ConfigError, match="no module is given"):
+        bayeslora.sample([], (X, Y), **STILL)
+    with pytest.raises(ConfigError, match=r"model\[1\] is not the model that model\[0\] is: .*ReLU.*Tanh"):
+        bayeslora.sample([nn.Sequential(nn.Linear(3, 2), act) for act in (nn.Tanh(), nn.ReLU())], (X, Y), **STILL)
+    with pytest.raises(ConfigError, match=r"is no torch\.nn\.Module"):
+        bayeslora.sample([nn.Linear(3, 2), "net"], (X, Y), **STILL)  # type: ignore[list-item]
+
+
 def test_what_is_frozen_may_be_missing_but_not_what_is_sampled(tmp_path: Path) -> None:
     model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
     model[0].requires_grad_(False)
     save_file({name: t + 1 for name, t in model[1].state_dict(prefix="1.").items()}, tmp_path / "head.safetensors")
     before = model[0].weight.clone()
-    Checkpoint(str(tmp_path / "head.safetensors")).load_into(model)
+    Starts((Checkpoint(str(tmp_path / "head.safetensors")),)).load_into(model)
     assert torch.equal(model[0].weight, before)
     model[0].requires_grad_(True)
     with pytest.raises(ConfigError, match=r"it lacks 0.weight, 0.bias\."):
-        Checkpoint(str(tmp_path / "head.safetensors")).load_into(model)
+        Checkpoint(str(tmp_path / "head.safetensors")).fitting(model)
 
 
 def bad(name: str, file: Path) -> None:

@@ -42,7 +42,7 @@ class DrawCollector(Callback):
     Args:
         stores: where the draws go, one store a chain, in the module's order.
         probe: the probe set, a fixed subset of the training data.
-        map_files: where the chains' MAP baselines go, in the order of the stores.
+        map_files: where the chains' MAP baselines go, in the order of the stores; None of a chain that keeps none.
         map_step: after how many steps the state is the MAP baseline, which may be 0; None: never.
         validation: held-out examples on which every draw is scored, or None.
         loggers: to whom every draw's scalars go too, or None.
@@ -54,7 +54,7 @@ class DrawCollector(Callback):
         self,
         stores: Sequence[DrawStore],
         probe: Probe,
-        map_files: Sequence[Path] = (),
+        map_files: Sequence[Path | None] = (),
         map_step: int | None = None,
         *,
         validation: Probe | None = None,
@@ -71,10 +71,10 @@ class DrawCollector(Callback):
 
     def on_train_start(self, trainer: Trainer, module: SamplingModule) -> None:  # type: ignore[override]  # noqa: ARG002
         self.kept = module.plan.draws_by(module.steps_taken)
-        if module.steps_taken == self.map_step == 0:  # all chains begin there
+        if module.steps_taken == self.map_step == 0:
             for file, store, state in zip(self.map_files, self.stores, module.chain.states(), strict=False):
-                if store.chain == 0:
-                    write_baseline(file, state, 0, 0)
+                if file is not None:
+                    write_baseline(file, state, store.chain, 0)
 
     def on_train_batch_end(self, trainer: Trainer, module: SamplingModule, *_: Any) -> None:  # type: ignore[override]
         """Keep what the plan wants kept after this step."""
@@ -87,7 +87,7 @@ class DrawCollector(Callback):
         states = [{name: t.detach().to("cpu", copy=True) for name, t in one.items()} for one in module.chain.states()]
         ends = zip(map_files, self.stores, states, strict=False)
         works: list[Callable[[], Any]] = [
-            partial(write_baseline, file, state, store.chain, taken) for file, store, state in ends
+            partial(write_baseline, file, state, store.chain, taken) for file, store, state in ends if file is not None
         ]
         if index is not None:
             draws = zip(self.stores, states, scalars, strict=True)
