@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import groupby
 from typing import TYPE_CHECKING
 
 from torch import Tensor
@@ -86,12 +89,16 @@ class ChainRunner:
         remove_leftovers(self.run.chain(chain), self.run.map_file().name)
 
     def _groups(self, chains: list[int]) -> list[list[int]]:
-        """Which chains run together: all in a stack but those that were tried again, whose step size is their own."""
-        alone = [chain for chain in chains if self._scale(chain, self.experiment.plan.total) < 1]
-        together = [chain for chain in chains if chain not in alone]
+        """Which chains run together: all in a stack but those that were tried again, whose step size is their own.
+
+        Chains that the run was given later are a stack of their own: the others are ahead of them.
+        """
         if self.experiment.chain.parallel != "stacked":
             return [[chain] for chain in chains]
-        return [*([together] if together else []), *([chain] for chain in alone)]
+        alone = [chain for chain in chains if self._scale(chain, self.experiment.plan.total) < 1]
+        together = [chain for chain in chains if chain not in alone]
+        stacks = [list(stack) for _, stack in groupby(together, partial(bisect_right, self.run.grown_from))]
+        return [*stacks, *([chain] for chain in alone)]
 
     def finished(self, chain: int) -> bool:
         """Whether all that a chain has to leave is on disk and whole; says so."""

@@ -24,10 +24,10 @@ from bayeslora.factories import in_memory
 from bayeslora.report.table import Cell, ScoreColumn, columns, entry, score_cells
 from bayeslora.report.temperature import temperature_cell
 from bayeslora.report.words import MISSING, block_title, finite_or_none, listed, number
-from bayeslora.runs.provenance import as_asked
+from bayeslora.runs.provenance import ADDED, as_asked
 from bayeslora.settings import Component, spoken
 
-SILENT = {"run_dir", "resume", "logger", "callbacks", "provenance", "fingerprint", "asked", "tuning", "name"}
+SILENT = {"run_dir", "resume", "logger", "callbacks", "name", *ADDED}
 """Parts of a configuration whose differences change no number (the run's name is its title)."""
 PREDICTIONS = {
     "ensemble": "Ensemble of all draws",

@@ -228,7 +228,10 @@ def _cure_of_chains(unmet: Mapping[str, Criterion], settings: _Settings) -> Step
     if not limits and "temperature" not in unmet:
         return None
     if chain.num_chains == 1:
-        return Step("One chain cannot be compared with any. With four:", settings.command({"chain.num_chains": 4}))
+        return Step(
+            "One chain cannot be compared with any. Three more beside it:",
+            settings.command({"chain.num_chains": 4}, longer=True),
+        )
     plan, factors = settings.experiment.plan, {name: _length_for(name, one) for name, one in limits.items()}
     factor = ROOM * max(factors.values(), default=2.0)
     if factor > LONGEST:

@@ -17,19 +17,18 @@ from bayeslora.diagnostics.paired import EXAMPLES_FILE
 from bayeslora.errors import ConfigError, DataError, StorageError
 from bayeslora.posterior.store import MAP_FILE, DrawStore, read_tensors, serialise
 from bayeslora.runs.identity import Fingerprint, first_few
-from bayeslora.runs.provenance import as_asked, provenance
+from bayeslora.runs.provenance import ADDED, as_asked, provenance
 from bayeslora.runs.trust import check_contained, check_trusted, read_config
 from bayeslora.settings import SCHEDULES_WITHOUT_END
 
 FREE_TO_CHANGE = {
-    "provenance", "fingerprint", "asked", "tuning", "run_dir", "resume", "logger", "callbacks", "evaluate", "trainer",
-    "chain.index", "chain.parallel", "chain.resume_every",
-    "chain.until", "chain.max_steps",
+    *ADDED, "run_dir", "resume", "logger", "callbacks", "evaluate", "trainer",
+    "chain.index", "chain.parallel", "chain.resume_every", "chain.until", "chain.max_steps",
 }  # fmt: skip
 """Settings that may differ when a command is repeated on the same run directory: they do not change the draws."""
 
-ADDED = ("provenance", "fingerprint", "asked", "tuning")
-"""What a run adds to its configuration."""
+MAY_GROW = {"num_draws", "num_chains"}
+"""Settings of `chain` that a command on a run directory that is there may raise: the draws that are there stay."""
 
 HOUSEKEEPING = {"multirun.yaml", "config.lock", "fixed.safetensors"}
 """Files in a folder before its run begins: what a sweep, or another job of it, or one killed at once leaves there."""
@@ -112,6 +111,18 @@ class RunDirectory:
         return Fingerprint.from_json(self.config.get("fingerprint"), self.config_file)
 
     @property
+    def grown_from(self) -> list[int]:
+        """The numbers of chains that the run had each time before it was given more.
+
+        Raises:
+            DataError: what is recorded are no numbers.
+        """
+        before = self.config.get("grown_from", [])
+        if not isinstance(before, list) or not all(isinstance(count, int) for count in before):
+            raise DataError(f"{self.config_file}: grown_from is no list of numbers of chains")
+        return before
+
+    @property
     def fixed(self) -> dict[str, Tensor]:
         """Tensors that are not sampled and that the model's function draws at random: the run's own, by name.
 
@@ -142,7 +153,7 @@ class RunDirectory:
         check_contained(self.root)
         recorded = self.config
         chain = recorded.get("chain")
-        if not isinstance(chain, dict) or not isinstance(chain.get("num_draws"), int):
+        if not isinstance(chain, dict) or not all(isinstance(chain.get(key), int) for key in MAY_GROW):
             raise DataError(f"{self.config_file} does not hold the configuration of a run")
         pairs = (as_asked(config), as_asked(recorded)), (config, recorded)
         changed = min((list(changed_settings(fixed(a), fixed(b))) for a, b in pairs), key=len)
@@ -162,6 +173,12 @@ class RunDirectory:
                 f"chain.num_draws={wanted}: the run in {self.root} was planned for {counted(before, 'draw')}, on which"
                 f" {depends}; choose another run_dir for a longer run"
             )
+        wanted, before = (c["chain"]["num_chains"] for c in (config, recorded))
+        if wanted < before:
+            raise ConfigError(
+                f"chain.num_chains={wanted}, but the run in {self.root} has {before}: it can be given more chains, not"
+                f" fewer (chain.index={list(range(wanted))} runs those alone)"
+            )
 
     def check_writable(self) -> None:
         """Raise `ConfigError` unless files can be written here; the folder is made."""
@@ -177,7 +194,7 @@ class RunDirectory:
         fingerprint: Fingerprint | None = None,
         fixed: Mapping[str, Tensor] | None = None,
     ) -> None:
-        """Make the folder and record the configuration, once; a longer plan replaces the one recorded.
+        """Make the folder and record the configuration, once; more draws, or more chains, replace those recorded.
 
         Args:
             config: as plain Python.
@@ -198,9 +215,12 @@ class RunDirectory:
                     if fingerprint is not None:
                         self.check_model(fingerprint)
                     present = self.config
-                    if present["chain"]["num_draws"] >= config["chain"]["num_draws"]:
+                    grown = {key: max(c["chain"][key] for c in (present, config)) for key in MAY_GROW}
+                    if grown.items() <= present["chain"].items():
                         return
-                    recorded = present | {"chain": present["chain"] | {"num_draws": config["chain"]["num_draws"]}}
+                    recorded = present | {"chain": present["chain"] | grown}
+                    if grown["num_chains"] > (before := present["chain"]["num_chains"]):
+                        recorded["grown_from"] = [*self.grown_from, before]
                 elif fixed:
                     write_atomically(self.fixed_file, serialise(fixed, {}))
                 write_atomically(self.config_file, yaml.safe_dump(recorded, sort_keys=False).encode())
@@ -232,9 +252,9 @@ def _depends_on_length(chain: dict[str, Any]) -> str | None:
 
 
 def fixed(config: dict[str, Any]) -> dict[str, Any]:
-    """The settings that a run keeps: all that decides which draws it has, but their number."""
+    """The settings that a run keeps: all that decides which draws a chain has, but their number."""
     kept = {key: value for key, value in config.items() if key not in FREE_TO_CHANGE}
-    free = {key.removeprefix("chain.") for key in FREE_TO_CHANGE if key.startswith("chain.")} | {"num_draws"}
+    free = {key.removeprefix("chain.") for key in FREE_TO_CHANGE if key.startswith("chain.")} | MAY_GROW
     return kept | {"chain": {key: value for key, value in config["chain"].items() if key not in free}}
 
 

@@ -18,6 +18,9 @@ LAYOUT = 2
 
 PACKAGES = ("bayeslora", "torch", "lightning", "hydra-core", "torchvision", "transformers", "peft", "arviz")
 
+ADDED = ("provenance", "fingerprint", "asked", "tuning", "grown_from")
+"""What a run adds to its configuration."""
+
 COMMAND = ["python", *sys.orig_argv[1:]]
 """What started this process; in the jobs of a sweep their own settings (`app.training`)."""
 

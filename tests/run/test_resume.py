@@ -248,6 +248,42 @@ def test_a_finished_run_made_longer_equals_a_long_one(
     assert [record["step"] for record in manifest(tmp_path / "run", 1)][-2:] == [17, 19]
 
 
+# More chains
+
+
+@pytest.mark.parametrize("sampler", ["sghmc", "map"])
+def test_a_finished_run_given_more_chains_equals_one_that_had_them(
+    sampler: str, zygote: Zygote, reference: Reference, tmp_path: Path
+) -> None:
+    settings = (*OWN, "logger=none", "chain.probe_size=4", f"sampler={sampler}")
+    expected, _ = reference(*settings, "chain.num_chains=4", chains=4)
+    arguments = (*settings, f"run_dir={tmp_path / 'run'}")
+    assert zygote("train", *arguments).code == 0
+    killed(zygote, *arguments, "chain.num_chains=4", stop=Stop(STEP, 3))
+    assert zygote("train", *arguments, "chain.num_chains=4").code == 0
+    assert left(tmp_path / "run", 4) == expected
+    again = zygote("train", *arguments)
+    assert (again.code, left(tmp_path / "run", 4)) == (2, expected)
+    assert "chain.num_chains=2, but the run in" in again.err
+    assert "has 4: it can be given more chains, not fewer (chain.index=[0, 1] runs those alone)" in again.err
+
+
+@pytest.mark.parametrize("at", [3, 12])
+def test_a_stack_that_was_killed_goes_on_beside_a_stack_of_more_chains(
+    at: int, zygote: Zygote, reference: Reference, tmp_path: Path
+) -> None:
+    """Bit for bit, those that had begun; the new ones are those of a run of four, up to rounding."""
+    settings = (*TINY, *EVERY_STEP, "chain.parallel=stacked")
+    begun, _ = reference(*settings)
+    four, _ = reference(*settings, "chain.num_chains=4", chains=4)
+    arguments = (*settings, f"run_dir={tmp_path / 'run'}")
+    killed(zygote, *arguments, stop=Stop(STEP, at))
+    killed(zygote, *arguments, "chain.num_chains=4", stop=Stop(STEP, 14))
+    assert zygote("train", *arguments, "chain.num_chains=4").code == 0
+    assert digests(tmp_path / "run") == begun["draws"]
+    assert left(tmp_path / "run", 4)["metrics"]["ensemble"] == pytest.approx(four["metrics"]["ensemble"], abs=1e-4)
+
+
 # What may not change
 
 
@@ -269,7 +305,7 @@ def test_a_finished_run_made_longer_equals_a_long_one(
         ("temperature=0.5", "temperature (here 0.5, there 1.0)"),
         ("seed=1", "seed (here 1, there 0)"),
         ("chain.batch_size=8", "chain.batch_size (here 8, there 16)"),
-        ("chain.num_chains=3", "chain.num_chains (here 3, there 2)"),
+        ("chain.num_chains=1", "chain.num_chains=1, but the run in"),
         ("chain.warmup.steps=4", "chain.warmup.steps (here 4, there 3)"),
         ("chain.lr_factors.head=2.0", "chain.lr_factors.head (here 2.0, there 40.0)"),
         ("chain.num_draws=4", "chain.num_draws=4, but the run in"),
