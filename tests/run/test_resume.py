@@ -272,14 +272,16 @@ def test_a_finished_run_given_more_chains_equals_one_that_had_them(
 def test_a_stack_that_was_killed_goes_on_beside_a_stack_of_more_chains(
     at: int, zygote: Zygote, reference: Reference, tmp_path: Path
 ) -> None:
-    """Bit for bit, those that had begun; the new ones are those of a run of four, up to rounding."""
+    """Those that had begun end first, bit for bit; the new ones are those of a run of four, up to rounding."""
     settings = (*TINY, *EVERY_STEP, "chain.parallel=stacked")
     begun, _ = reference(*settings)
     four, _ = reference(*settings, "chain.num_chains=4", chains=4)
     arguments = (*settings, f"run_dir={tmp_path / 'run'}")
     killed(zygote, *arguments, stop=Stop(STEP, at))
     killed(zygote, *arguments, "chain.num_chains=4", stop=Stop(STEP, 14))
-    assert zygote("train", *arguments, "chain.num_chains=4").code == 0
+    last = zygote("train", *arguments, "chain.num_chains=4")
+    assert last.code == 0
+    assert "chains 3–4/4 " in last.out
     assert digests(tmp_path / "run") == begun["draws"]
     assert left(tmp_path / "run", 4)["metrics"]["ensemble"] == pytest.approx(four["metrics"]["ensemble"], abs=1e-4)
 
