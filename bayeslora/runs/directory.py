@@ -176,8 +176,8 @@ class RunDirectory:
         wanted, before = (c["chain"]["num_chains"] for c in (config, recorded))
         if wanted < before:
             raise ConfigError(
-                f"chain.num_chains={wanted}, but the run in {self.root} has {before}: it can be given more chains, not"
-                f" fewer (chain.index={list(range(wanted))} runs those alone)"
+                f"chain.num_chains={wanted}, but the run in {self.root} was to have {before}: it can be given more"
+                " chains, not fewer"
             )
 
     def check_writable(self) -> None:
