@@ -103,11 +103,13 @@ def fidelity() -> Iterator[tuple[str, Row]]:
     )  # fmt: skip
     start = (*wide, f"chain.warmup.steps={12 * EPOCH}")
     factors = "chain.lr_factors={head: 0.1, stem: 0.4}"  # of what noise would heat most (docs/step-size.md)
+    scale_free = "chain.scale_free=[stem.0.weight,*conv?.weight,*shortcut.0.weight]"
     free = (  # norm parameters, held back, let convolutions take longer steps
-        "chain.scale_free=[stem.0.weight,*conv?.weight,*shortcut.0.weight]",
+        scale_free,
         "chain.lr_factors={blocks.0: 0.3, blocks.1: 0.3, blocks.2: 0.3, norm1: 0.1, norm2: 0.1, shortcut.1: 0.1,"
         " stem: 0.1, head: 0.05}",
     )  # fmt: skip
+    maps = [f"{RUNS}/fidelity-sghmc-drawn-norms/0/chains/{chain}/map.safetensors" for chain in range(4)]
     draws = (factors, "chain.num_draws=14", f"chain.burn_in={4 * EPOCH}", f"chain.thin={EPOCH}")
     own: dict[str, tuple[str, ...]] = {
         "map": (
@@ -132,10 +134,15 @@ def fidelity() -> Iterator[tuple[str, Row]]:
         ),
         "sghmc-drawn-norms": (
             *adam, *free, f"chain.warmup.steps={18 * EPOCH}", f"chain.burn_in={2 * EPOCH}", "chain.num_draws=10",
-            f"chain.thin={EPOCH}", "sampler=sghmc", "sampler.lr=0.5", "chain.num_chains=2", "chain.parallel=processes",
+            f"chain.thin={EPOCH}", "sampler=sghmc", "sampler.lr=0.5", "chain.parallel=processes",
+        ),
+        "sghmc-near-maps": (  # short steps from the MAP of each of the same chains
+            scale_free, factors, f"model.checkpoint=[{','.join(maps)}]", "chain.warmup.steps=0",
+            f"chain.burn_in={2 * EPOCH}", "chain.num_draws=12", f"chain.thin={EPOCH // 2}", "sampler=sghmc",
+            "sampler.lr=0.05", "chain.parallel=processes",
         ),
         "sglrw-drawn-norms": (  # from the MAP of the first chain of the row before
-            *free, "model.checkpoint=outputs/results/fidelity-sghmc-drawn-norms/0/chains/0/map.safetensors",
+            *free, f"model.checkpoint={maps[0]}",
             "chain.warmup.steps=0", f"chain.burn_in={2 * EPOCH}", "chain.num_draws=10", f"chain.thin={EPOCH}",
             "sampler=sglrw", "sampler.lr=2.0", "chain.num_chains=1",
         ),
