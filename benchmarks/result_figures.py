@@ -10,7 +10,9 @@ from typing import Any
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from result_rows import ROWS
 
+from bayeslora.counts import counted
 from bayeslora.report.style import PALETTE, QUIET, STYLE
 
 Runs = Sequence[Mapping[str, Any]]
@@ -83,9 +85,9 @@ CIFAR = 50_000
 """Training images of CIFAR-10."""
 
 
-def _epochs(plan: Mapping[str, Any], draws: float) -> float:
-    """Epochs of gradients at which a chain has kept so many draws."""
-    steps = plan["warmup"] + plan["burn_in"] + plan["thin"] * draws
+def _epochs(name: str, plan: Mapping[str, Any], draws: float) -> float:
+    """Epochs of gradients at which a chain of a row has kept so many draws."""
+    steps = ROWS[name].before + plan["warmup"] + plan["burn_in"] + plan["thin"] * draws
     if plan.get("cycles"):  # each explores before it samples
         sampled = plan["thin"] * plan["num_draws"] / plan["cycles"]
         begun = -(-draws * plan["thin"] // sampled)
@@ -96,11 +98,9 @@ def _epochs(plan: Mapping[str, Any], draws: float) -> float:
 def fidelity(rows: Mapping[str, Runs]) -> Figure | None:
     """Agreement with the HMC posterior and total variation from it, by epochs of gradients a chain.
 
-    Of samplers the draws so far; of MAP a line for one chain's and one for all, the deep ensemble at equal cost. A row
-    that begins at another's MAP, whose epochs it does not count, is left out.
+    Of samplers the draws so far; of MAP a line for one chain's and one for all, the deep ensemble at equal cost.
     """
     first = {name: runs[0] for name, runs in rows.items() if runs and (runs[0].get("reference") or {}).get("curve")}
-    first = {name: one for name, one in first.items() if one["plan"]["warmup"] or not one.get("map")}
     if not first:
         return None
     titles = {"agreement": "agreement with HMC", "total_variation": "total variation from HMC"}
@@ -116,8 +116,8 @@ def fidelity(rows: Mapping[str, Runs]) -> Figure | None:
                         panel.axhline(reference[member][key], color=color, linestyle=style, linewidth=1.2, label=at)
                     continue
                 curve = reference["curve"]
-                epochs = [_epochs(plan, draws / chains) for draws in curve["draws"]]
-                label += f", {chains} chains"
+                epochs = [_epochs(name, plan, draws / chains) for draws in curve["draws"]]
+                label += f", {counted(chains, 'chain')}"
                 panel.plot(epochs, curve[key], color=color, marker="o", markersize=3, linewidth=1.2, label=label)
             panel.axhline(PUBLISHED[key], color=QUIET, linewidth=1, label="one net by SGD (Izmailov et al.)")
             panel.set_title(title)

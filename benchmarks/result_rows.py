@@ -18,11 +18,13 @@ class Row:
         experiment: its name.
         settings: overrides of the command line.
         seeds: those that are run.
+        before: steps that other rows took to where its chains begin.
     """
 
     experiment: str
     settings: tuple[str, ...] = ()
     seeds: tuple[int, ...] = (0,)
+    before: int = 0
 
     def command(self, name: str, seed: int, folder: Path | None = None) -> list[str]:
         """What runs one seed, as a command line; data lie in DATA."""
@@ -138,7 +140,7 @@ def fidelity() -> Iterator[tuple[str, Row]]:
         ),
         "sghmc-near-maps": (  # short steps from the MAP of each of the same chains
             scale_free, factors, f"model.checkpoint=[{','.join(maps)}]", "chain.warmup.steps=0",
-            f"chain.burn_in={2 * EPOCH}", "chain.num_draws=12", f"chain.thin={EPOCH // 2}", "sampler=sghmc",
+            f"chain.burn_in={EPOCH}", "chain.num_draws=8", f"chain.thin={5 * EPOCH // 8}", "sampler=sghmc",
             "sampler.lr=0.05", "chain.parallel=processes",
         ),
         "sglrw-drawn-norms": (  # from the MAP of the first chain of the row before
@@ -148,7 +150,8 @@ def fidelity() -> Iterator[tuple[str, Row]]:
         ),
     }  # fmt: skip
     for name, settings in own.items():
-        yield f"fidelity-{name}", Row("cifar10_resnet20frn_sgld", (*data, *settings))
+        before = 18 * EPOCH if any("model.checkpoint" in setting for setting in settings) else 0
+        yield f"fidelity-{name}", Row("cifar10_resnet20frn_sgld", (*data, *settings), before=before)
     yield "tuned-resnet20frn", Row("cifar10_resnet20frn_sgld", (  # what the tuner finds, and the temperature there
         *data, *wide, f"chain.warmup.steps={3 * EPOCH}", "chain.batch_size=64", "sampler=baoab", "sampler.lr=auto",
         "sampler.momentum=auto", "chain.burn_in=200", "chain.num_draws=20", "chain.thin=10", "chain.num_chains=1",
