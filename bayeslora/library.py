@@ -43,6 +43,8 @@ DEFAULT_PRIOR: dict[str, Any] = {"variance": 2.0, "scaling": "fan_in"}
 """The prior of `sample`, that of conf/prior/fan_in.yaml; docs/step-size.md says what others gave."""
 LORA_PRIOR = {"lora_A": 0.001, "lora_B": 0.01}
 """Variances of LoRA tensors, as in `conf/prior/lora.yaml`: 2 / fan-in of B, 2 / r, would let it outweigh the base."""
+CHAINS = 4
+"""How many there are where no number is given."""
 DEVICES = ("cpu", "cuda", "cuda:0")
 
 
@@ -64,19 +66,20 @@ def _told_by_argument() -> Iterator[None]:
 def sample(
     model: nn.Module | Sequence[nn.Module] | Callable[[], nn.Module], dataset: Any,
     sampler: str | Callable[..., Sampler] = "baoab", *, likelihood: str | Likelihood | None = None,
-    prior: Prior | float | None = None, temperature: float = 1.0, lr: float | str | None = None, chains: int = 4,
-    draws: int = 200, thin: int | str = AUTO, burn_in: int | str = AUTO, warmup: int = 500, warmup_lr: float = 1e-2,
-    plan: Plan | None = None, batch_size: int | str | None = AUTO, val_dataset: Any = None, test_dataset: Any = None,
-    class_names: tuple[str, ...] | None = None, seed: int = 0, parallel: str = AUTO, device: str = "cpu",
-    run_dir: Path | str | None = None, name: str = "sample", progress: bool = True, report: bool = True,
-    sampler_settings: Mapping[str, Any] | None = None, chain_settings: Mapping[str, Any] | None = None,
+    prior: Prior | float | None = None, temperature: float = 1.0, lr: float | str | None = None,
+    chains: int | None = None, draws: int = 200, thin: int | str = AUTO, burn_in: int | str = AUTO, warmup: int = 500,
+    warmup_lr: float = 1e-2, plan: Plan | None = None, batch_size: int | str | None = AUTO, val_dataset: Any = None,
+    test_dataset: Any = None, class_names: tuple[str, ...] | None = None, seed: int = 0, parallel: str = AUTO,
+    device: str = "cpu", run_dir: Path | str | None = None, name: str = "sample", progress: bool = True,
+    report: bool = True, sampler_settings: Mapping[str, Any] | None = None,
+    chain_settings: Mapping[str, Any] | None = None,
 ) -> Posterior:  # fmt: skip
     """Sample the posterior of a model given a dataset; what is sampled are the parameters that require a gradient.
 
     Args:
         model: maps a batch of inputs to logits [B, C] (classes) or means [B, D] (regression). A module: every chain
-            begins with its weights, which with `warmup=0` are the MAP baseline. As many modules as chains (a deep
-            ensemble), or a function that makes one: each with its own, which lets R-hat see more.
+            begins with its weights, which with `warmup=0` are the MAP baseline. A list of modules (a deep ensemble), or
+            a function that makes one: each chain with its own, which lets R-hat see more.
         dataset: map-style, of (input, target) items, or a pair of tensors (inputs, targets). An input may be a
             dictionary of several, which the model takes as keywords; so may be an item that holds its `label` too.
             Whole-number targets are classes, one an example or, [N, …], one at each position of the outputs [B, C, …];
@@ -92,12 +95,11 @@ def sample(
         lr: step size ε on the mean loss, or `"auto"`: step sizes by block, which a pilot finds before the chains begin
             and which are recorded (docs/step-size.md). None: the sampler's own (`bayeslora.samplers.BY_NAME`, or what
             makes it), which is `"auto"` of the default sampler alone, together with its momentum.
-        chains, draws, thin, burn_in: chains, draws kept of each, steps a draw, steps before the first; `"auto"`: as the
-            slowest block calls for.
+        chains, draws, thin, burn_in: chains (None: four, or one a module of a list), draws kept of each, steps a draw,
+            steps before the first; `"auto"`: as the slowest block calls for.
         warmup, warmup_lr: steps of AdamW (without weight decay) to the MAP baseline, from which burn-in begins.
         plan: the phases in one, in the place of `draws`, `thin`, `burn_in` and `warmup`.
-        batch_size: None for all the data at every step; `"auto"`: that for small data, else the
-            batch that costs least (docs/step-size.md).
+        batch_size: None for all the data; `"auto"`: that if they are few, else what costs least (docs/step-size.md).
         val_dataset, test_dataset: further examples: every draw is scored on the first; on the second the posterior is
             evaluated (`posterior.metrics`, and a report in the run directory).
         class_names: by class, or by label.
@@ -107,8 +109,7 @@ def sample(
         run_dir: where draws are kept (`~` is the home); a repeated call goes on there. None: a folder that goes with
             the posterior.
         name: of the run, in reports.
-        progress: print how chains come on.
-        report: write the page of an evaluation, whose figures take seconds; False: its numbers alone.
+        progress, report: print how chains come on; write the page of an evaluation, which takes seconds.
         sampler_settings, chain_settings: further arguments of the sampler, and keys of `conf/chain/default.yaml`.
 
     Returns:
@@ -133,7 +134,8 @@ def sample(
     phases = {"warmup": warmup, "num_draws": draws, "thin": thin, "burn_in": burn_in} if plan is None else vars(plan)
     run, keeps = _run(run_dir)
     experiment = _experiment(
-        _chain(phases, chains, batch_size, len(data.train)) | {"parallel": parallel, **_plain(chain_settings or {})},
+        _chain(phases | {"parallel": parallel}, chains, starts, batch_size, len(data.train))
+        | _plain(chain_settings or {}),
         make_model=_model(one), make_warmup=_warmup(_plain(warmup_lr)), data=data, run=run, kept=keeps is None,
         starts=starts, make_sampler=_sampler(sampler, _plain(lr), _plain(sampler_settings or {})),
         likelihood=_likelihood(likelihood, data), prior=_prior(prior, example), trainer=_trainer(device),
@@ -143,8 +145,11 @@ def sample(
     return _sampled(prepared(experiment, run), run, keeps, evaluated=test_dataset is not None)
 
 
-def _chain(phases: Mapping[str, Any], chains: int, batch_size: int | str | None, examples: int) -> dict[str, Any]:
+def _chain(
+    phases: Mapping[str, Any], chains: int | None, starts: Starts, batch_size: int | str | None, examples: int
+) -> dict[str, Any]:
     """Settings of the chains as `conf/chain/default.yaml` has them."""
+    chains = (len(starts.weights) or CHAINS) if chains is None else chains
     size = min(batch_size, examples) if isinstance(batch_size, int | np.integer) else batch_size
     return _plain({**phases, "warmup": {"steps": phases["warmup"]}, "num_chains": chains, "batch_size": size})
 
