@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from bayeslora.errors import Problems
-from bayeslora.runs.identity import first_few, fixed_tensors
+from bayeslora.runs.identity import first_few, unmoved_tensors
 
 
 class Weights(Protocol):
@@ -69,7 +69,7 @@ class Starts:
             ConfigError: other weights than a chain needs, or than there are chains; or what is not sampled is not the
                 same in all.
         """
-        problems, frozen = Problems(), fixed_tensors(model)
+        problems, unmoved = Problems(), unmoved_tensors(model)
         if self.apart and len(self.weights) != chains:
             problems.add(
                 f"{self.weights[0].title} and so on are weights for {len(self.weights)} chains, and"
@@ -78,9 +78,9 @@ class Starts:
         first: Mapping[str, Tensor] | None = None
         for one in self.weights:
             with problems.collect():
-                held = {name: tensor for name, tensor in one.fitting(model).items() if name in frozen}
+                held = {name: tensor for name, tensor in one.fitting(model).items() if name in unmoved}
                 first = held if first is None else first
-                if others := [name for name in frozen if not _same(first.get(name), held.get(name))]:
+                if others := [name for name in unmoved if not _same(first.get(name), held.get(name))]:
                     problems.add(
                         f"{one.title}: {first_few(others)}, which is not sampled, is not what it is in"
                         f" {self.weights[0].title}, so that chains would sample posteriors of two models"

@@ -42,7 +42,7 @@ class Fingerprint:
         """The fingerprint of a model, on any device."""
         addresses = re.compile(r" at 0x[0-9a-f]+")  # of functions, where a layer's repr shows one
         sampled = {n: list(p.shape) for n, p in model.named_parameters() if p.requires_grad and n != NOISE}
-        fixed = {name: digest({name: tensor})[:16] for name, tensor in fixed_tensors(model).items()}
+        fixed = _digests(fixed_tensors(model))
         return cls([addresses.sub("", line) for line in repr(model).splitlines()], sampled, fixed)
 
     @classmethod
@@ -60,8 +60,8 @@ class Fingerprint:
 
     def with_fixed(self, tensors: Mapping[str, Tensor]) -> Fingerprint:
         """The fingerprint that the model would have with other values of what is not sampled."""
-        replaced = {name: digest({name: tensor})[:16] for name, tensor in tensors.items() if name in self.fixed}
-        return replace(self, fixed=self.fixed | replaced)
+        replaced = {name: tensor for name, tensor in tensors.items() if name in self.fixed}
+        return replace(self, fixed=self.fixed | _digests(replaced))
 
     def to_json(self) -> dict[str, Any]:
         """As plain values."""
@@ -109,6 +109,27 @@ def fixed_tensors(model: nn.Module) -> dict[str, Tensor]:
     return frozen | {name: b for name, b in model.named_buffers() if name not in saved}
 
 
+def unmoved_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """All that nothing moves while a model is sampled, by name: `fixed_tensors`, and buffers that are saved with it.
+
+    Draws hold the latter too. Statistics of batches, which move, are left out.
+    """
+    saved, moving = set(model.state_dict(keep_vars=True)), _statistics(model)
+    still = {name: b for name, b in model.named_buffers() if name in saved and name not in moving}
+    return fixed_tensors(model) | still
+
+
+def _statistics(model: nn.Module) -> dict[str, Tensor]:
+    """Running statistics of the layers that normalise by a batch while the model is sampled, by name."""
+    norms = set(map(id, normalise_by_batch(model)))
+    paths = {path for path, module in model.named_modules() if id(module) in norms}
+    return {name: b for name, b in model.named_buffers() if name.rpartition(".")[0] in paths}
+
+
+def _digests(tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    return {name: digest({name: tensor})[:16] for name, tensor in tensors.items()}
+
+
 @torch.no_grad()
 def put_fixed(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Copy a run's own values of what is not sampled into a model.
@@ -116,7 +137,7 @@ def put_fixed(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     Raises:
         DataError: the model has no such tensor, or it has another shape.
     """
-    own = fixed_tensors(model) if tensors else {}
+    own = unmoved_tensors(model) if tensors else {}
     wrong = [name for name, tensor in tensors.items() if name not in own or own[name].shape != tensor.shape]
     if wrong:
         raise DataError(f"model: {', '.join(wrong[:NAMED])}, which is not sampled, is missing or of another shape")
@@ -133,22 +154,22 @@ def identify(make: Callable[[int], nn.Module], chains: int, inputs: Any) -> tupl
         inputs: a few examples, as the models take them.
 
     Returns:
-        The fingerprint of chain 0's model; and its values of the fixed tensors that chain 1's model has otherwise:
+        The fingerprint of chain 0's model; and its values of the unmoved tensors that chain 1's model has otherwise:
         every chain must take these, or each samples a posterior of its own.
 
     Raises:
         ConfigError: chains differ in structure, in what is sampled, or in something that is no tensor of the model.
     """
     first = make(0)
-    ours = Fingerprint.of(first)
-    if chains == 1 and not ours.fixed:
+    ours, unmoved = Fingerprint.of(first), unmoved_tensors(first)
+    if chains == 1 and not unmoved:
         return ours, {}
     second = make(1)
-    theirs = Fingerprint.of(second)
+    theirs, other = Fingerprint.of(second), _digests(unmoved_tensors(second))
     random = {
-        name: tensor.detach().cpu().clone()
-        for name, tensor in fixed_tensors(first).items()
-        if name in theirs.fixed and theirs.fixed[name] != ours.fixed[name]
+        name: unmoved[name].detach().cpu().clone()
+        for name, of_first in _digests(unmoved).items()
+        if other.get(name, of_first) != of_first
     }
     if shared := _shared(first, second):
         raise ConfigError(
@@ -171,11 +192,7 @@ def _shared(first: nn.Module, second: nn.Module) -> list[str]:
     """Names of what moves in a chain (sampled parameters, statistics of batches) and is one tensor in both models."""
 
     def moving(model: nn.Module) -> dict[str, Tensor]:
-        norms = set(map(id, normalise_by_batch(model)))
-        paths = [path for path, module in model.named_modules() if id(module) in norms]
-        return {name: p for name, p in model.named_parameters() if p.requires_grad} | {
-            name: b for name, b in model.named_buffers() if name.rpartition(".")[0] in paths
-        }
+        return {name: p for name, p in model.named_parameters() if p.requires_grad} | _statistics(model)
 
     storages = {tensor.untyped_storage().data_ptr() for tensor in moving(second).values() if tensor.numel()}
     return [name for name, t in moving(first).items() if t.numel() and t.untyped_storage().data_ptr() in storages]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,16 +36,16 @@ def frozen_first() -> nn.Module:
 
 
 class Features(nn.Module):
-    """A head on random features, which are a buffer that is not saved, or a plain attribute."""
+    """A head on random features, which are a buffer that is saved or not, or a plain attribute."""
 
-    def __init__(self, plain: bool = False) -> None:
+    def __init__(self, plain: bool = False, saved: bool = False) -> None:
         super().__init__()
         w = torch.randn(4, 32)
         self.w: Tensor
         if plain:
             self.w = w
         else:
-            self.register_buffer("w", w, persistent=False)
+            self.register_buffer("w", w, persistent=saved)
         self.head = nn.Linear(32, 3)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -58,7 +59,7 @@ def nll(posterior: Posterior) -> list[float]:
     return [nn.functional.nll_loss(log_probs, Y).item() for log_probs in found]
 
 
-@pytest.mark.parametrize("make", [frozen_first, Features])
+@pytest.mark.parametrize("make", [frozen_first, Features, partial(Features, saved=True)])
 @pytest.mark.parametrize("parallel", ["sequential", "stacked"])
 def test_random_fixed_tensors_are_one_for_all_chains_and_kept(
     make: Callable[[], nn.Module], parallel: str, tmp_path: Path
@@ -69,6 +70,23 @@ def test_random_fixed_tensors_are_one_for_all_chains_and_kept(
     assert max(recorded) < 0.8  # chance is 1.1
     again = Posterior.load(posterior.save(tmp_path / "kept"), make())  # other random features, replaced
     assert nll(again) == pytest.approx(recorded, rel=1e-3)
+    draws = [load_file(file) for file in (tmp_path / "run").glob("chains/*/draws/*.safetensors")]
+    assert len({tuple(draw["w"].flatten().tolist()) for draw in draws if "w" in draw}) <= 1
+
+
+def test_statistics_of_batches_are_each_chains_own() -> None:
+    """Members of an ensemble begin with theirs; where a frozen layer's do not move, they must be the same."""
+    members = [nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 3)) for _ in range(2)]
+    for number, member in enumerate(members):
+        member[1].running_mean.fill_(100 * number)
+    for draw in sample(members, warmup=0, burn_in=0, thin=1, draws=1).draws():
+        assert (draw.tensors["1.running_mean"].mean() > 50) == (draw.chain == 1)
+    for member in members:
+        member[1].requires_grad_(False).eval()
+    with pytest.raises(
+        ConfigError, match=r"model\[1\]: 1.running_mean, which is not sampled, is not what it is in model"
+    ):
+        sample(members)
 
 
 @pytest.mark.parametrize(
