@@ -56,10 +56,13 @@ def run(
     where = folder or RUNS / name / str(seed)
     before = _cpu_seconds()
     here = [part.replace("=DATA/", f"={data}/") if data else part for part in command[1:]]
-    subprocess.run([sys.executable, *here], check=True)
     times = where / "cpu_seconds.json"
-    spent = (json.loads(times.read_text()) if times.exists() else 0.0) + _cpu_seconds() - before
-    times.write_text(json.dumps(spent))
+    try:
+        subprocess.run([sys.executable, *here], check=True)
+    finally:  # a call that was stopped counts too
+        spent = (json.loads(times.read_text()) if times.exists() else 0.0) + _cpu_seconds() - before
+        if where.exists():
+            times.write_text(json.dumps(spent))
     if not (where / "metrics.json").exists():  # chain.index named some of its chains
         sys.exit(f"{name}: these chains are done; the row is evaluated when all of them are")
     written = shlex.join([*ROWS[name].command(name, seed), *also])
