@@ -164,7 +164,8 @@ def starts(cfg: DictConfig) -> Starts:
         return Starts()
     paths, digests = as_list(named), as_list(beside.get("checkpoint_digest") or [None] * len(as_list(named)))
     require(bool(paths), "model.checkpoint=[] names no file; give one, or one a chain, or null")
-    files = tuple(Checkpoint(str(path), known).with_digest() for path, known in zip(paths, digests, strict=False))
+    require(len(digests) == len(paths), f"model.checkpoint_digest has {len(digests)} entries for {len(paths)} files")
+    files = tuple(Checkpoint(str(path), known).with_digest() for path, known in zip(paths, digests, strict=True))
     found = [file.digest for file in files]
     OmegaConf.update(cfg, "model.checkpoint_digest", found if is_list(named) else found[0], force_add=True)
     return Starts(files)
