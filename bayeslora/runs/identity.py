@@ -110,13 +110,14 @@ def fixed_tensors(model: nn.Module) -> dict[str, Tensor]:
 
 
 def unmoved_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """All that nothing moves while a model is sampled, by name: `fixed_tensors`, and buffers that are saved with it.
+    """All that nothing moves while a model is sampled, by name: `fixed_tensors`, and buffers that are saved with it."""
+    return fixed_tensors(model) | _still_buffers(model)
 
-    Draws hold the latter too. Statistics of batches, which move, are left out.
-    """
+
+def _still_buffers(model: nn.Module) -> dict[str, Tensor]:
+    """Buffers that draws hold though nothing moves them: all that are saved but statistics of batches, by name."""
     saved, moving = set(model.state_dict(keep_vars=True)), _statistics(model)
-    still = {name: b for name, b in model.named_buffers() if name in saved and name not in moving}
-    return fixed_tensors(model) | still
+    return {name: b for name, b in model.named_buffers() if name in saved and name not in moving}
 
 
 def _statistics(model: nn.Module) -> dict[str, Tensor]:
@@ -165,12 +166,11 @@ def identify(make: Callable[[int], nn.Module], chains: int, inputs: Any) -> tupl
     if chains == 1 and not unmoved:
         return ours, {}
     second = make(1)
-    theirs, other = Fingerprint.of(second), _digests(unmoved_tensors(second))
-    random = {
-        name: unmoved[name].detach().cpu().clone()
-        for name, of_first in _digests(unmoved).items()
-        if other.get(name, of_first) != of_first
-    }
+    theirs = Fingerprint.of(second)
+    once, again = (
+        {**known.fixed, **_digests(_still_buffers(model))} for known, model in ((ours, first), (theirs, second))
+    )
+    random = {n: unmoved[n].detach().cpu().clone() for n in once if n in again and once[n] != again[n]}
     if shared := _shared(first, second):
         raise ConfigError(
             f"model: the function gives two chains the same {first_few(shared)}, so that each would move the other's;"
