@@ -324,10 +324,11 @@ def _starts(model: Any) -> tuple[Any, Starts]:
     if not isinstance(model, list | tuple | nn.ModuleList):
         return model, Starts()
     require(len(model) > 0, "model: no module is given; give one, or as many as there are chains")
+    for one in model:
+        check_kind(one)
+    first = Fingerprint.of(model[0])
     for number, one in enumerate(model):
-        with naming(f"model[{number}]"):
-            check_kind(one)
-        differences = Fingerprint.of(one).differences(Fingerprint.of(model[0]))
+        differences = Fingerprint.of(one).differences(first)
         require(not differences, f"model[{number}] is not the model that model[0] is: {first_few(differences)}")
     return model[0], Starts(tuple(OfModule(one, f"model[{number}]") for number, one in enumerate(model)))
 

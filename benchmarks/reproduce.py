@@ -21,6 +21,7 @@ import shlex
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -54,7 +55,7 @@ def run(
     """
     command = [*ROWS[name].command(name, seed, folder), *also]
     where = folder or RUNS / name / str(seed)
-    before = _cpu_seconds()
+    before, begun = _cpu_seconds(), time.time()
     here = [part.replace("=DATA/", f"={data}/") if data else part for part in command[1:]]
     times = where / "cpu_seconds.json"
     try:
@@ -63,7 +64,8 @@ def run(
         spent = (json.loads(times.read_text()) if times.exists() else 0.0) + _cpu_seconds() - before
         if where.exists():
             times.write_text(json.dumps(spent))
-    if not (where / "metrics.json").exists():  # chain.index named some of its chains
+    metrics = where / "metrics.json"
+    if not metrics.exists() or metrics.stat().st_mtime < begun:  # chain.index named some of its chains
         sys.exit(f"{name}: these chains are done; the row is evaluated when all of them are")
     written = shlex.join([*ROWS[name].command(name, seed), *also])
     found = numbers_of(where)

@@ -133,10 +133,8 @@ def set_paths(cfg: DictConfig) -> None:
     cfg.run_dir = str(user_path(str(cfg.run_dir)))
     for key in ("dataset.path", "evaluate.reference", "evaluate.ood_path", "model.checkpoint"):
         named = OmegaConf.select(cfg, key, throw_on_missing=False)
-        if isinstance(named, str):
-            OmegaConf.update(cfg, key, _place(named))
-        elif isinstance(named, ListConfig) and all(isinstance(path, str) for path in named):
-            OmegaConf.update(cfg, key, [_place(path) for path in named])
+        if isinstance(named, str | ListConfig):
+            OmegaConf.update(cfg, key, _place(named) if isinstance(named, str) else [_place(str(one)) for one in named])
     from bayeslora.app.compose import starts
 
     with suppress(ConfigError):  # which the check of the whole configuration reports
